@@ -1,0 +1,165 @@
+"""Checkpoints: Orbax behind one module, with a fingerprint of every array, since Orbax loads flipped bits without a word."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax import Array
+
+from albert_jax.config import InputError, require
+
+log = logging.getLogger(__name__)
+
+META = "meta"
+STATE = "state"
+
+
+class Checkpoints:
+    """The checkpoints of one run: `folder/<step>/`, written in the background, the newest `keep` of them kept."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder.absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for step in _steps(self.folder):
+            if not _complete(self.folder / str(step)):
+                _quarantine(self.folder / str(step), "no commit marker")
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._fingerprint = jax.jit(fingerprint)
+
+    def save(self, step: int, state: Any, progress: dict[str, float]) -> None:
+        """Begins to write `state`; returns when the arrays may be changed, not when the files are complete.
+
+        `progress` are numbers of the run that are no part of its state, such as seconds spent.
+        """
+        marks = dict(zip(leaf_names(state), np.asarray(self._fingerprint(state)).tolist(), strict=True))
+        meta = {"step": step, "progress": progress, "fingerprints": marks}
+        args = {STATE: ocp.args.StandardSave(state), META: ocp.args.JsonSave(meta)}
+        saved = self._manager.save(step, args=ocp.args.Composite(**args))
+        if not saved:  # Orbax says nothing else of a step that is there already or lies below the latest
+            raise RuntimeError(f"{self.folder}: checkpoint {step} was not written; latest is {self._manager.latest_step()}")
+
+    def latest_step(self) -> int | None:
+        """The newest complete step."""
+        return max(_steps(self.folder), default=None)
+
+    def restore(self, target: Any) -> tuple[Any, dict[str, float]] | None:
+        """The newest state that is whole, on the shardings of `target`, and its `progress`; None if there is no checkpoint.
+
+        A damaged checkpoint is set aside as `<step>.quarantined` and the one before it is tried.
+
+        Raises:
+          InputError: there are checkpoints, and none of them is whole.
+        """
+        steps = sorted(_steps(self.folder), reverse=True)
+        for step in steps:
+            try:
+                return self._read(step, target)
+            except Exception as error:  # Orbax, tensorstore and JSON each raise their own
+                reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
+                _quarantine(self.folder / str(step), reason[:200])
+                self._manager.reload()
+        require(not steps, f"{self.folder}: none of the checkpoints {steps} can be read; they are kept as *.quarantined; start afresh in another --run-dir")
+        return None
+
+    def _read(self, step: int, target: Any) -> tuple[Any, dict[str, float]]:
+        args = {STATE: ocp.args.StandardRestore(target), META: ocp.args.JsonRestore()}
+        found = self._manager.restore(step, args=ocp.args.Composite(**args))
+        _verify(found[STATE], found[META]["fingerprints"])
+        return found[STATE], found[META]["progress"]
+
+    def wait(self) -> None:
+        """Returns when everything that was begun is on disk; raises what went wrong in the background."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then lets go of threads and files."""
+        self._manager.close()
+
+
+def restore_params(folder: Path, target: Any) -> Any:
+    """The parameters alone of the newest checkpoint in `folder`, on the shardings of `target`.
+
+    Raises:
+      InputError: no complete checkpoint, other parameters than wanted (the first difference is named), or damaged ones.
+    """
+    folder = folder.absolute()
+    steps = [step for step in _steps(folder) if _complete(folder / str(step))]
+    require(bool(steps), f"{folder}: no complete checkpoint")
+    path = folder / str(max(steps))
+    with ocp.PyTreeCheckpointer() as reader:
+        stored = reader.metadata(path / STATE).item_metadata.tree["params"]
+        have = {name: tuple(leaf.shape) for name, leaf in zip(leaf_names(stored), jax.tree.leaves(stored), strict=True)}
+        want = {name: tuple(leaf.shape) for name, leaf in zip(leaf_names(target), jax.tree.leaves(target), strict=True)}
+        for name in sorted(have.keys() | want.keys()):
+            require(
+                have.get(name) == want.get(name),
+                f"{path}: params/{name} has shape {have.get(name)}, the model wants {want.get(name)}; use the run's own model settings",
+            )
+        args = ocp.args.PyTreeRestore(
+            item={"params": target},
+            restore_args={"params": ocp.checkpoint_utils.construct_restore_args(target)},
+            partial_restore=True,
+        )
+        params = reader.restore(path / STATE, args=args)["params"]
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        marks = reader.restore(path / META)["fingerprints"]
+    try:
+        _verify({"params": params}, {name: mark for name, mark in marks.items() if name.startswith("params/")})
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    return params
+
+
+def fingerprint(tree: Any) -> Array:
+    """[leaves, 2] uint32: two sums over each array's bits, weighted by odd numbers that depend on the place.
+
+    It is the same on any number of devices, and no single flipped bit or pair of swapped values leaves it unchanged.
+    """
+
+    def one(leaf: Array) -> Array:
+        if leaf.dtype.itemsize != 4:
+            raise TypeError(f"fingerprints are of 4-byte arrays, got {leaf.dtype}")
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32).ravel()
+        place = jnp.arange(bits.size, dtype=jnp.uint32)
+        weights = [(place * jnp.uint32(factor)) ^ (place >> 15) for factor in (2654435769, 2246822519)]
+        return jnp.stack([jnp.sum(bits * (weight | 1), dtype=jnp.uint32) for weight in weights])
+
+    return jnp.stack([one(jnp.asarray(leaf)) for leaf in jax.tree.leaves(tree)])
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """The path of each leaf, as `params/encoder/ffn/output/kernel`."""
+    return [
+        "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+def _verify(tree: Any, marks: dict[str, list[int]]) -> None:
+    found = dict(zip(leaf_names(tree), np.asarray(fingerprint(tree)).tolist(), strict=True))
+    for name, mark in found.items():
+        if marks.get(name) != mark:
+            raise ValueError(f"fingerprint mismatch in {name}")
+
+
+def _steps(folder: Path) -> list[int]:
+    return [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+
+
+def _complete(path: Path) -> bool:
+    return all((path / name).exists() for name in ("_CHECKPOINT_METADATA", STATE, f"{META}/metadata"))
+
+
+def _quarantine(path: Path, reason: str) -> None:
+    aside = path.with_name(f"{path.name}.quarantined")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.quarantined-{number}")
+    path.rename(aside)
+    log.warning("skipping checkpoint %s (%s); it is kept as %s", path.name, reason, aside.name)

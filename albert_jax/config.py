@@ -1,0 +1,174 @@
+"""Experiments as frozen dataclasses: read from a Python file or JSON, overridden from the command line, written back to JSON.
+
+Decides how a configuration is read, checked and compared; knows nothing of what the fields mean.  Each part of the
+package keeps its own dataclass beside the code that reads it.  Standard library only.
+"""
+
+import dataclasses
+import difflib
+import json
+import runpy
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used.  One line: the field or the file and line, what is wrong, the way out."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises `InputError(message)` unless the condition holds."""
+    if not condition:
+        raise InputError(message)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The nested dict of a configuration, as it stands in JSON (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(cls: type[T], values: dict[str, Any], path: str = "") -> T:
+    """Builds the dataclass `cls` from a nested dict, strictly.
+
+    Raises:
+      InputError: an unknown key (with the nearest known one), a missing one, a value of the wrong type, or whatever
+        the dataclass itself refuses; fields are named by their dotted path.
+    """
+    require(isinstance(values, dict), f"{path or 'config'}: expected a table of fields, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    dot = f"{path}." if path else ""
+    for key in values:
+        require(key in fields, f"unknown key '{dot}{key}'{_hint(key, fields)}")
+    for name, field in fields.items():
+        optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        require(name in values or optional, f"{dot}{name} has no default: give it a value")
+    built = {key: _typed(hints[key], value, f"{dot}{key}") for key, value in values.items()}
+    try:
+        return cls(**built)
+    except InputError as error:
+        raise InputError(f"{dot}{error}") from None
+
+
+def _typed(hint: Any, value: Any, path: str) -> Any:
+    """`value`, checked against the type `hint`; text from the command line is read as that type."""
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, path)
+    origin, choices = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        require(value in choices, f"{path}: one of {', '.join(map(repr, choices))}, got {value!r}{_hint(value, choices)}")
+        return value
+    if origin in (types.UnionType, typing.Union):  # X | None is the only union in use
+        if value is None or value == "none":
+            return None
+        return _typed(next(choice for choice in choices if choice is not type(None)), value, path)
+    if origin is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        require(isinstance(items, (list, tuple)), f"{path}: expected a list, got {value!r}")
+        return tuple(_typed(choices[0], item, path) for item in items)
+    try:
+        if hint is bool:
+            return {"true": True, "false": False}[str(value).lower()]
+        if hint is int and (isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool))):
+            return int(value)
+        if hint is float and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            return float(value)
+        if hint is str and isinstance(value, (str, Path)):
+            return str(value)
+    except (ValueError, KeyError):
+        pass
+    raise InputError(f"{path}: expected {hint.__name__}, got {value!r}")
+
+
+def _hint(word: Any, known: Any) -> str:
+    near = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(map(str, known))}"
+
+
+def load(cls: type[T], path: str, overrides: Sequence[str] = ()) -> T:
+    """The configuration in an experiment file (`config = ...` in Python, or a run's `config.json`), with overrides.
+
+    `overrides` are command-line words: `--train.global-batch-size 256` or `--train.global-batch-size=256`.
+
+    Raises:
+      InputError: the file is not there or holds no `config`, or as `from_dict`.
+    """
+    file = Path(path)
+    require(file.is_file(), f"{path}: no such experiment file")
+    if file.suffix == ".json":
+        stored = read_json(file)
+        require("config" in stored, f"{path}: no 'config' in it; a run folder's config.json is wanted")
+        values = stored["config"]
+    else:
+        found = runpy.run_path(path).get("config")
+        require(isinstance(found, cls), f"{path}: it must set 'config' to a {cls.__name__}")
+        values = to_dict(found)
+    return from_dict(cls, _override(values, overrides))
+
+
+def _override(values: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """A copy of nested `values` with the command line's words put in; unknown names are left for `from_dict` to refuse."""
+    values = json.loads(json.dumps(values))
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        require(word.startswith("--"), f"unexpected argument '{word}'; options look like --train.seed 1")
+        name, equals, text = word[2:].partition("=")
+        if not equals:
+            require(bool(rest), f"--{name} needs a value")
+            text = rest.pop(0)
+        *sections, key = name.replace("-", "_").split(".")
+        table = values
+        for section in sections:
+            require(isinstance(table.get(section), dict), f"unknown key '{name}'{_hint(section, table)}")
+            table = table[section]
+        require(key in table, f"unknown key '{name}'{_hint(key, table)}")
+        if isinstance(table[key], dict):
+            raise InputError(f"--{name} is a section; its fields: {', '.join(table[key])}")
+        table[key] = text
+    return values
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+      InputError: not JSON, a key given twice, or NaN and Infinity, which JSON does not have.
+    """
+    text = path.read_text(encoding="utf-8")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in table:
+                line = text[: text.rindex(json.dumps(key))].count("\n") + 1
+                raise InputError(f"{path}:{line}: duplicate key '{key}'")
+            table[key] = value
+        return table
+
+    def refuse(constant: str) -> None:
+        raise InputError(f"{path}: {constant} is not JSON")
+
+    try:
+        found = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    require(isinstance(found, dict), f"{path}: expected a JSON object")
+    return found
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
+    """What differs between two nested dicts, as `section.field: old -> new`."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{path}{key}.")
+        elif before != after:
+            found.append(f"{path}{key}: {before!r} -> {after!r}")
+    return found

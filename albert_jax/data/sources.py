@@ -1,0 +1,209 @@
+"""Where text comes from: a source is a stream of documents, each a string whose newlines end sentences.
+
+A new source is a new entry of `SOURCES`.  What becomes of the text is `prepare.py`'s business.
+"""
+
+import ast
+import functools
+import glob
+import gzip
+import hashlib
+import inspect
+import json
+import sys
+import sysconfig
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+import sentencex
+
+from albert_jax.config import InputError, require
+
+MAX_LINE_BYTES = 64 * 2**20
+"""A line (or, one document a file, a file) beyond this is refused: it has to fit in memory several times."""
+
+PROSE_DOCSTRING = 150
+"""Characters from which a docstring of the standard library counts as text."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The text and how it becomes tokens."""
+
+    source: str = "python-docs"
+    """'python-docs' (what ships with Python), a glob or comma-separated globs of .txt, .jsonl, either with .gz, or a folder that `albert-jax prepare` wrote."""
+    vocab: str = ""
+    """SentencePiece model; empty: one of model.vocab_size pieces is trained on the source."""
+    map_punctuation: bool = False
+    """Map curly quotes and dashes, which the released vocabulary lacks, to ones it has."""
+    text_field: str = "text"
+    """The field of a .jsonl line that holds the document."""
+    txt_documents: Literal["file", "blank-line"] = "file"
+    """In .txt, a document is a whole file, or ends at a blank line."""
+    encoding_errors: Literal["error", "replace"] = "error"
+    """Stop at invalid UTF-8, or replace and count it."""
+    language: str = "en"
+    """ISO 639-1 code for the sentence splitter."""
+    eval_fraction: float = 0.01
+    """Share of documents held out for evaluation, chosen by a hash of their text."""
+    cache_dir: str = "~/.cache/albert_jax"
+    """Where prepared data and trained vocabularies are kept."""
+
+    def __post_init__(self) -> None:
+        require(self.source != "", "source is empty: 'python-docs', a glob, or a prepared folder")
+        require(0 < self.eval_fraction < 1, f"eval_fraction must be in (0, 1), got {self.eval_fraction}")
+
+
+def sentences(document: str, language: str) -> Iterator[str]:
+    """The sentences of a document, blank ones left out; a newline always ends one."""
+    for line in document.split("\n"):
+        yield from (sentence for sentence in sentencex.segment(language, line) if not sentence.isspace() and sentence)
+
+
+def documents(config: DataConfig, repairs: Counter[str] | None = None) -> Iterator[str]:
+    """The documents of `config.source`, in a fixed order; what had to be mended is counted in `repairs`.
+
+    Raises:
+      InputError: no such source, or a file and line that cannot be read as text.
+    """
+    repairs = Counter() if repairs is None else repairs
+    if config.source == "python-docs":
+        yield from _python_docs()
+        return
+    for path in files(config):
+        reader = SOURCES[_kind(path)]
+        found = 0
+        for document in reader(path, config, repairs):
+            found += 1
+            yield document
+        repairs["files without a document"] += found == 0
+
+
+def fingerprint(config: DataConfig) -> str:
+    """SHA-256 of the source's bytes, whatever the files are called."""
+    digest = hashlib.sha256()
+    if config.source == "python-docs":
+        digest.update(f"python-docs {PROSE_DOCSTRING} {sys.version}".encode())
+    else:
+        for path in files(config):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def files(config: DataConfig) -> list[Path]:
+    """The files that a glob source names, sorted."""
+    paths: list[Path] = []
+    for pattern in config.source.split(","):
+        pattern = str(Path(pattern.strip()).expanduser())
+        matched = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
+        require(bool(matched), f"data.source '{pattern}' matches no file (nor is it 'python-docs' or a prepared folder)")
+        paths += matched
+    for path in paths:
+        require(_kind(path) in SOURCES, f"data.source {path}: cannot read '{_kind(path)}'; known: {', '.join(SOURCES)}, each also with .gz")
+    return paths
+
+
+def _kind(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).suffix
+
+
+def _lines(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[tuple[int, str]]:
+    """Numbered lines as text, without line ends, byte-order mark and NUL; one line is in memory at a time."""
+    offset = 0
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as opened:
+        file: IO[bytes] = opened  # type: ignore[assignment]
+        for number in range(1, sys.maxsize):
+            try:
+                raw = file.readline(MAX_LINE_BYTES + 1)
+            except (OSError, EOFError) as error:
+                raise InputError(f"{path}:{number}: cannot be read further ({error}): the file is damaged or cut off") from None
+            if not raw:
+                return
+            require(len(raw) <= MAX_LINE_BYTES, f"{path}:{number}: line longer than {MAX_LINE_BYTES} bytes; put one document on a line")
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                if config.encoding_errors == "error":
+                    at = offset + error.start
+                    raise InputError(
+                        f"{path}:{number}: invalid UTF-8 at byte {at}; mend it or pass --data.encoding-errors replace"
+                    ) from None
+                line = raw.decode("utf-8", errors="replace")
+                repairs["lines with invalid UTF-8 replaced"] += 1
+            if offset == 0 and line.startswith("\ufeff"):
+                line = line[1:]
+                repairs["byte-order marks dropped"] += 1
+            if "\0" in line:
+                line = line.replace("\0", "")
+                repairs["lines with NUL dropped"] += 1
+            if line.endswith("\r\n"):
+                repairs["CRLF line ends"] += 1
+            offset += len(raw)
+            yield number, line.rstrip("\r\n")
+
+
+def _text(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[str]:
+    held: list[str] = []
+    size = 0
+    for number, line in _lines(path, config, repairs):
+        if config.txt_documents == "blank-line" and not line.strip():
+            if held:
+                yield "\n".join(held)
+            held, size = [], 0
+            continue
+        held.append(line)
+        size += len(line)
+        require(
+            size <= MAX_LINE_BYTES,
+            f"{path}:{number}: document longer than {MAX_LINE_BYTES} characters; end documents by blank lines and pass --data.txt-documents blank-line",
+        )
+    if any(line.strip() for line in held):
+        yield "\n".join(held)
+
+
+def _jsonl(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[str]:
+    for number, line in _lines(path, config, repairs):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number}: not JSON: {error.msg}") from None
+        text = record.get(config.text_field) if isinstance(record, dict) else None
+        require(isinstance(text, str), f"{path}:{number}: no text field '{config.text_field}'; name it with --data.text-field")
+        # A surrogate half can be written in JSON but is no character: nothing later could encode it.
+        clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "")
+        repairs["documents with broken characters mended"] += clean != text
+        if clean.strip():
+            yield clean
+
+
+SOURCES: dict[str, Callable[[Path, DataConfig, Counter[str]], Iterator[str]]] = {".txt": _text, ".jsonl": _jsonl}
+"""File suffix -> reader of that file's documents."""
+
+
+@functools.cache
+def _python_docs() -> tuple[str, ...]:
+    """The help topics that ship with Python and the long docstrings of its standard library: about 1.8 M characters."""
+    from pydoc_data.topics import topics
+
+    found = [_unwrapped(topics[name]) for name in sorted(topics)]
+    root = Path(sysconfig.get_paths()["stdlib"])
+    left_out = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data", "turtledemo"}
+    for path in sorted(root.rglob("*.py")):
+        if left_out.isdisjoint(path.relative_to(root).parts):
+            for node in ast.walk(ast.parse(path.read_bytes())):
+                if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                    text = inspect.cleandoc(ast.get_docstring(node) or "")
+                    if len(text) >= PROSE_DOCSTRING:
+                        found.append(_unwrapped(text))
+    return tuple(found)
+
+
+def _unwrapped(text: str) -> str:
+    """Hard-wrapped text with each paragraph on one line."""
+    return "\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n") if paragraph.strip())

@@ -1,0 +1,1 @@
+"""The network.  The only folder that imports flax."""

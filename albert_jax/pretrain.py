@@ -1,0 +1,169 @@
+"""Pretraining: the composition root that puts model, data, objective and optimiser into the train loop."""
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from albert_jax import partition, report, run_folder, train
+from albert_jax.checkpoint import restore_params
+from albert_jax.config import require, to_dict
+from albert_jax.data import loader
+from albert_jax.data.prepare import Prepared, prepare, token_counts
+from albert_jax.data.sources import DataConfig
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.model.heads import AlbertForPreTraining, flops_per_token, init_params
+from albert_jax.model.sharing import is_stacked
+from albert_jax.objectives import pretraining
+from albert_jax.objectives.pretraining import ObjectiveConfig, Vocabulary
+from albert_jax.optim import OptimConfig, make_optimizer
+from albert_jax.train import Task, TrainConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A pretraining run."""
+
+    run_dir: str
+    """The run folder; the same command again resumes from it."""
+    model: AlbertConfig
+    data: DataConfig
+    objective: ObjectiveConfig
+    optim: OptimConfig
+    train: TrainConfig
+    init_from: str = ""
+    """Run folder whose newest parameters this run starts from."""
+
+    def __post_init__(self) -> None:
+        require(self.run_dir != "", "run_dir is empty: name the run folder")
+        require(
+            self.objective.max_seq_length <= self.model.max_position_embeddings,
+            f"objective.max_seq_length {self.objective.max_seq_length} > model.max_position_embeddings {self.model.max_position_embeddings}",
+        )
+        require(
+            self.optim.num_warmup_steps < self.train.num_train_steps,
+            f"optim.num_warmup_steps ({self.optim.num_warmup_steps}) must be < train.num_train_steps ({self.train.num_train_steps})",
+        )
+
+
+def pretrain(config: PretrainConfig) -> dict[str, Any]:
+    """Prepares the data, trains, evaluates, and writes the run folder; resumes what the folder already holds.
+
+    Returns:
+      The content of `summary.json`: `eval` and `baseline`, each with `mlm_loss` (nats a predicted piece), `mlm_accuracy`,
+      `sop_accuracy` and `nsp_accuracy`; `steps`, `tokens`, `seconds`, `tokens_per_second`.
+
+    Raises:
+      InputError: whatever in the configuration, the data or the folder cannot be used.
+      train.Interrupted: a signal came; the state is saved.
+    """
+    run_dir = Path(config.run_dir).expanduser()
+    mesh = partition.make_mesh(config.train.platform)
+    partition.check_batch("train.global_batch_size", config.train.global_batch_size, config.train.gradient_accumulation, mesh)
+    partition.check_batch("train.eval_batch_size", config.train.eval_batch_size, 1, mesh)
+    run_folder.check(run_dir, "pretrain", to_dict(config))
+    prepared = prepare(config.data, config.model.vocab_size)
+    length = config.objective.max_seq_length
+    sequences = loader.open_split(prepared, "train", length)
+    heldout = loader.open_split(prepared, "heldout", length)
+    start_batches = functools.partial(
+        loader.train_batches,
+        sequences,
+        config.train.global_batch_size,
+        config.train.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    start_batches(0)  # refuses data of less than a batch before the folder is claimed
+    init = _initial(config, mesh)
+    run_folder.claim(run_dir, "pretrain", to_dict(config), {"data": prepared.fingerprint, "vocab": prepared.tokenizer.sha256})
+    log.info("%d sequences of up to %d tokens, %d held out; %s on %d %s", len(sequences), length, len(heldout), run_dir, mesh.size, jax.default_backend())
+
+    model = AlbertForPreTraining(config.model)
+    vocabulary = describe(prepared)
+    evaluate = make_evaluate(config, model.apply, vocabulary, heldout, token_counts(prepared), mesh)
+    task = Task(
+        init=functools.partial(init_params, config.model),
+        draw=functools.partial(pretraining.draw, config.objective, vocabulary),
+        loss=functools.partial(pretraining.loss, config.objective, model.apply, train=True),
+        batches=start_batches,
+        evaluate=lambda params: evaluate(params)["eval"],
+        flops_per_token=flops_per_token(config.model, length, config.objective.max_predictions_per_seq),
+    )
+    optimizer = make_optimizer(config.optim, config.train.num_train_steps, is_stacked)
+    state, speed = train.run(config.train, task, optimizer, mesh, run_dir, init)
+
+    summary = evaluate(state.params) | speed
+    run_folder.write_json(run_dir / "summary.json", summary)
+    report.plot_curves(run_dir)
+    log.info("%s", report.table(summary))
+    log.info("curves, log, checkpoints and summary: %s", run_dir)
+    return summary
+
+
+def describe(prepared: Prepared) -> Vocabulary:
+    """The facts on the prepared data's vocabulary that the device needs."""
+    t = prepared.tokenizer
+    return Vocabulary(t.vocab_size, t.pad_id, t.cls_id, t.sep_id, t.mask_id, t.starts_word)
+
+
+def make_evaluate(
+    config: PretrainConfig,
+    apply: Callable[..., Any],
+    vocabulary: Vocabulary,
+    heldout: loader.Sequences,
+    counts: np.ndarray,
+    mesh: Mesh,
+) -> Callable[[Any], dict[str, dict[str, float]]]:
+    """`params -> {"eval": metrics, "baseline": the same without a model}` on the held-out split.
+
+    The masked-LM metrics are of inputs as the run trains on; sentence order and next sentence are both asked of the one
+    sentence head, whatever it was trained on (paper, Table 5).  Inputs are the same at every evaluation.
+    """
+    own = config.objective.sentence_objective
+
+    def step(params: Any, batch: dict[str, Array], number: Array) -> dict[str, Any]:
+        key = jax.random.fold_in(jax.random.key(config.train.seed), number)
+        found, base = {}, {}
+        for kind in sorted({own, "sop", "nsp"}):
+            objective = replace(config.objective, sentence_objective=kind)
+            examples = pretraining.draw(objective, vocabulary, batch, key)
+            _, metrics = pretraining.loss(objective, apply, params, examples, train=False)
+            found |= {name: value for name, value in metrics.items() if name.startswith(f"{kind}_")}
+            if kind == own:
+                found |= {name: value for name, value in metrics.items() if name.startswith("mlm_")}
+                base = pretraining.baseline(counts, examples)
+        return {"eval": found, "baseline": base}
+
+    jitted = jax.jit(step)
+
+    def evaluate(params: Any) -> dict[str, dict[str, float]]:
+        total: Any = None
+        batches = loader.eval_batches(heldout, config.train.eval_batch_size, config.train.max_eval_steps)
+        for number, batch in enumerate(batches):
+            rows = {name: jax.device_put(value, partition.by_rows(mesh)) for name, value in batch.items()}
+            sums = jax.device_get(jitted(params, rows, jax.device_put(np.uint32(number))))
+            total = sums if total is None else jax.tree.map(np.add, total, sums)
+        means = {part: {name: float(pair[0] / pair[1]) for name, pair in sorted(values.items())} for part, values in total.items()}
+        means["baseline"] |= {"sop_accuracy": 0.5, "nsp_accuracy": 0.5}
+        return means
+
+    return evaluate
+
+
+def _initial(config: PretrainConfig, mesh: Mesh) -> Any:
+    if not config.init_from:
+        return None
+    shapes = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
+    everywhere = partition.replicated(mesh)
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
+    return restore_params(Path(config.init_from).expanduser() / "checkpoints", target)

@@ -1,0 +1,120 @@
+"""The folder of a run: its configuration, its log, its summary; opened again by the same command, refused to another."""
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from albert_jax.config import InputError, differences, read_json, require
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("albert_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece")
+
+
+def check(run_dir: Path, job: str, config: dict[str, Any]) -> None:
+    """Refuses a folder that cannot be written to or that another configuration owns, before any work; writes nothing.
+
+    Raises:
+      InputError: as said; the differences are named.
+    """
+    existing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise InputError(f"--run-dir {run_dir}: cannot write to {existing}: {error.strerror}") from None
+    if (run_dir / "config.json").exists():
+        stored = read_json(run_dir / "config.json")
+        # Where it was launched to is no part of what it is: a folder may be moved.
+        changed = differences(stored["config"] | {"run_dir": ""}, config | {"run_dir": ""})
+        require(
+            not changed and stored["job"] == job,
+            f"--run-dir {run_dir} belongs to another configuration ({'; '.join(changed) or stored['job']}); give another, "
+            f"with --init-from {run_dir} if it is to start from these weights",
+        )
+
+
+def claim(run_dir: Path, job: str, config: dict[str, Any], fingerprints: dict[str, str]) -> None:
+    """Writes `config.json`, or checks that the one there was written for the same data.
+
+    Args:
+      run_dir: the folder, made if it is not there.
+      job: the subcommand.
+      config: the resolved configuration, as nested dicts.
+      fingerprints: of what the run reads: data and vocabulary.
+
+    Raises:
+      InputError: the data changed since.
+    """
+    path = run_dir / "config.json"
+    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+    if not path.exists():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"job": job, "config": config, "fingerprints": fingerprints, "versions": versions})
+        return
+    stored = read_json(path)
+    changed = differences(stored["fingerprints"], fingerprints)
+    require(
+        not changed,
+        f"--run-dir {run_dir}: the data changed since this run began ({'; '.join(changed)}); bring the old data back or give another --run-dir",
+    )
+    newer = differences(stored["versions"], versions)
+    if newer:
+        log.warning("resuming with other versions, so not bit for bit: %s", "; ".join(newer))
+
+
+class MetricsLog:
+    """`metrics.jsonl`, one line a record, and TensorBoard; cut back to the step that a run resumes from."""
+
+    def __init__(self, run_dir: Path, start: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        path = run_dir / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step(line) <= start]
+            replace(path, "".join(f"{line}\n" for line in kept))
+        self._file = path.open("a", buffering=1)
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1, flush_secs=30)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Appends `{"step": step, **values}`."""
+        self._file.write(json.dumps({"step": step} | {name: float(value) for name, value in values.items()}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    """The records of `metrics.jsonl`; a last line that a crash cut off is left out."""
+    path = run_dir / "metrics.jsonl"
+    require(path.exists(), f"{path}: no such file; is {run_dir} a run folder?")
+    return [json.loads(line) for line in path.read_text().splitlines() if _step(line) < float("inf")]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON whole or not at all."""
+    replace(path, json.dumps(value, indent=2) + "\n")
+
+
+def replace(path: Path, text: str) -> None:
+    """Replaces a file's text whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _step(line: str) -> float:
+    """The step of a record; infinity for a line that a crash cut off."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")

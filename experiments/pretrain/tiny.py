@@ -1,0 +1,29 @@
+"""A whole pretraining run in minutes on two CPU cores, on the documentation that ships with Python.
+
+    albert-jax pretrain experiments/pretrain/tiny.py
+"""
+
+from albert_jax.data.sources import DataConfig
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.objectives.pretraining import ObjectiveConfig
+from albert_jax.optim import OptimConfig
+from albert_jax.pretrain import PretrainConfig
+from albert_jax.train import TrainConfig
+
+config = PretrainConfig(
+    run_dir="runs/tiny",
+    model=AlbertConfig(
+        vocab_size=4000,
+        embedding_size=64,
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=512,
+        max_position_embeddings=64,
+        scan_unroll=4,
+    ),
+    data=DataConfig(source="python-docs", eval_fraction=0.05),
+    objective=ObjectiveConfig(max_seq_length=64, max_predictions_per_seq=10),
+    optim=OptimConfig(optimizer="lamb", learning_rate=0.01, num_warmup_steps=100),
+    train=TrainConfig(num_train_steps=1000, global_batch_size=64, log_every=50, eval_every=250, checkpoint_every=500),
+)
