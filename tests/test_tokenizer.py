@@ -31,12 +31,7 @@ SOURCE = [line for module in (argparse, textwrap, random) for line in inspect.ge
 # NFKD drops accents, so the small vocabulary knows é only as e; İ, ﬁ, ½ change length on the way.
 HARD = ["", " \t\r\n ", "$1,234,567, (x7,y7,)", "Café cafe\u0301 naïve \u0301x ÅNGSTRÖM", "word" * 5000]
 HARD += ["漢字かな ｶﾞ 각 \u1100\u1161\u11a8", "🙂👩‍👩‍👧 🇫🇮", "a\x01b\x07 c\x7f\x00d \x00 e\x00", "\ufeffbom\r\ncrlf\r\n"]
-HARD += [
-    "ﬁrst ﬃ ½ ﷺ İstanbul ΟΔΟΣ ¨x ▁y…",
-    "“quoted” – it’s — a−b 5″ n´t x",
-    "[MASK] <pad>",
-    "\u200b\u00ad\u2028x\u2029 \u3000",
-]
+HARD += ["ﬁrst ﬃ ½ ﷺ İstanbul ΟΔΟΣ ¨x ▁y…", "“quoted” – it’s — a−b 5″ n´t x", "\u200b\u00ad\u2028x\u2029 \u3000"]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +69,7 @@ def test_released_vocabulary(released: Tokenizer) -> None:
     """The counts break when the start-piece rule counts capitals ([CLS]), apostrophes or digits otherwise."""
     assert released.sha256 == "fefb02b667a6c5c2fe27602d28e5fb3428f66ab89c7d6f388e7c8d44a02d0336"
     assert released.vocab_size == 30000
-    assert int(released.starts_word.sum()) == 23242 and int((~released.starts_word).sum()) == 6758
+    assert np.bincount(released.starts_word).tolist() == [6758, 23242]
     for hard in HARD:
         check_offsets(released, hard)
     kept = Tokenizer(RELEASED, keep_accents=True)
@@ -108,7 +103,7 @@ def check_offsets(tokenizer: Tokenizer, text: str) -> None:
     ids, ranges = tokenizer.encode_with_offsets(text)
     assert ids == tokenizer.encode(text)
     starts = [start for start, _ in ranges]
-    assert starts == sorted(starts) and len(ranges) == len(ids)
+    assert starts == sorted(starts)
     for token, (start, end) in zip(ids, ranges, strict=True):
         assert 0 <= start <= end <= len(text)
         part = text[start:end]
@@ -178,8 +173,8 @@ def test_decode(small: Tokenizer) -> None:
 
 def test_start_pieces_of_whole_words(small: Tokenizer) -> None:
     starts = {surface(small, i): bool(small.starts_word[i]) for i in range(small.vocab_size)}
-    assert starts["<unk>"] and starts["▁self"] and starts["("] and starts["7"] and starts["'"]
-    assert not starts["e"] and not starts["[MASK]"]
+    assert [starts[piece] for piece in ("<unk>", "▁self", "(", "7", "'")] == [True] * 5
+    assert [starts[piece] for piece in ("e", "[MASK]")] == [False] * 2
 
 
 def test_train_layout_and_determinism(small: Tokenizer, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -229,7 +224,7 @@ BAD = {
     "cut short": (lambda d, t: Tokenizer(written(d, t.path.read_bytes()[:-7])), "x.model is not a SentencePiece model"),
     "lfs": (lambda d, t: Tokenizer(written(d, b"version https://git-lfs.github.com/spec/v1\n")), "git lfs pull"),
     "specials": (lambda d, t: Tokenizer(without_specials(d)), "plain.model: .*lacks the special piece '<pad>'"),
-    "surrogate": (lambda d, t: t.encode_batch(["fine", "bad \ud800"]), r"lone surrogate '\\ud800' .* after 'bad '"),
+    "surrogate": (lambda d, t: t.encode_batch(["fine", "bad \ud800"]), r"lone surrogate '\\ud800' after 'bad '"),
     "surrogate, offsets": (lambda d, t: t.encode_with_offsets("\udcff"), "lone surrogate"),
     "id": (lambda d, t: t.decode([0, 600]), "token id 600 is not in .*small.model, which has 600 pieces"),
     "negative id": (lambda d, t: t.decode([-1]), "token id -1"),

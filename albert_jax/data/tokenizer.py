@@ -46,9 +46,7 @@ def preprocess(text: str, *, map_punctuation: bool = False, keep_accents: bool =
             text.encode()
         except UnicodeEncodeError as e:
             bad, before = text[e.start], text[max(0, e.start - 20) : e.start]
-            raise InputError(
-                f"lone surrogate {bad!r} in a text after {before!r}; read it with errors='replace'"
-            ) from None
+            raise InputError(f"lone surrogate {bad!r} after {before!r} in a text; read it with errors='replace'") from e
         if map_punctuation:
             text = text.translate(STOCK_PUNCTUATION)  # before NFKD, which turns ´ into a space and an accent
         if not keep_accents:
@@ -113,7 +111,7 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text in one call of SentencePiece: the fast path.  Raises as `encode`."""
-        # One thread: two were slower on 10 MB, and the processes of data preparation are the parallelism.
+        # One thread: a second brought nothing, and data preparation runs in several processes where it must be fast.
         rows = self._model.encode([self.preprocess(text) for text in texts], out_type=int, num_threads=1)
         split = self._resplit
         return [
