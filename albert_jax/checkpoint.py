@@ -41,7 +41,9 @@ class Checkpoints:
         args = {STATE: ocp.args.StandardSave(state), META: ocp.args.JsonSave(meta)}
         saved = self._manager.save(step, args=ocp.args.Composite(**args))
         if not saved:  # Orbax says nothing else of a step that is there already or lies below the latest
-            raise RuntimeError(f"{self.folder}: checkpoint {step} was not written; latest is {self._manager.latest_step()}")
+            raise RuntimeError(
+                f"{self.folder}: checkpoint {step} was not written; latest is {self._manager.latest_step()}"
+            )
 
     def latest_step(self) -> int | None:
         """The newest complete step."""
@@ -63,7 +65,10 @@ class Checkpoints:
                 reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
                 _quarantine(self.folder / str(step), reason[:200])
                 self._manager.reload()
-        require(not steps, f"{self.folder}: none of the checkpoints {steps} can be read; they are kept as *.quarantined; start afresh in another --run-dir")
+        require(
+            not steps,
+            f"{self.folder}: none of the checkpoints {steps} can be read; they are kept as *.quarantined; start afresh in another --run-dir",
+        )
         return None
 
     def _read(self, step: int, target: Any) -> tuple[Any, dict[str, float]]:

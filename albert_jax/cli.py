@@ -35,17 +35,29 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="albert-jax", description="Pretrain and study ALBERT in JAX.", epilog=EPILOG, formatter_class=raw, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="albert-jax",
+        description="Pretrain and study ALBERT in JAX.",
+        epilog=EPILOG,
+        formatter_class=raw,
+        allow_abbrev=False,
+    )
     jobs = parser.add_subparsers(required=True, metavar="JOB")
 
     def job(name: str, run: object, summary: str) -> argparse.ArgumentParser:
-        sub = jobs.add_parser(name, help=summary, description=summary, epilog=EPILOG, formatter_class=raw, allow_abbrev=False)
+        sub = jobs.add_parser(
+            name, help=summary, description=summary, epilog=EPILOG, formatter_class=raw, allow_abbrev=False
+        )
         sub.set_defaults(job=run)
         return sub
 
     experiment = "experiment file (.py) or a run's config.json; --help after it lists its fields"
-    job("pretrain", _pretrain, "Prepare the data, train, evaluate; the same command again resumes.").add_argument("experiment", help=experiment)
-    job("prepare", _prepare, "Only prepare the data of an experiment, and print the folder.").add_argument("experiment", help=experiment)
+    job("pretrain", _pretrain, "Prepare the data, train, evaluate; the same command again resumes.").add_argument(
+        "experiment", help=experiment
+    )
+    job("prepare", _prepare, "Only prepare the data of an experiment, and print the folder.").add_argument(
+        "experiment", help=experiment
+    )
     vocab = job("vocab", _vocab, "Train a SentencePiece vocabulary on an experiment's source, with the released flags.")
     vocab.add_argument("experiment", help=experiment)
     vocab.add_argument("target", type=Path, help="file to write, such as spiece.model")

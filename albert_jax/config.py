@@ -61,7 +61,9 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
         return from_dict(typing.cast(type, hint), value, path)
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        require(value in choices, f"{path}: one of {', '.join(map(repr, choices))}, got {value!r}{_hint(value, choices)}")
+        require(
+            value in choices, f"{path}: one of {', '.join(map(repr, choices))}, got {value!r}{_hint(value, choices)}"
+        )
         return value
     if origin in (types.UnionType, typing.Union):  # X | None is the only union in use
         if value is None or value == "none":

@@ -56,7 +56,10 @@ class OptimConfig:
         for name in ("epsilon", "max_grad_norm"):
             value = getattr(self, name)
             require(math.isfinite(value) and value > 0, f"{name} must be finite and > 0, got {value}")
-        require(math.isfinite(self.weight_decay) and self.weight_decay >= 0, f"weight_decay must be >= 0, got {self.weight_decay}")
+        require(
+            math.isfinite(self.weight_decay) and self.weight_decay >= 0,
+            f"weight_decay must be >= 0, got {self.weight_decay}",
+        )
 
 
 def decays(path: Path) -> bool:
@@ -106,7 +109,9 @@ def _adamw(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformat
 
 
 def _optax_lamb(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformation:
-    return optax.lamb(schedule, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=decay_mask)
+    return optax.lamb(
+        schedule, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=decay_mask
+    )
 
 
 OPTIMIZERS = {"lamb": _lamb, "adamw": _adamw, "optax_lamb": _optax_lamb}

@@ -44,7 +44,9 @@ def make_mesh(platform: str) -> Mesh:
         found = jax.default_backend()
     except RuntimeError as error:  # JAX_PLATFORMS names something that is not there
         reason = str(error).splitlines()[0]
-        raise InputError(f"train.platform {platform!r}: JAX starts no device ({reason}); JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}") from None
+        raise InputError(
+            f"train.platform {platform!r}: JAX starts no device ({reason}); JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+        ) from None
     require(
         platform in ("any", found),
         f"train.platform {platform!r} requested, but JAX found {found!r}; install its jax plugin or pass --train.platform {found}",
@@ -122,5 +124,7 @@ def summed_gradients(loss_fn: Callable[..., Any], mesh: Mesh, micro_batches: int
 def peak_flops(mesh: Mesh) -> float | None:
     """Data-sheet FLOP/s of all devices together, or None where unknown (a CPU)."""
     kind = mesh.devices.flat[0].device_kind
-    found = max((name for name in PEAK_TFLOPS if name in kind), key=len, default=None)  # the longest: "TPU v5 lite", not "TPU v5"
+    found = max(
+        (name for name in PEAK_TFLOPS if name in kind), key=len, default=None
+    )  # the longest: "TPU v5 lite", not "TPU v5"
     return PEAK_TFLOPS[found] * 1e12 * mesh.size if found else None

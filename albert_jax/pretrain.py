@@ -68,7 +68,9 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """
     run_dir = Path(config.run_dir).expanduser()
     mesh = partition.make_mesh(config.train.platform)
-    partition.check_batch("train.global_batch_size", config.train.global_batch_size, config.train.gradient_accumulation, mesh)
+    partition.check_batch(
+        "train.global_batch_size", config.train.global_batch_size, config.train.gradient_accumulation, mesh
+    )
     partition.check_batch("train.eval_batch_size", config.train.eval_batch_size, 1, mesh)
     run_folder.check(run_dir, "pretrain", to_dict(config))
     prepared = prepare(config.data, config.model.vocab_size)
@@ -85,24 +87,31 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     )
     start_batches(0)  # refuses data of less than a batch before the folder is claimed
     init = _initial(config, mesh)
-    run_folder.claim(run_dir, "pretrain", to_dict(config), {"data": prepared.fingerprint, "vocab": prepared.tokenizer.sha256})
-    log.info("%d sequences of up to %d tokens, %d held out; %s on %d %s", len(sequences), length, len(heldout), run_dir, mesh.size, jax.default_backend())
+    run_folder.claim(
+        run_dir, "pretrain", to_dict(config), {"data": prepared.fingerprint, "vocab": prepared.tokenizer.sha256}
+    )
+    log.info(
+        "%d sequences of up to %d tokens, %d held out; %s on %d %s",
+        len(sequences),
+        length,
+        len(heldout),
+        run_dir,
+        mesh.size,
+        jax.default_backend(),
+    )
 
     model = AlbertForPreTraining(config.model)
     vocabulary = describe(prepared)
-    evaluate = make_evaluate(config, model.apply, vocabulary, heldout, token_counts(prepared), mesh)
     task = Task(
         init=functools.partial(init_params, config.model),
         draw=functools.partial(pretraining.draw, config.objective, vocabulary),
         loss=functools.partial(pretraining.loss, config.objective, model.apply, train=True),
         batches=start_batches,
-        evaluate=lambda params: evaluate(params)["eval"],
+        evaluate=make_evaluate(config, model.apply, vocabulary, heldout, token_counts(prepared), mesh),
         flops_per_token=flops_per_token(config.model, length, config.objective.max_predictions_per_seq),
     )
     optimizer = make_optimizer(config.optim, config.train.num_train_steps, is_stacked)
-    state, speed = train.run(config.train, task, optimizer, mesh, run_dir, init)
-
-    summary = evaluate(state.params) | speed
+    _, summary = train.run(config.train, task, optimizer, mesh, run_dir, init)
     run_folder.write_json(run_dir / "summary.json", summary)
     report.plot_curves(run_dir)
     log.info("%s", report.table(summary))
@@ -153,7 +162,10 @@ def make_evaluate(
             rows = {name: jax.device_put(value, partition.by_rows(mesh)) for name, value in batch.items()}
             sums = jax.device_get(jitted(params, rows, jax.device_put(np.uint32(number))))
             total = sums if total is None else jax.tree.map(np.add, total, sums)
-        means = {part: {name: float(pair[0] / pair[1]) for name, pair in sorted(values.items())} for part, values in total.items()}
+        means = {
+            part: {name: float(pair[0] / pair[1]) for name, pair in sorted(values.items())}
+            for part, values in total.items()
+        }
         means["baseline"] |= {"sop_accuracy": 0.5, "nsp_accuracy": 0.5}
         return means
 

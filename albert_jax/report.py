@@ -30,10 +30,15 @@ def plot_curves(run_dir: Path) -> Path:
             color = f"C{number}"
             for split, style in (("train", "-"), ("eval", "o--")):
                 points = [(r["step"], r[f"{split}/{name}"]) for r in records if f"{split}/{name}" in r]
-                if split == "eval" and name in summary.get("eval", {}):
-                    points.append((summary["steps"], summary["eval"][name]))
                 if points:
-                    axes.plot(*zip(*points, strict=True), style, color=color, ms=4, lw=1.2, label=f"{name} ({'held out' if split == 'eval' else split})")
+                    axes.plot(
+                        *zip(*points, strict=True),
+                        style,
+                        color=color,
+                        ms=4,
+                        lw=1.2,
+                        label=f"{name} ({'held out' if split == 'eval' else split})",
+                    )
             if name in summary.get("baseline", {}):
                 axes.axhline(summary["baseline"][name], color=color, ls=":", lw=1, label=f"{name} (no model)")
         axes.set(xlabel="step", ylabel=label)

@@ -59,7 +59,17 @@ class TrainConfig:
     """Refuse to start on anything else."""
 
     def __post_init__(self) -> None:
-        for name in ("num_train_steps", "global_batch_size", "gradient_accumulation", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "eval_batch_size", "max_eval_steps"):
+        for name in (
+            "num_train_steps",
+            "global_batch_size",
+            "gradient_accumulation",
+            "log_every",
+            "eval_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "eval_batch_size",
+            "max_eval_steps",
+        ):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         require(0 <= self.seed < 2**32, f"seed must be in [0, 2**32), got {self.seed}")
 
@@ -76,8 +86,8 @@ class Task:
     """(params, rows) -> loss, metrics: name -> [2], sum and weight."""
     batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
     """step -> this process' rows of the batches of that step and those after it, without end."""
-    evaluate: Callable[[Params], dict[str, float]]
-    """parameters -> metrics on held-out data."""
+    evaluate: Callable[[Params], dict[str, dict[str, float]]]
+    """parameters -> `eval`, metrics on held-out data, and `baseline`, what needs no model."""
     flops_per_token: float
     """Matmul FLOPs of a training step for each token."""
 
@@ -95,7 +105,9 @@ class Interrupted(Exception):
     """SIGINT or SIGTERM arrived; the state is saved."""
 
     def __init__(self, signum: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}; saved: the same command goes on from there")
+        super().__init__(
+            f"stopped by {signal.Signals(signum).name} after step {step}; saved: the same command goes on from there"
+        )
         self.signum = signum
 
 
@@ -124,7 +136,10 @@ def make_step(task: Task, optimizer: Optimizer, mesh: Mesh, config: TrainConfig)
         updates, opt_state = optimizer.transformation.update(grads, state.opt_state, state.params)
         params = jax.tree.map(jnp.add, state.params, updates)
         rate = optimizer.schedule(state.step)
-        metrics |= {name: jnp.stack([x, jnp.ones_like(x)]) for name, x in (("loss", loss), ("grad_norm", norm), ("learning_rate", rate))}
+        metrics |= {
+            name: jnp.stack([x, jnp.ones_like(x)])
+            for name, x in (("loss", loss), ("grad_norm", norm), ("learning_rate", rate))
+        }
         return TrainState(params, opt_state, state.step + 1), metrics
 
     everywhere = partition.replicated(mesh)
@@ -133,74 +148,79 @@ def make_step(task: Task, optimizer: Optimizer, mesh: Mesh, config: TrainConfig)
 
 def run(
     config: TrainConfig, task: Task, optimizer: Optimizer, mesh: Mesh, run_dir: Path, init_params: Params | None = None
-) -> tuple[TrainState, dict[str, float]]:
+) -> tuple[TrainState, dict[str, Any]]:
     """Trains in `run_dir` until `num_train_steps`, from its newest checkpoint if it has one.
 
     A run starts from, in this order: its own newest checkpoint; `init_params`; `task.init`.
-    The order within a step: next batch, step, log, evaluate, checkpoint.
+    The order within a step: next batch, step, log, evaluate, checkpoint; an evaluation ends the run.
 
     Returns:
-      The last state and `steps`, `tokens`, `seconds`, `tokens_per_second` of the whole run.
+      The last state; its evaluation with `steps`, `tokens`, `seconds`, `tokens_per_second` of the whole run.
 
     Raises:
       InputError: the loss is not finite; nothing of that step is saved.
       Interrupted: a signal came; the state is saved.
     """
     make, shapes = init_state(task, optimizer, mesh, config.seed)
-    checkpoints = Checkpoints(run_dir / "checkpoints", config.keep_checkpoints)
-    found = checkpoints.restore(shapes)
-    if found is not None:
-        state, progress = found
-        log.info("resuming after step %d", int(state.step))
-    else:
-        state, progress = make(), {}
-        if init_params is not None:
-            state = state._replace(params=init_params)
-    start = int(state.step)
-    step_fn = make_step(task, optimizer, mesh, config)
-    batches = partition.prefetch(mesh, task.batches(start))
-    metrics_log = MetricsLog(run_dir, start)
-    meter = Meter(config, task, mesh, metrics_log, progress)
-
     with contextlib.ExitStack() as stack:
+        checkpoints = Checkpoints(run_dir / "checkpoints", config.keep_checkpoints)
         stack.callback(checkpoints.close)
+        found = checkpoints.restore(shapes)
+        if found is not None:
+            state, progress = found
+            log.info("resuming after step %d", int(state.step))
+        else:
+            state, progress = make(), {}
+            if init_params is not None:
+                state = state._replace(params=init_params)
+        start = int(state.step)
+        step_fn = make_step(task, optimizer, mesh, config)
+        batches = partition.prefetch(mesh, task.batches(start))
+        metrics_log = MetricsLog(run_dir, start)
         stack.callback(metrics_log.close)
-        bar = stack.enter_context(tqdm(total=config.num_train_steps, initial=start, unit=" steps", disable=not sys.stderr.isatty()))
-        meter.bar = bar
+        bar = stack.enter_context(
+            tqdm(total=config.num_train_steps, initial=start, unit=" steps", disable=not sys.stderr.isatty())
+        )
+        meter = Meter(config, task, mesh, metrics_log, progress, bar)
         signals = stack.enter_context(caught_signals())
         stack.enter_context(jax.transfer_guard("disallow"))
         for step in range(start + 1, config.num_train_steps + 1):
             batch = next(batches)
             state, metrics = step_fn(state, batch)
             meter.add(step, metrics, batch, run_dir)  # reads the step before this one: the device never waits
-            last = step == config.num_train_steps or bool(signals)
-            if step % config.eval_every == 0 and step < config.num_train_steps:
+            stop, last = signals[:1], step == config.num_train_steps
+            if step % config.eval_every == 0 and not (last or stop):
                 with meter.paused(run_dir):
-                    report_eval(metrics_log, step, task.evaluate(state.params))
-            if step % config.checkpoint_every == 0 or last:
+                    log_evaluation(metrics_log, step, task.evaluate(state.params))
+            if step % config.checkpoint_every == 0 or last or stop:
                 with meter.paused(run_dir):
                     checkpoints.save(step, state, meter.progress)
-            if signals:
+            if stop:
                 checkpoints.wait()
-                raise Interrupted(signals[0], step)
+                raise Interrupted(stop[0], step)
             bar.update()
         checkpoints.wait()
-    return state, meter.summary()
+        evaluation = task.evaluate(state.params)
+        if start < config.num_train_steps:
+            log_evaluation(metrics_log, config.num_train_steps, evaluation)
+    return state, evaluation | meter.summary()
 
 
-def report_eval(metrics_log: MetricsLog, step: int, values: dict[str, float]) -> None:
+def log_evaluation(metrics_log: MetricsLog, step: int, evaluation: dict[str, dict[str, float]]) -> None:
     """One evaluation in the log."""
-    metrics_log.write(step, {f"eval/{name}": value for name, value in values.items()})
-    say(f"step {step}  eval  " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
+    metrics_log.write(step, {f"eval/{name}": value for name, value in evaluation["eval"].items()})
+    say(f"step {step}  eval  " + "  ".join(f"{name} {value:.4g}" for name, value in evaluation["eval"].items()))
 
 
 class Meter:
     """Reads metrics one step late, averages them, measures speed, writes the log, and stops at a loss that is not finite."""
 
-    def __init__(self, config: TrainConfig, task: Task, mesh: Mesh, metrics_log: MetricsLog, progress: dict[str, float]) -> None:
+    def __init__(
+        self, config: TrainConfig, task: Task, mesh: Mesh, metrics_log: MetricsLog, progress: dict[str, float], bar: Any
+    ) -> None:
         self.config, self.task, self.log = config, task, metrics_log
         self.peak = partition.peak_flops(mesh)
-        self.bar: Any = None
+        self.bar = bar
         self.pending: tuple[int, dict[str, Array], Batch] | None = None
         self.sums: dict[str, np.ndarray] = {}
         self.window_tokens = self.window_steps = 0.0
@@ -261,7 +281,10 @@ class Meter:
             self.progress["timed_tokens"] += self.window_tokens
             self.progress["seconds"] += elapsed
         self.log.write(step, line)
-        say(f"step {step}/{self.config.num_train_steps}  " + "  ".join(f"{name.split('/')[1]} {value:.4g}" for name, value in line.items()))
+        say(
+            f"step {step}/{self.config.num_train_steps}  "
+            + "  ".join(f"{name.split('/')[1]} {value:.4g}" for name, value in line.items())
+        )
         self.bar.set_postfix(loss=f"{means['loss']:.3f}", refresh=False)
         self.sums, self.window_tokens, self.window_steps = {}, 0.0, 0.0
         self.begun = time.perf_counter()

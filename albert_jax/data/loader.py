@@ -118,7 +118,9 @@ def train_batches(
     )
     dataset = grain.MapDataset.source(sequences).seed(seed).shuffle().repeat()
     # Batched before anything is read ahead: a thread then fetches a batch, not a record, and the order cannot depend on threads.
-    dataset = dataset.batch(global_batch_size // process_count, drop_remainder=True)[start * process_count + process_index :: process_count]
+    dataset = dataset.batch(global_batch_size // process_count, drop_remainder=True)[
+        start * process_count + process_index :: process_count
+    ]
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
 
@@ -126,6 +128,10 @@ def eval_batches(sequences: Sequences, batch_size: int, most: int) -> Iterator[B
     """The first `most` batches of a split in its order; the last is filled up with empty rows (sentence = -1 throughout)."""
     for start in range(0, min(len(sequences), most * batch_size), batch_size):
         rows = [sequences[i] for i in range(start, min(start + batch_size, len(sequences)))]
-        empty = {"tokens": np.zeros_like(rows[0]["tokens"]), "sentence": np.full_like(rows[0]["sentence"], -1), "document": np.int32(-1)}
+        empty = {
+            "tokens": np.zeros_like(rows[0]["tokens"]),
+            "sentence": np.full_like(rows[0]["sentence"], -1),
+            "document": np.int32(-1),
+        }
         rows += [empty] * (batch_size - len(rows))
         yield {name: np.stack([row[name] for row in rows]) for name in empty}

@@ -66,7 +66,10 @@ def prepare(config: DataConfig, vocab_size: int) -> Prepared:
         return _open(folder, config, vocab_size)
     cache = Path(config.cache_dir).expanduser()
     of_source = sources.fingerprint(config)
-    reading = {name: getattr(config, name) for name in ("text_field", "txt_documents", "encoding_errors", "language", "map_punctuation")}
+    reading = {
+        name: getattr(config, name)
+        for name in ("text_field", "txt_documents", "encoding_errors", "language", "map_punctuation")
+    }
     if config.vocab:
         tokenizer = Tokenizer(config.vocab, map_punctuation=config.map_punctuation)
         _check_vocab_size(tokenizer, vocab_size)
@@ -89,7 +92,9 @@ def prepare(config: DataConfig, vocab_size: int) -> Prepared:
         shards = 1 + (counts["train"] + counts["characters"] // (3 * MAX_RECORD_TOKENS)) // RECORDS_PER_SHARD
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download that there is not
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))
-        log.info("prepared %d documents, %d held out: %s", counts["train"] + counts["heldout"], counts["heldout"], folder)
+        log.info(
+            "prepared %d documents, %d held out: %s", counts["train"] + counts["heldout"], counts["heldout"], folder
+        )
     prepared = _open(folder, config, vocab_size)
     _warn_of_unknown(prepared)
     return prepared
@@ -169,7 +174,11 @@ class AlbertText(tfds.core.GeneratorBasedBuilder):
             "tokens": tfds.features.Tensor(shape=(None,), dtype=_token_dtype(config.tokenizer), encoding="bytes"),
             "sentence_lengths": tfds.features.Tensor(shape=(None,), dtype=np.int32, encoding="bytes"),
         }
-        facts = {"fingerprint": config.fingerprint, "vocab_sha256": config.tokenizer.sha256, "data": dataclasses.asdict(config.data)}
+        facts = {
+            "fingerprint": config.fingerprint,
+            "vocab_sha256": config.tokenizer.sha256,
+            "data": dataclasses.asdict(config.data),
+        }
         return tfds.core.DatasetInfo(
             builder=self,
             description="Text prepared for ALBERT pretraining.",
@@ -261,7 +270,10 @@ def _warn_of_unknown(prepared: Prepared) -> None:
     counts = token_counts(prepared)
     share = counts[prepared.tokenizer.unk_id] / counts.sum()
     if share > 0.01:
-        log.warning("%.1f %% of the tokens are unknown to the vocabulary; --data.map-punctuation true or another vocabulary helps", 100 * share)
+        log.warning(
+            "%.1f %% of the tokens are unknown to the vocabulary; --data.map-punctuation true or another vocabulary helps",
+            100 * share,
+        )
 
 
 def _digest(*parts: Any) -> str:

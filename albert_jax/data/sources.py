@@ -100,10 +100,15 @@ def files(config: DataConfig) -> list[Path]:
     for pattern in config.source.split(","):
         pattern = str(Path(pattern.strip()).expanduser())
         matched = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
-        require(bool(matched), f"data.source '{pattern}' matches no file (nor is it 'python-docs' or a prepared folder)")
+        require(
+            bool(matched), f"data.source '{pattern}' matches no file (nor is it 'python-docs' or a prepared folder)"
+        )
         paths += matched
     for path in paths:
-        require(_kind(path) in SOURCES, f"data.source {path}: cannot read '{_kind(path)}'; known: {', '.join(SOURCES)}, each also with .gz")
+        require(
+            _kind(path) in SOURCES,
+            f"data.source {path}: cannot read '{_kind(path)}'; known: {', '.join(SOURCES)}, each also with .gz",
+        )
     return paths
 
 
@@ -120,10 +125,15 @@ def _lines(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[tu
             try:
                 raw = file.readline(MAX_LINE_BYTES + 1)
             except (OSError, EOFError) as error:
-                raise InputError(f"{path}:{number}: cannot be read further ({error}): the file is damaged or cut off") from None
+                raise InputError(
+                    f"{path}:{number}: cannot be read further ({error}): the file is damaged or cut off"
+                ) from None
             if not raw:
                 return
-            require(len(raw) <= MAX_LINE_BYTES, f"{path}:{number}: line longer than {MAX_LINE_BYTES} bytes; put one document on a line")
+            require(
+                len(raw) <= MAX_LINE_BYTES,
+                f"{path}:{number}: line longer than {MAX_LINE_BYTES} bytes; put one document on a line",
+            )
             try:
                 line = raw.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -174,7 +184,10 @@ def _jsonl(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[st
         except json.JSONDecodeError as error:
             raise InputError(f"{path}:{number}: not JSON: {error.msg}") from None
         text = record.get(config.text_field) if isinstance(record, dict) else None
-        require(isinstance(text, str), f"{path}:{number}: no text field '{config.text_field}'; name it with --data.text-field")
+        require(
+            isinstance(text, str),
+            f"{path}:{number}: no text field '{config.text_field}'; name it with --data.text-field",
+        )
         # A surrogate half can be written in JSON but is no character: nothing later could encode it.
         clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "")
         repairs["documents with broken characters mended"] += clean != text

@@ -79,7 +79,14 @@ class AlbertConfig:
     """Blocks unrolled in one iteration of the layer loop."""
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        sizes = (
+            "vocab_size",
+            "embedding_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+        )
         sizes += ("num_hidden_groups", "inner_group_num", "max_position_embeddings", "type_vocab_size", "scan_unroll")
         for name in sizes:
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")

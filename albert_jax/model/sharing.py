@@ -41,7 +41,9 @@ def layer_sets(strategy: str, num_hidden_layers: int, num_hidden_groups: int, in
     L * inner_group_num long (google-research/albert, modeling.py: every layer runs all inner groups of its group).
     """
     return {
-        part: tuple(s * inner_group_num + j for s in rule(num_hidden_layers, num_hidden_groups) for j in range(inner_group_num))
+        part: tuple(
+            s * inner_group_num + j for s in rule(num_hidden_layers, num_hidden_groups) for j in range(inner_group_num)
+        )
         for part, rule in zip(PARTS, STRATEGIES[strategy], strict=True)
     }
 

@@ -34,7 +34,9 @@ def budget(real_length: Array, masked_lm_prob: float, max_predictions: int) -> A
     return jnp.clip(jnp.round(real_length * masked_lm_prob).astype(jnp.int32), 1, max_predictions)
 
 
-def choose(key: Array, word_start: Array, segment: Array, wanted: Array, ngram: int, favor_shorter_ngram: bool) -> Array:
+def choose(
+    key: Array, word_start: Array, segment: Array, wanted: Array, most: int, ngram: int, favor_shorter_ngram: bool
+) -> Array:
     """Which pieces to predict, [S] bool; `wanted` of them, unless the words' lengths forbid it.
 
     Args:
@@ -42,6 +44,7 @@ def choose(key: Array, word_start: Array, segment: Array, wanted: Array, ngram: 
       word_start: [S] bool, where a word begins among the maskable pieces.
       segment: [S] number of each piece's segment; -1 where nothing may be masked ([CLS], [SEP], padding).
       wanted: pieces to choose.
+      most: a static bound on `wanted`.
       ngram: most words in a span.
       favor_shorter_ngram: p(n) proportional to 1 / n, or reversed.
     """
@@ -71,11 +74,8 @@ def choose(key: Array, word_start: Array, segment: Array, wanted: Array, ngram: 
     order = jax.random.uniform(order_key, (length,))
     sizes = end - position
 
-    def more(state: tuple[Array, ...]) -> Array:
-        return state[-1]
-
-    def take(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        chosen, free, visited, left, _ = state
+    def take(_: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
+        chosen, free, visited, left = state
         fits = (sizes <= left) & available & (jnp.arange(ngram)[:, None] <= drawn)
         n = ngram - 1 - jnp.argmax(fits[::-1], axis=0)  # the longest that fits, not above the drawn one
         can = start & fits.any(axis=0) & jnp.take_along_axis(free, n[None], axis=0)[0] & (order > visited)
@@ -87,10 +87,11 @@ def choose(key: Array, word_start: Array, segment: Array, wanted: Array, ngram: 
         # What was passed over stays passed over: a later, smaller budget must not bring it back.
         visited = jnp.where(found, order[best], visited)
         left = jnp.where(found, left - (last - first), left)
-        return chosen, free, visited, left, found
+        return chosen, free, visited, left
 
-    state = (jnp.zeros(length, bool), available, jnp.float32(-1), wanted, jnp.bool_(True))
-    return jax.lax.while_loop(more, take, state)[0]
+    # A span has a piece at least.  A while loop would end sooner, but ask all devices at each turn whether to go on.
+    state = (jnp.zeros(length, bool), available, jnp.float32(-1), wanted)
+    return jax.lax.fori_loop(0, most, take, state)[0]
 
 
 def hide(key: Array, input_ids: Array, chosen: Array, max_predictions: int, mask_id: int, vocab_size: int) -> Masked:

@@ -41,7 +41,10 @@ class ObjectiveConfig:
     """Share of sequences cut to a random length."""
 
     def __post_init__(self) -> None:
-        require(self.sentence_objective in PAIRS, f"sentence_objective: one of {', '.join(PAIRS)}, got {self.sentence_objective!r}")
+        require(
+            self.sentence_objective in PAIRS,
+            f"sentence_objective: one of {', '.join(PAIRS)}, got {self.sentence_objective!r}",
+        )
         require(self.max_seq_length >= 8, f"max_seq_length must be at least 8, got {self.max_seq_length}")
         require(0 < self.masked_lm_prob < 1, f"masked_lm_prob must be in (0, 1), got {self.masked_lm_prob}")
         require(
@@ -93,9 +96,17 @@ def draw(config: ObjectiveConfig, vocabulary: Vocabulary, batch: dict[str, Array
         wanted = masking.budget(jnp.sum(mask), config.masked_lm_prob, config.max_predictions_per_seq)
         real = row.sentence[0] >= 0  # an empty row only fills up a batch
         chosen = masking.choose(
-            choose_key, starts_word[ids], jnp.where(special, -1, types), wanted * real, config.ngram, config.favor_shorter_ngram
+            choose_key,
+            starts_word[ids],
+            jnp.where(special, -1, types),
+            wanted * real,
+            config.max_predictions_per_seq,
+            config.ngram,
+            config.favor_shorter_ngram,
         )
-        masked = masking.hide(hide_key, ids, chosen, config.max_predictions_per_seq, vocabulary.mask_id, vocabulary.size)
+        masked = masking.hide(
+            hide_key, ids, chosen, config.max_predictions_per_seq, vocabulary.mask_id, vocabulary.size
+        )
         return {
             "input_ids": masked.input_ids,
             "attention_mask": mask * real,

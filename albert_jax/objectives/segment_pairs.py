@@ -53,7 +53,10 @@ def sop(key: Array, row: Sequence, other: Sequence, end: Array) -> Pair:
     cut_key, swap_key = jax.random.split(key)
     pair = in_order(cut_key, row, other, end)
     swap = jax.random.bernoulli(swap_key)
-    a, b = (Segment(*(jnp.where(swap, y, x) for x, y in zip(p, q, strict=True))) for p, q in ((pair.a, pair.b), (pair.b, pair.a)))
+    a, b = (
+        Segment(*(jnp.where(swap, y, x) for x, y in zip(p, q, strict=True)))
+        for p, q in ((pair.a, pair.b), (pair.b, pair.a))
+    )
     return pair._replace(a=a, b=b, label=swap.astype(jnp.int32))
 
 

@@ -1,6 +1,6 @@
 """A whole pretraining run in minutes on two CPU cores, on the documentation that ships with Python.
 
-    albert-jax pretrain experiments/pretrain/tiny.py
+albert-jax pretrain experiments/pretrain/tiny.py
 """
 
 from albert_jax.data.sources import DataConfig

@@ -1,0 +1,69 @@
+"""What the tests share: a small real corpus, and a run that takes seconds."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The same small steps are compiled again and again, also by processes that tests start.
+_compiled = tempfile.TemporaryDirectory()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+import pytest
+
+from albert_jax.data import sources
+
+ROOT = Path(__file__).parent.parent
+TINY = str(ROOT / "experiments" / "pretrain" / "tiny.py")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some of Python's documentation as .jsonl: real prose, the same on every machine of one Python version."""
+    path = tmp_path_factory.mktemp("corpus") / "docs.jsonl"
+    texts = list(sources.documents(sources.DataConfig()))[:45]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def small(corpus: Path, cache: Path) -> Callable[..., list[str]]:
+    """`small(run_dir, **overrides)`: the words of a pretraining command that runs 40 steps in seconds, dropout on."""
+    fields = {
+        "model.vocab_size": 500,
+        "model.embedding_size": 16,
+        "model.hidden_size": 32,
+        "model.num_hidden_layers": 3,
+        "model.intermediate_size": 64,
+        "model.max_position_embeddings": 32,
+        "model.hidden_dropout_prob": 0.1,
+        "model.attention_probs_dropout_prob": 0.1,
+        "model.scan_unroll": 1,
+        "objective.max_seq_length": 32,
+        "objective.max_predictions_per_seq": 5,
+        "optim.num_warmup_steps": 5,
+        "data.source": corpus,
+        "data.eval_fraction": 0.1,
+        "data.cache_dir": cache,
+        "train.num_train_steps": 40,
+        "train.global_batch_size": 16,
+        "train.eval_batch_size": 16,
+        "train.max_eval_steps": 2,
+        "train.log_every": 1,
+        "train.eval_every": 100,
+        "train.checkpoint_every": 20,
+    }
+
+    def words(run_dir: Path, **overrides: object) -> list[str]:
+        chosen = fields | {name.replace("__", "."): value for name, value in overrides.items()} | {"run_dir": run_dir}
+        return ["pretrain", TINY, *(word for name, value in chosen.items() for word in (f"--{name}", str(value)))]
+
+    return words

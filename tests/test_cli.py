@@ -1,0 +1,273 @@
+"""What a user can get wrong: one line that names the field or the file and line, exit code 2, nothing written."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import albert_jax
+from albert_jax.cli import main
+from albert_jax.config import InputError, from_dict, load, to_dict
+from albert_jax.pretrain import PretrainConfig
+
+from .conftest import ROOT, TINY
+
+Words = Callable[..., list[str]]
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that the command says as it refuses."""
+    assert main(words) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "albert-jax: error: " in line]
+    assert len(lines) == 1
+    return lines[0].removeprefix("albert-jax: error: ")
+
+
+FIELDS = [  # rows of the catalogue that one field's value is enough for
+    ({"model.hiden_size": 64}, "unknown key 'model.hiden_size'; did you mean 'hidden_size'?"),
+    ({"modle.hidden_size": 64}, "unknown key 'modle.hidden_size'; did you mean 'model'?"),
+    ({"optim.learning_rate": "fast"}, "optim.learning_rate: expected float, got 'fast'"),
+    ({"train.global_batch_size": "1.5"}, "train.global_batch_size: expected int, got '1.5'"),
+    ({"optim.learning_rate": "nan"}, "optim.learning_rate must be finite and > 0, got nan"),
+    ({"optim.learning_rate": "-1"}, "optim.learning_rate must be finite and > 0, got -1.0"),
+    ({"optim.learning_rate": "inf"}, "optim.learning_rate must be finite and > 0, got inf"),
+    ({"optim.num_warmup_steps": 40}, "optim.num_warmup_steps (40) must be < train.num_train_steps (40)"),
+    ({"model.num_attention_heads": 3}, "model.hidden_size 32 is not divisible by num_attention_heads 3"),
+    (
+        {"model.hidden_act": "swish"},
+        "model.hidden_act: one of 'gelu_new', 'gelu', 'relu', 'tanh', 'linear', got 'swish'",
+    ),
+    (
+        {"optim.optimizer": "lam"},
+        "optim.optimizer: one of 'lamb', 'adamw', 'optax_lamb', got 'lam'; did you mean 'lamb'?",
+    ),
+    (
+        {"train.gradient_accumulation": 3},
+        "train.global_batch_size 16 is not divisible by 1 devices (1 processes) x train.gradient_accumulation 3; use 15 or 18",
+    ),
+    ({"objective.max_seq_length": 600}, "objective.max_seq_length 600 > model.max_position_embeddings 32"),
+    ({"objective.masked_lm_prob": 0}, "objective.masked_lm_prob must be in (0, 1), got 0.0"),
+    ({"objective.masked_lm_prob": 1}, "objective.masked_lm_prob must be in (0, 1), got 1.0"),
+    (
+        {"objective.max_predictions_per_seq": 0},
+        "objective.max_predictions_per_seq must be in [1, max_seq_length], got 0",
+    ),
+    ({"train.seed": -1}, "train.seed must be in [0, 2**32), got -1"),
+    ({"train.seed": 2**32}, "train.seed must be in [0, 2**32), got 4294967296"),
+    ({"train.platform": "gpu"}, "train.platform 'gpu' requested, but JAX found 'cpu'"),
+    ({"model.vocab_size": 500_000}, "cannot train a vocabulary of 500000 pieces"),
+    ({"train.global_batch_size": 4096}, "sequences, train.global_batch_size needs 4096"),
+    ({"data.eval_fraction": 1e-9}, "data.eval_fraction 1e-09 leaves 0 of 45 documents for 'heldout'"),
+    ({"data.source": "nowhere/*.txt"}, "data.source 'nowhere/*.txt' matches no file"),
+    ({"data.vocab": "nowhere.model"}, "nowhere.model: cannot read the vocabulary"),
+    ({"model": 3}, "--model is a section; its fields: vocab_size"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), FIELDS)
+def test_field(
+    overrides: dict[str, object], message: str, small: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    assert message in refused(
+        [*small(run_dir), *(word for name, value in overrides.items() for word in (f"--{name}", str(value)))], capsys
+    )
+    assert not run_dir.exists()
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+PROSE = " ".join(f"Sentence number {i} stands here." for i in range(60))
+TEXTS = [  # file name, content, message
+    ("empty.txt", b"", "has 0 usable documents"),
+    ("blank.jsonl", b'{"text": "  "}\n\n', "has 0 usable documents"),
+    (
+        "single.jsonl",
+        "".join(json.dumps({"text": f"only {i}"}) + "\n" for i in range(300)).encode(),
+        "have two sentences; no pair can be made",
+    ),
+    ("latin.jsonl", b'{"text": "good"}\n{"text": "caf\xe9"}\n', "latin.jsonl:2: invalid UTF-8 at byte 30"),
+    ("broken.jsonl", b'{"text": "good"}\n{"text": \n', "broken.jsonl:2: not JSON"),
+    ("field.jsonl", b'{"body": "good"}\n', "field.jsonl:1: no text field 'text'; name it with --data.text-field"),
+    ("cut.jsonl.gz", gzip.compress(json.dumps({"text": PROSE}).encode())[:-20], "the file is damaged or cut off"),
+    ("table.csv", b"a,b\n", "cannot read '.csv'; known: .txt, .jsonl"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), TEXTS)
+def test_text(
+    name: str, content: bytes, message: str, small: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write(tmp_path / name, content)
+    vocab = {} if "single" not in name else {"model__vocab_size": 40}
+    error = refused(small(tmp_path / "run", data__source=source, data__cache_dir=tmp_path / "cache", **vocab), capsys)
+    assert message in error
+    assert not (tmp_path / "run").exists()
+    assert not list(tmp_path.glob("cache/albert_text/*/*/sequences*"))
+
+
+def test_line_too_long(
+    small: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("albert_jax.data.sources.MAX_LINE_BYTES", 100)
+    source = write(tmp_path / "long.jsonl", json.dumps({"text": PROSE}).encode())
+    assert "long.jsonl:1: line longer than 100 bytes" in refused(small(tmp_path / "run", data__source=source), capsys)
+
+
+VOCABULARIES = [
+    ("garbage.model", b"x" * 700, "garbage.model is not a SentencePiece model (700 bytes)"),
+    ("empty.model", b"", "empty.model is not a SentencePiece model (0 bytes)"),
+    ("lfs.model", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), VOCABULARIES)
+def test_vocabulary(
+    name: str, content: bytes, message: str, small: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(small(tmp_path / "run", data__vocab=write(tmp_path / name, content)), capsys)
+
+
+@pytest.fixture(scope="module")
+def done(small: Words, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two steps."""
+    run_dir = tmp_path_factory.mktemp("done") / "run"
+    assert main(small(run_dir, train__num_train_steps=2, optim__num_warmup_steps=1)) == 0
+    return run_dir
+
+
+def done_words(small: Words, done: Path, **overrides: object) -> list[str]:
+    return small(done, **({"train__num_train_steps": 2, "optim__num_warmup_steps": 1} | overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"model__hidden_size": 64}, "model.hidden_size: 32 -> 64"),
+        ({"optim__optimizer": "adamw"}, "optim.optimizer: 'lamb' -> 'adamw'"),
+        ({"train__seed": 1}, "train.seed: 0 -> 1"),
+    ],
+)
+def test_folder_of_another_configuration(
+    overrides: dict[str, object], message: str, small: Words, done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in done.rglob("*"))
+    error = refused(done_words(small, done, **overrides), capsys)
+    assert message in error
+    assert "--run-dir" in error
+    assert "--init-from" in error
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in done.rglob("*"))
+
+
+def test_data_changed_before_resume(small: Words, done: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = corpus.read_text()
+    try:
+        corpus.write_text(text + json.dumps({"text": PROSE}) + "\n")
+        assert "the data changed since this run began (data: " in refused(done_words(small, done), capsys)
+    finally:
+        corpus.write_text(text)
+
+
+def test_run_dir_that_cannot_be(small: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Root may write anywhere, so a file stands in the way instead of a read-only folder."""
+    write(tmp_path / "file", b"")
+    assert "cannot write to" in refused(small(tmp_path / "file" / "run"), capsys)
+
+
+def test_duplicate_key_in_stored_config(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (done / "config.json").read_text().replace('"seed": 0,', '"seed": 0,\n      "seed": 1,')
+    path = write(tmp_path / "config.json", text.encode())
+    assert "duplicate key 'seed'" in refused(["pretrain", str(path)], capsys)
+
+
+def test_stored_config_launches_again(done: Path, tmp_path: Path) -> None:
+    """The resolved configuration is the whole experiment: the same numbers come out."""
+    again = tmp_path / "again"
+    assert main(["pretrain", str(done / "config.json"), "--run-dir", str(again)]) == 0
+    first, second = (json.loads((path / "summary.json").read_text()) for path in (done, again))
+    assert first["eval"] == second["eval"]
+    assert first["baseline"] == second["baseline"]
+
+
+def test_summary_and_folder(done: Path) -> None:
+    summary = json.loads((done / "summary.json").read_text())
+    for part in ("eval", "baseline"):
+        assert {"mlm_loss", "mlm_accuracy", "sop_accuracy"} <= summary[part].keys()
+    assert {"steps", "tokens", "seconds", "tokens_per_second"} <= summary.keys()
+    assert {path.name for path in done.iterdir()} >= {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "tensorboard",
+        "curves.png",
+        "summary.json",
+    }
+    assert {"fingerprints", "versions", "config", "job"} == json.loads((done / "config.json").read_text()).keys()
+
+
+def test_loss_that_is_not_finite(small: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stops at the step, keeps the batch and the checkpoint before; fails if saving did not read the pending metrics first."""
+    run_dir = tmp_path / "run"
+    words = small(
+        run_dir,
+        optim__learning_rate=1e30,
+        optim__optimizer="adamw",
+        optim__num_warmup_steps=0,
+        train__checkpoint_every=1,
+    )
+    error = refused(words, capsys)
+    assert "loss is nan" in error
+    dumps = list(run_dir.glob("nonfinite-step-*.npz"))
+    assert len(dumps) == 1
+    step = int(dumps[0].stem.rpartition("-")[2])
+    assert max(int(path.name) for path in (run_dir / "checkpoints").iterdir()) == step - 1
+
+
+def test_experiment_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no such experiment file" in refused(["pretrain", str(tmp_path / "none.py")], capsys)
+    other = write(tmp_path / "other.py", b"x = 1\n")
+    assert "it must set 'config' to a PretrainConfig" in refused(["pretrain", str(other)], capsys)
+    assert "unexpected argument 'extra'" in refused(["pretrain", TINY, "extra"], capsys)
+    assert "--train.seed needs a value" in refused(["pretrain", TINY, "--train.seed"], capsys)
+
+
+def test_overrides_are_typed() -> None:
+    words = ["--train.global-batch-size", "256", "--optim.learning_rate=1e-3", "--data.map-punctuation", "true"]
+    config = load(PretrainConfig, TINY, words)
+    assert (config.train.global_batch_size, config.optim.learning_rate, config.data.map_punctuation) == (
+        256,
+        1e-3,
+        True,
+    )
+    assert from_dict(PretrainConfig, to_dict(config)) == config
+    with pytest.raises(InputError, match="expected bool"):
+        load(PretrainConfig, TINY, ["--data.map-punctuation", "perhaps"])
+
+
+def test_help_is_quick_and_teaches() -> None:
+    """Fails if the command line imports jax before it must: 1 s is the bound, a jax import alone takes more than that."""
+    shown = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "albert_jax", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "pretrain" in shown.stdout
+    loaded = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
+    assert loaded.isdisjoint({"jax", "flax", "numpy", "grain", "tensorflow_datasets", "tyro"})
+    fields = subprocess.run(
+        [sys.executable, "-m", "albert_jax", "pretrain", TINY, "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--train.global-batch-size" in fields.stdout
+    assert "sequences an update" in " ".join(fields.stdout.split())
+
+
+def test_version_and_entry_point() -> None:
+    assert albert_jax.__version__ in (ROOT / "CHANGELOG.md").read_text()
+    assert (ROOT / "albert_jax" / "py.typed").exists()
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)

@@ -1,0 +1,201 @@
+"""Runs that end early: killed, interrupted, damaged.  What comes after must be what would have come anyway."""
+
+import gc
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from albert_jax.cli import main
+from albert_jax.run_folder import read_metrics
+
+Words = Callable[..., list[str]]
+
+
+# Where a read fails, Orbax drops coroutines that it never awaited; the warnings come when they are collected.
+ORBAX_LEAVES_COROUTINES = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module")
+def slow(small: Words) -> Words:
+    """Steps of some 50 ms, so that a process can be caught between two of them."""
+    size = {
+        "model__hidden_size": 128,
+        "model__num_hidden_layers": 6,
+        "model__intermediate_size": 256,
+        "train__global_batch_size": 64,
+    }
+    return lambda run_dir, **overrides: small(run_dir, **(size | overrides))
+
+
+def digest(run_dir: Path, step: int) -> str:
+    """SHA-256 of parameters, optimiser state and step as they lie in a checkpoint."""
+    with ocp.PyTreeCheckpointer() as reader:
+        path = run_dir / "checkpoints" / str(step) / "state"
+        leaves = jax.tree.map(np.zeros_like, reader.metadata(path).item_metadata.tree)
+        restored = reader.restore(
+            path, restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), leaves)
+        )
+    total = hashlib.sha256()
+    for leaf in jax.tree.leaves(restored):
+        total.update(np.ascontiguousarray(leaf).tobytes())
+    return total.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def straight(slow: Words, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 40 steps in one go; an epoch is a few steps, so that it crosses edges."""
+    run_dir = tmp_path_factory.mktemp("runs") / "straight"
+    assert main(slow(run_dir)) == 0
+    return run_dir
+
+
+def start(words: list[str], until_step: int, run_dir: Path) -> subprocess.Popen[str]:
+    """The command in a process of its own, once it has logged `until_step`."""
+    process = subprocess.Popen([sys.executable, "-m", "albert_jax", *words], stderr=subprocess.PIPE, text=True)
+    log = run_dir / "metrics.jsonl"
+    deadline = time.monotonic() + 180
+    while not (log.exists() and len(log.read_text().splitlines()) >= until_step):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+def test_killed_and_resumed_is_bitwise_straight(slow: Words, straight: Path, tmp_path: Path) -> None:
+    """40 steps == 20, kill -9, resume; dropout on, across an epoch edge.  Fails if the data began again at batch 0, if
+    dropout were keyed by launch instead of step, or if the optimiser's state were left out."""
+    run_dir = tmp_path / "run"
+    process = start(slow(run_dir), 24, run_dir)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (run_dir / "checkpoints" / "40").exists()
+    assert (run_dir / "checkpoints" / "20").exists()
+    assert main(slow(run_dir)) == 0
+    assert digest(run_dir, 40) == digest(straight, 40)
+    ours, theirs = ([r for r in read_metrics(path) if "train/loss" in r] for path in (run_dir, straight))
+    assert [r["step"] for r in ours] == list(range(1, 41))
+    assert [r["train/loss"] for r in ours] == [r["train/loss"] for r in theirs]
+    a, b = (json.loads((path / "summary.json").read_text()) for path in (run_dir, straight))
+    assert a["eval"] == b["eval"]
+    assert a["tokens"] == b["tokens"]
+
+
+def test_digest_sees_what_differs(slow: Words, straight: Path, tmp_path: Path) -> None:
+    """The digest can fail: another seed gives another, and steps differ."""
+    assert main(slow(tmp_path / "other", train__seed=1)) == 0
+    assert len({digest(tmp_path / "other", 40), digest(straight, 40), digest(straight, 20)}) == 3
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_the_same_command_resumes(
+    signum: signal.Signals, slow: Words, straight: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    process = start(slow(run_dir), 6, run_dir)
+    process.send_signal(signum)
+    output = process.communicate(timeout=120)[1]
+    assert process.returncode == 128 + signum
+    assert "the same command goes on from there" in output
+    assert "Traceback" not in output, output
+    saved = max(int(path.name) for path in (run_dir / "checkpoints").iterdir())
+    assert 6 <= saved < 20
+    assert main(slow(run_dir)) == 0
+    assert digest(run_dir, 40) == digest(straight, 40)
+
+
+def test_finished_run_changes_nothing(slow: Words, straight: Path) -> None:
+    before = (
+        digest(straight, 40),
+        (straight / "metrics.jsonl").read_text(),
+        json.loads((straight / "summary.json").read_text()),
+    )
+    assert main(slow(straight)) == 0
+    assert before == (
+        digest(straight, 40),
+        (straight / "metrics.jsonl").read_text(),
+        json.loads((straight / "summary.json").read_text()),
+    )
+
+
+@pytest.fixture
+def copied(straight: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(straight, tmp_path / "copy"))
+
+
+def resume_from_20(copied: Path, slow: Words, straight: Path, capsys: pytest.CaptureFixture[str], reason: str) -> None:
+    assert main(slow(copied)) == 0
+    assert reason in capsys.readouterr().err
+    assert (copied / "checkpoints" / "40.quarantined").exists()
+    assert digest(copied, 40) == digest(straight, 40)
+
+
+def test_flipped_bit_is_seen_and_the_step_before_is_used(
+    slow: Words, copied: Path, straight: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Orbax itself loads such a file without a word; fails if `_verify` is not called."""
+    arrays = max((copied / "checkpoints/40/state/ocdbt.process_0/d").iterdir(), key=lambda path: path.stat().st_size)
+    data = bytearray(arrays.read_bytes())
+    data[len(data) // 2] ^= 1
+    arrays.write_bytes(data)
+    resume_from_20(copied, slow, straight, capsys, "skipping checkpoint 40 (fingerprint mismatch in")
+
+
+@ORBAX_LEAVES_COROUTINES
+def test_truncated_checkpoint(slow: Words, copied: Path, straight: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arrays in (copied / "checkpoints/40/state/ocdbt.process_0/d").iterdir():
+        arrays.write_bytes(arrays.read_bytes()[: arrays.stat().st_size // 2])
+    resume_from_20(copied, slow, straight, capsys, "skipping checkpoint 40")
+    gc.collect()
+
+
+def test_folder_with_a_number_is_no_checkpoint(
+    slow: Words, copied: Path, straight: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bare folder is the latest step to Orbax."""
+    shutil.rmtree(copied / "checkpoints/40")
+    (copied / "checkpoints/40").mkdir()
+    resume_from_20(copied, slow, straight, capsys, "skipping checkpoint 40 (no commit marker)")
+
+
+@ORBAX_LEAVES_COROUTINES
+def test_no_whole_checkpoint_left(slow: Words, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Never a silent fresh start."""
+    for arrays in (copied / "checkpoints").glob("*/state/ocdbt.process_0/d/*"):
+        arrays.write_bytes(arrays.read_bytes()[: arrays.stat().st_size // 2])
+    assert main(slow(copied)) == 2
+    assert "none of the checkpoints [40, 20] can be read" in capsys.readouterr().err
+    gc.collect()
+
+
+def test_init_from_takes_the_parameters_alone(slow: Words, straight: Path, tmp_path: Path) -> None:
+    """One step at learning rate ~0 from the other run's weights evaluates as that run did."""
+    words = slow(
+        tmp_path / "run",
+        init_from=straight,
+        train__num_train_steps=1,
+        optim__num_warmup_steps=0,
+        optim__learning_rate=1e-12,
+    )
+    assert main(words) == 0
+    ours, theirs = (json.loads((path / "summary.json").read_text())["eval"] for path in (tmp_path / "run", straight))
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_init_from_another_shape(
+    slow: Words, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(slow(tmp_path / "run", init_from=straight, model__intermediate_size=128)) == 2
+    error = capsys.readouterr().err
+    assert "params/encoder/ffn/intermediate/bias has shape (1, 256), the model wants (1, 128)" in error
+    assert not (tmp_path / "run").exists()
