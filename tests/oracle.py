@@ -1,12 +1,23 @@
-"""The released data algorithm in slow, plain Python: what `albert_jax.objectives` is held against.
+"""The released data algorithm in slow, plain Python: what `albert_jax.objectives` is held against; and text for both.
 
 google-research/albert create_pretraining_data.py, one instance a sequence.  Two things are ours: the short length is drawn
 for each sequence (there: once a document), and two sentences are used at least (there: a lone one gets a random partner).
 """
 
+import itertools
 import random
+from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from albert_jax.data import loader
+
+Rows = dict[str, np.ndarray]
+
+PAD, CLS, SEP, MASK, FIRST = 0, 2, 3, 4, 5
+STARTS_WORD = np.random.default_rng(0).random(2**20) < 0.75  # the released vocabulary: 23,242 of 30,000
 
 MASK_SHARE, KEEP_SHARE = 0.8, 0.5  # [MASK], else half stays and half becomes any piece
 
@@ -29,9 +40,6 @@ class Settings(NamedTuple):
     """What the released flags and vocabulary say."""
 
     starts_word: Sequence[bool]
-    cls_id: int
-    sep_id: int
-    mask_id: int
     max_seq_length: int
     max_predictions: int
     masked_lm_prob: float = 0.15
@@ -75,7 +83,7 @@ def choose(tokens: list[int], settings: Settings, wanted: int, rng: random.Rando
     """
     words: list[list[int]] = []
     for position, token in enumerate(tokens):
-        if token in (settings.cls_id, settings.sep_id):
+        if token in (CLS, SEP):
             continue
         if words and not settings.starts_word[token]:
             words[-1].append(position)
@@ -85,7 +93,11 @@ def choose(tokens: list[int], settings: Settings, wanted: int, rng: random.Rando
     if not settings.favor_shorter_ngram:
         share.reverse()
     ngrams = [
-        [sum(words[first : first + n], []) for n in range(1, settings.ngram + 1) if first + n <= len(words)]
+        [
+            list(itertools.chain(*words[first : first + n]))
+            for n in range(1, settings.ngram + 1)
+            if first + n <= len(words)
+        ]
         for first in range(len(words))
     ]
     rng.shuffle(ngrams)
@@ -103,19 +115,19 @@ def choose(tokens: list[int], settings: Settings, wanted: int, rng: random.Rando
 
 def budget(length: int, masked_lm_prob: float, max_predictions: int) -> int:
     """Pieces to predict of `length` tokens, [CLS] and [SEP] counted."""
-    return min(max_predictions, max(1, int(round(length * masked_lm_prob))))
+    return min(max_predictions, max(1, round(length * masked_lm_prob)))
 
 
 def instance(sentences: list[list[int]], settings: Settings, rng: random.Random) -> Instance:
     """One instance of a sequence."""
     a, b, label = pair(sentences, settings, rng)
-    tokens = [settings.cls_id, *a, settings.sep_id, *b, settings.sep_id]
+    tokens = [CLS, *a, SEP, *b, SEP]
     wanted = budget(len(tokens), settings.masked_lm_prob, settings.max_predictions)
     positions = choose(tokens, settings, wanted, rng)
     hidden = list(tokens)
     for position in positions:
         if rng.random() < MASK_SHARE:
-            hidden[position] = settings.mask_id
+            hidden[position] = MASK
         elif rng.random() >= KEEP_SHARE:
             hidden[position] = rng.randrange(len(settings.starts_word))
     return Instance(tokens, hidden, positions, len(a), label)
@@ -132,3 +144,84 @@ def words(instance: Instance, starts_word: Sequence[bool]) -> list[list[int]]:
             else:
                 found[-1].append(position)
     return found
+
+
+def text(count: int, max_seq_length: int, seed: int = 0, vocab_size: int = 2**20) -> Rows:
+    """Rows as the loader makes them.  Tokens count up, so that a piece tells its place; sentences begin with a word."""
+    rng = np.random.default_rng(seed)
+    records: list[Rows] = []
+    index: list[tuple[int, int, int]] = []
+    used = 0
+    while len(index) < count:
+        ends = np.cumsum(2 + rng.geometric(0.07, rng.integers(2, 30)))
+        tokens = FIRST + (used + np.arange(ends[-1])) % (vocab_size - FIRST)
+        kept = [end for end in ends[:-1] if STARTS_WORD[tokens[end]]]
+        lengths = np.diff([0, *kept, ends[-1]])
+        index += [(len(records), *span) for span in loader.spans(lengths, max_seq_length)]
+        records.append({"tokens": tokens, "sentence_lengths": lengths})
+        used += ends[-1]
+    sequences = loader.Sequences(records, np.array(index[:count], np.uint32), max_seq_length)
+    rows = [sequences[i] for i in range(count)]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def instances(examples: Rows) -> list[Instance]:
+    """What was drawn, with the pieces back in place; on the way, the form of every row is checked."""
+    found = []
+    for row in range(len(examples["input_ids"])):
+        weights = examples["masked_lm_weights"][row]
+        length, used = int(examples["attention_mask"][row].sum()), int(weights.sum())
+        hidden, types = examples["input_ids"][row].tolist(), examples["token_type_ids"][row].tolist()
+        positions, labels = (examples[f"masked_lm_{name}"][row].tolist() for name in ("positions", "labels"))
+        unused = [0] * (len(weights) - used)
+        padding = [0] * (len(hidden) - length)
+        assert examples["attention_mask"][row].tolist() == [1] * length + padding
+        assert weights.tolist() == [1] * used + unused
+        assert positions[used:] == labels[used:] == unused
+        tokens = list(hidden)
+        for position, label in zip(positions[:used], labels[:used], strict=True):
+            tokens[position] = label
+        a_end, b_end = (i for i, token in enumerate(tokens) if token == SEP)
+        assert tokens[0] == CLS
+        assert b_end == length - 1
+        assert tokens[length:] == padding
+        assert types == [0] * (a_end + 1) + [1] * (b_end - a_end) + padding
+        assert np.all(np.diff(positions[:used]) > 0)
+        assert not {0, a_end, *range(b_end, len(tokens))}.intersection(positions[:used])
+        label = int(examples["sentence_labels"][row])
+        found.append(Instance(tokens[:length], hidden[:length], positions[:used], a_end - 1, label))
+    return found
+
+
+def sentences(rows: Rows, row: int) -> list[list[int]]:
+    number = rows["sentence"][row]
+    return [rows["tokens"][row][number == i].tolist() for i in range(number.max() + 1)]
+
+
+def shares(values: Any, keys: Any) -> np.ndarray:
+    counts = Counter(values)
+    assert set(counts) <= set(keys)
+    return np.array([counts[key] for key in keys]) / counts.total()
+
+
+def mask_statistics(found: list[Instance]) -> dict[str, np.ndarray]:
+    """Shares, to be compared between device and"""
+    runs, fates, places = [], [], []
+    for one in found:
+        masked = set(one.positions)
+        whole = [masked.issuperset(word) and 1 + (word[0] > one.a_length) for word in words(one, STARTS_WORD)]
+        runs += [min(len(list(run)), 7) for is_masked, run in itertools.groupby(whole) if is_masked]
+        for position in one.positions:
+            was, now = one.tokens[position], one.hidden[position]
+            fates.append("mask" if now == MASK else "same" if now == was else "random")
+            places.append(position // 16)
+    counts = [len(one.positions) for one in found]
+    tokens = sum(len(one.tokens) for one in found)
+    assert tokens > 10**5
+    return {
+        "masked share": np.array(sum(counts) / tokens),
+        "words in a run of masked words": shares(runs, range(1, 8)),
+        "mask, random, same": shares(fates, ("mask", "random", "same")),
+        "position": shares(places, range(8)),
+        "predictions": shares((count // 4 for count in counts), range(6)),
+    }

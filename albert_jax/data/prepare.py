@@ -7,6 +7,7 @@ beside it), so the folder can be handed on and named as a source.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -70,12 +71,14 @@ def prepare(config: DataConfig, vocab_size: int) -> Prepared:
         name: getattr(config, name)
         for name in ("text_field", "txt_documents", "encoding_errors", "language", "map_punctuation")
     }
+    survey = functools.cache(functools.partial(_survey, config))
     if config.vocab:
         tokenizer = Tokenizer(config.vocab, map_punctuation=config.map_punctuation)
         _check_vocab_size(tokenizer, vocab_size)
     else:
         path = cache / "vocab" / f"{_digest(of_source, reading)[:16]}-{vocab_size}.model"
         if not path.exists():
+            survey()
             vocabulary(config, path, vocab_size)
         tokenizer = Tokenizer(path, map_punctuation=config.map_punctuation)
     fingerprint = _digest(VERSION, of_source, tokenizer.sha256, reading, config.eval_fraction, MAX_RECORD_TOKENS)
@@ -83,7 +86,7 @@ def prepare(config: DataConfig, vocab_size: int) -> Prepared:
     builder = AlbertText(data_dir=cache, config=builder_config, file_format="array_record")
     folder = Path(builder.data_dir)
     if not folder.exists():
-        counts, repairs = _survey(config)
+        counts, repairs = survey()
         for what, count in sorted(repairs.items()):
             if count:
                 log.warning("%s: %d", what, count)

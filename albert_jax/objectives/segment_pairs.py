@@ -31,7 +31,7 @@ class Pair(NamedTuple):
     """What is to be written as [CLS] A [SEP] B [SEP], and the label."""
 
     tokens: Array
-    """[2 C]: the row's tokens, then another row's."""
+    """[C], or [2 C]: the row's tokens, then another row's where the objective looks at that."""
     a: Segment
     b: Segment
     label: Array
@@ -41,7 +41,7 @@ class Pair(NamedTuple):
 def in_order(key: Array, row: Sequence, other: Sequence, end: Array) -> Pair:
     """A then B, always: what the MLM-only runs of the paper's Table 5 read."""
     a, b = _cut(key, row, end)
-    return Pair(jnp.concatenate([row.tokens, other.tokens]), a, b, jnp.int32(0))
+    return Pair(row.tokens, a, b, jnp.int32(0))
 
 
 def sop(key: Array, row: Sequence, other: Sequence, end: Array) -> Pair:
@@ -70,7 +70,7 @@ def nsp(key: Array, row: Sequence, other: Sequence, end: Array) -> Pair:
     possible = jnp.max(other.sentence) >= 0
     swap = jax.random.bernoulli(swap_key) & possible
     b = Segment(*(jnp.where(swap, y, x) for x, y in zip(pair.b, foreign, strict=True)))
-    return pair._replace(b=b, label=swap.astype(jnp.int32))
+    return Pair(jnp.concatenate([row.tokens, other.tokens]), pair.a, b, swap.astype(jnp.int32))
 
 
 PAIRS = {"sop": sop, "nsp": nsp, "none": in_order}

@@ -1,0 +1,135 @@
+"""One training step: the same on one device and on eight, whole or in micro-batches, with one all-reduce of gradients."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from albert_jax import partition
+from albert_jax.checkpoint import fingerprint
+
+from .conftest import ROOT
+from .train_script import batches, make
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`trained(devices, accumulation, sharing, objective)`: what tests/train_script.py wrote, each run once."""
+    folder = tmp_path_factory.mktemp("trained")
+
+    def run(devices: int, accumulation: int = 1, sharing: str = "all", objective: str = "sop") -> Any:
+        out = folder / f"{devices}-{accumulation}-{sharing}-{objective}.npz"
+        if not out.exists():
+            environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+            words = [sys.executable, "-m", "tests.train_script", str(out), str(accumulation), sharing, objective]
+            subprocess.run(words, env=environment, check=True, cwd=ROOT)
+        return np.load(out)
+
+    return run
+
+
+def collectives(text: str) -> list[tuple[str, str]]:
+    """(the computation it stands in, the instruction) of each collective in compiled HLO."""
+    found, computation = [], ""
+    for line in text.splitlines():
+        if line and not line[0].isspace() and line.rstrip().endswith("{"):
+            computation = line.split("(")[0].strip()
+        if re.search(r"(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\(", line):
+            found.append((computation, line.strip()))
+    return found
+
+
+@pytest.mark.parametrize("sharing", ["all", "attention"])
+def test_eight_devices_equal_one(trained: Any, sharing: str) -> None:
+    """Dropout and masks too.  Fails if random numbers were drawn by device, or losses averaged over devices."""
+    one, eight = trained(1, sharing=sharing), trained(8, sharing=sharing)
+    assert (one["devices"], eight["devices"]) == (1, 8)
+    np.testing.assert_allclose(eight["losses"], one["losses"], atol=1e-5)
+    np.testing.assert_allclose(eight["params"], one["params"], atol=1e-5)
+    assert np.ptp(one["losses"]) > 1e-3
+
+
+def test_nsp_reads_other_devices_rows(trained: Any) -> None:
+    """Its negatives come from other rows of the global batch, wherever they are."""
+    np.testing.assert_allclose(trained(8, objective="nsp")["params"], trained(1, objective="nsp")["params"], atol=1e-5)
+
+
+def test_accumulated_equals_whole(trained: Any) -> None:
+    """Rows have unequal numbers of masked tokens: fails if micro-batches' mean losses were averaged."""
+    np.testing.assert_allclose(trained(1, accumulation=4)["params"], trained(1)["params"], atol=1e-5)
+    np.testing.assert_allclose(trained(8, accumulation=2)["params"], trained(1)["params"], atol=1e-5)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_one_gradient_all_reduce_outside_every_loop(trained: Any, accumulation: int) -> None:
+    """Fails without the `pcast` in `partition.summed_gradients`: jit then reduces the shared layer in each iteration."""
+    run = trained(8, accumulation)
+    found = collectives(str(run["text"]))
+    assert all(computation.startswith("ENTRY") for computation, _ in found), found
+    # The gradients' is the one that holds a kernel; the others are sums of weights, scalars.
+    assert sum("f32[1,32,64]" in instruction or "f32[32,64]" in instruction for _, instruction in found) == 1
+    assert {re.search(r"= .*?(all-\w+|collective-\w+|reduce-scatter)", line)[1] for _, line in found} == {"all-reduce"}  # type: ignore[index]
+
+
+def test_fingerprint_is_the_same_on_any_devices_and_sees_one_bit() -> None:
+    """Every bit of a small array counts, so does order; sharded over devices it is the same sum (integers)."""
+    array = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
+    mark = np.asarray(fingerprint({"a": jnp.asarray(array)}))
+    bits = array.view(np.uint32)
+    for at in range(bits.size):
+        for bit in range(32):
+            flipped = bits.copy()
+            flipped.flat[at] ^= np.uint32(1 << bit)
+            assert not np.array_equal(np.asarray(fingerprint({"a": jax.lax.bitcast_convert_type(jnp.asarray(flipped), jnp.float32)})), mark)
+    swapped = array.copy()
+    swapped[0, 0], swapped[3, 2] = array[3, 2], array[0, 0]
+    assert not np.array_equal(np.asarray(fingerprint({"a": jnp.asarray(swapped)})), mark)
+
+
+def test_prefetch_keeps_order_and_loses_nothing() -> None:
+    mesh, _, _ = make(1)
+    data = batches()
+    ahead = list(partition.prefetch(mesh, iter(data)))
+    assert len(ahead) == len(data)
+    for put, given in zip(ahead, data, strict=True):
+        np.testing.assert_array_equal(put["tokens"], given["tokens"])
+
+
+def test_loss_falls_on_a_batch_seen_again_and_again() -> None:
+    """The whole machine learns: dropout off, one batch, its loss well below the uniform distribution's 5.70 + 0.69."""
+    mesh, step, state = make(1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    batch = partition.put(mesh, batches()[0])
+    losses = []
+    for _ in range(60):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"][0]))
+    assert losses[0] == pytest.approx(np.log(300) + np.log(2), abs=0.1)
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_five_steps_losses(trained: Any) -> None:
+    """The one golden: the losses of five steps.  If they changed, something of initialisation, masks, dropout, model, loss or
+    optimiser changed; update them only if that was the intention, and say so in CHANGELOG.md: no old run can be resumed."""
+    np.testing.assert_allclose(trained(1)["losses"], GOLDEN, atol=2e-4)
+
+
+GOLDEN = [6.397042, 6.411024, 6.385527, 6.395838, 6.405540]
+
+
+def test_peak_flops_of_what_is_not_known() -> None:
+    assert partition.peak_flops(partition.make_mesh("any")) is None
+
+
+def test_too_little_memory_for_nothing(tmp_path: Path) -> None:
+    """Parameters are donated: the state given to a step cannot be used again."""
+    mesh, step, state = make(1)
+    old = state.params["pooler"]["kernel"]
+    step(state, partition.put(mesh, batches()[0]))
+    assert old.is_deleted()
