@@ -142,7 +142,8 @@ def make_evaluate(
 
     def step(params: Any, batch: dict[str, Array], number: Array) -> dict[str, Any]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), number)
-        found, base = {}, {}
+        found: dict[str, Array] = {}
+        base: dict[str, Array] = {}
         for kind in sorted({own, "sop", "nsp"}):
             objective = replace(config.objective, sentence_objective=kind)
             examples = pretraining.draw(objective, vocabulary, batch, key)

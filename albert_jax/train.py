@@ -250,7 +250,8 @@ class Meter:
         values = {name: value.astype(np.float64) for name, value in jax.device_get(metrics).items()}
         if not all(math.isfinite(values[name][0]) for name in ("loss", "grad_norm")):
             dump = run_dir / f"nonfinite-step-{step}.npz"
-            np.savez(dump, **{name: np.asarray(rows.addressable_data(0)) for name, rows in batch.items()})
+            arrays: dict[str, Any] = {name: np.asarray(rows.addressable_data(0)) for name, rows in batch.items()}
+            np.savez(dump, **arrays)
             raise InputError(
                 f"step {step}: loss is {values['loss'][0]:g}, gradient norm {values['grad_norm'][0]:g}; its batch is in {dump}; earlier "
                 "checkpoints are kept; lower --optim.learning-rate, lengthen the warm-up, or look for ids beyond the vocabulary"

@@ -7,17 +7,18 @@ for each sequence (there: once a document), and two sentences are used at least 
 import itertools
 import random
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from albert_jax.data import loader
+from albert_jax.objectives.pretraining import ObjectiveConfig
 
 Rows = dict[str, np.ndarray]
 
 PAD, CLS, SEP, MASK, FIRST = 0, 2, 3, 4, 5
 STARTS_WORD = np.random.default_rng(0).random(2**20) < 0.75  # the released vocabulary: 23,242 of 30,000
+STARTS = STARTS_WORD.tolist()
 
 MASK_SHARE, KEEP_SHARE = 0.8, 0.5  # [MASK], else half stays and half becomes any piece
 
@@ -36,18 +37,6 @@ class Instance(NamedTuple):
     """1 = swapped."""
 
 
-class Settings(NamedTuple):
-    """What the released flags and vocabulary say."""
-
-    starts_word: Sequence[bool]
-    max_seq_length: int
-    max_predictions: int
-    masked_lm_prob: float = 0.15
-    ngram: int = 3
-    favor_shorter_ngram: bool = True
-    short_seq_prob: float = 0.1
-
-
 def truncate_seq_pair(a: list[int], b: list[int], room: int, rng: random.Random) -> None:
     """Pops one token at a time from the longer (B on a tie), from its front or back."""
     while len(a) + len(b) > room:
@@ -58,10 +47,10 @@ def truncate_seq_pair(a: list[int], b: list[int], room: int, rng: random.Random)
             longer.pop()
 
 
-def pair(sentences: list[list[int]], settings: Settings, rng: random.Random) -> tuple[list[int], list[int], int]:
+def pair(sentences: list[list[int]], config: ObjectiveConfig, rng: random.Random) -> tuple[list[int], list[int], int]:
     """Two segments of a sequence, cut to fit, and 1 if they are swapped."""
-    room = settings.max_seq_length - 3
-    target = rng.randint(2, room) if rng.random() < settings.short_seq_prob else room
+    room = config.max_seq_length - 3
+    target = rng.randint(2, room) if rng.random() < config.short_seq_prob else room
     chunk: list[list[int]] = []
     for sentence in sentences:
         if len(chunk) >= 2 and sum(map(len, chunk)) >= target:
@@ -77,27 +66,30 @@ def pair(sentences: list[list[int]], settings: Settings, rng: random.Random) -> 
     return a, b, label
 
 
-def choose(tokens: list[int], settings: Settings, wanted: int, rng: random.Random) -> list[int]:
-    """Positions to predict, ascending.  As released, an n-gram may cross [SEP], and a B that starts inside a word goes
-    with the last word of A: special tokens are passed over, not breaks.
+def choose(
+    tokens: list[int], config: ObjectiveConfig, wanted: int, rng: random.Random, crossing: bool = True
+) -> list[int]:
+    """Positions to predict, ascending.  As released, an n-gram may cross [SEP], and a B that begins inside a word goes
+    with the last word of A: special tokens are passed over, not breaks.  `crossing` false makes them breaks.
     """
-    words: list[list[int]] = []
+    parts: list[list[list[int]]] = [[]]
     for position, token in enumerate(tokens):
         if token in (CLS, SEP):
-            continue
-        if words and not settings.starts_word[token]:
-            words[-1].append(position)
+            parts += [] if crossing else [[]]
+        elif parts[-1] and not STARTS[token]:
+            parts[-1][-1].append(position)
         else:
-            words.append([position])
-    share = [1 / n for n in range(1, settings.ngram + 1)]
-    if not settings.favor_shorter_ngram:
+            parts[-1].append([position])
+    share = [1 / n for n in range(1, config.ngram + 1)]
+    if not config.favor_shorter_ngram:
         share.reverse()
     ngrams = [
         [
             list(itertools.chain(*words[first : first + n]))
-            for n in range(1, settings.ngram + 1)
+            for n in range(1, config.ngram + 1)
             if first + n <= len(words)
         ]
+        for words in parts
         for first in range(len(words))
     ]
     rng.shuffle(ngrams)
@@ -118,35 +110,37 @@ def budget(length: int, masked_lm_prob: float, max_predictions: int) -> int:
     return min(max_predictions, max(1, round(length * masked_lm_prob)))
 
 
-def instance(sentences: list[list[int]], settings: Settings, rng: random.Random) -> Instance:
+def instance(
+    sentences: list[list[int]], config: ObjectiveConfig, rng: random.Random, crossing: bool = True
+) -> Instance:
     """One instance of a sequence."""
-    a, b, label = pair(sentences, settings, rng)
+    a, b, label = pair(sentences, config, rng)
     tokens = [CLS, *a, SEP, *b, SEP]
-    wanted = budget(len(tokens), settings.masked_lm_prob, settings.max_predictions)
-    positions = choose(tokens, settings, wanted, rng)
+    wanted = budget(len(tokens), config.masked_lm_prob, config.max_predictions_per_seq)
+    positions = choose(tokens, config, wanted, rng, crossing)
     hidden = list(tokens)
     for position in positions:
         if rng.random() < MASK_SHARE:
             hidden[position] = MASK
         elif rng.random() >= KEEP_SHARE:
-            hidden[position] = rng.randrange(len(settings.starts_word))
+            hidden[position] = rng.randrange(len(STARTS))
     return Instance(tokens, hidden, positions, len(a), label)
 
 
-def words(instance: Instance, starts_word: Sequence[bool]) -> list[list[int]]:
+def words(instance: Instance) -> list[list[int]]:
     """Positions of each word; a segment's first piece starts one, even in the middle of a word."""
     found: list[list[int]] = []
     last = len(instance.tokens) - 1
     for first, end in ((1, 1 + instance.a_length), (2 + instance.a_length, last)):
         for position in range(first, end):
-            if position == first or starts_word[instance.tokens[position]]:
+            if position == first or STARTS[instance.tokens[position]]:
                 found.append([position])
             else:
                 found[-1].append(position)
     return found
 
 
-def text(count: int, max_seq_length: int, seed: int = 0, vocab_size: int = 2**20) -> Rows:
+def text_sequences(count: int, max_seq_length: int, seed: int = 0, vocab_size: int = 2**20) -> loader.Sequences:
     """Rows as the loader makes them.  Tokens count up, so that a piece tells its place; sentences begin with a word."""
     rng = np.random.default_rng(seed)
     records: list[Rows] = []
@@ -160,8 +154,12 @@ def text(count: int, max_seq_length: int, seed: int = 0, vocab_size: int = 2**20
         index += [(len(records), *span) for span in loader.spans(lengths, max_seq_length)]
         records.append({"tokens": tokens, "sentence_lengths": lengths})
         used += ends[-1]
-    sequences = loader.Sequences(records, np.array(index[:count], np.uint32), max_seq_length)
-    rows = [sequences[i] for i in range(count)]
+    return loader.Sequences(records, np.array(index[:count], np.uint32), max_seq_length)
+
+
+def text(count: int, max_seq_length: int, seed: int = 0, vocab_size: int = 2**20) -> Rows:
+    """A batch of all `text_sequences`."""
+    rows = list(map(text_sequences(count, max_seq_length, seed, vocab_size).__getitem__, range(count)))
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -209,7 +207,7 @@ def mask_statistics(found: list[Instance]) -> dict[str, np.ndarray]:
     runs, fates, places = [], [], []
     for one in found:
         masked = set(one.positions)
-        whole = [masked.issuperset(word) and 1 + (word[0] > one.a_length) for word in words(one, STARTS_WORD)]
+        whole = [masked.issuperset(word) and 1 + (word[0] > one.a_length) for word in words(one)]
         runs += [min(len(list(run)), 7) for is_masked, run in itertools.groupby(whole) if is_masked]
         for position in one.positions:
             was, now = one.tokens[position], one.hidden[position]

@@ -344,7 +344,7 @@ def test_every_dropout_site_draws_a_mask_of_its_own() -> None:
 
 
 def test_initialisation() -> None:
-    """Fails with flax's own truncated normal (which is rescaled), and if all sets of a part start from one key."""
+    """Fails if what is drawn is rescaled to a deviation of 0.02, and if all sets of a part start from one key."""
     params = jit(functools.partial(init_params, tiny(sharing="none", vocab_size=2000)))(jax.random.key(8))
     drawn: list[np.ndarray] = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(jax.tree.map(np.asarray, params)):

@@ -122,7 +122,7 @@ def test_lamb_as_released(weight_decay: float) -> None:
 
 @pytest.mark.parametrize("name", ["lamb", "adamw", "optax_lamb"])
 def test_sets_are_updated_as_tensors_of_their_own(name: Any) -> None:
-    """Fails if the optimiser is given stacked leaves whole (LAMB's norms), or if each set is clipped by itself."""
+    """Fails if the optimiser is given stacked leaves whole (LAMB's norms), or rows come back in another order."""
     config = OptimConfig(optimizer=name, **FLAT)
     stacked = run(make_optimizer(config, 10, is_stacked)[0], nest(start()), [nest(step) for step in gradients()])
     grads = [nest(separate(step)) for step in gradients()]

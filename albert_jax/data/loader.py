@@ -15,7 +15,8 @@ import numpy as np
 from albert_jax.config import require
 from albert_jax.data.prepare import Prepared, read_split, save_array
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]
+"""Name -> numpy array, as `Sequences` names them; batched along a leading axis."""
 
 SPECIAL_TOKENS = 3
 """[CLS] and two [SEP]."""

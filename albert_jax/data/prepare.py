@@ -201,7 +201,7 @@ class AlbertText(tfds.core.GeneratorBasedBuilder):
         for text in _progress(chosen, config.counts[split], f"preparing {split}"):
             encoded = config.tokenizer.encode_batch(list(sources.sentences(text, config.data.language)))
             lengths = [len(ids) for ids in encoded if ids]
-            tokens = np.array([i for ids in encoded for i in ids], _token_dtype(config.tokenizer))
+            tokens: np.ndarray = np.array([i for ids in encoded for i in ids], _token_dtype(config.tokenizer))
             for part, part_lengths in _parts(tokens, np.array(lengths, np.int32)):
                 yield key, {"tokens": part, "sentence_lengths": part_lengths}
                 key += 1

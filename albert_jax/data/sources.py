@@ -184,10 +184,8 @@ def _jsonl(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[st
         except json.JSONDecodeError as error:
             raise InputError(f"{path}:{number}: not JSON: {error.msg}") from None
         text = record.get(config.text_field) if isinstance(record, dict) else None
-        require(
-            isinstance(text, str),
-            f"{path}:{number}: no text field '{config.text_field}'; name it with --data.text-field",
-        )
+        if not isinstance(text, str):
+            raise InputError(f"{path}:{number}: no text field '{config.text_field}'; name it with --data.text-field")
         # A surrogate half can be written in JSON but is no character: nothing later could encode it.
         clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "")
         repairs["documents with broken characters mended"] += clean != text

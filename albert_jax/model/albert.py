@@ -7,7 +7,7 @@ Shapes: B batch, S sequence, E embedding_size, H hidden_size, F intermediate_siz
 L layers, G parameter sets of a part, P predicted positions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -79,15 +79,7 @@ class AlbertConfig:
     """Blocks unrolled in one iteration of the layer loop."""
 
     def __post_init__(self) -> None:
-        sizes = (
-            "vocab_size",
-            "embedding_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-        )
-        sizes += ("num_hidden_groups", "inner_group_num", "max_position_embeddings", "type_vocab_size", "scan_unroll")
+        sizes = [field.name for field in fields(self) if field.type is int]
         for name in sizes:
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         require(
@@ -108,7 +100,7 @@ class AlbertConfig:
         )
 
 
-_V1 = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+_V1: dict[str, Any] = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 _LARGE: dict[str, Any] = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16)
 # 16 heads as in the released config; the paper's H / 64 would be 32.
 _XLARGE: dict[str, Any] = dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=24, num_attention_heads=16)
@@ -257,9 +249,9 @@ class Encoder(nn.Module):
         def block(x: Array, own: tuple[dict[str, Any], Array]) -> tuple[Array, Outputs]:
             own_params, index = own
             p, site = shared | own_params, 1 + SITES_PER_BLOCK * index
-            x, weights = attention.apply({"params": p["attention"]}, x, bias, keys, site)
-            x = ffn.apply({"params": p["ffn"]}, x, keys, site + 2)
-            return x, {"hidden_states": x, "attentions": weights} if collect else {}
+            y: Any = attention.apply({"params": p["attention"]}, x, bias, keys, site)
+            z: Any = ffn.apply({"params": p["ffn"]}, y[0], keys, site + 2)
+            return z, {"hidden_states": z, "attentions": y[1]} if collect else {}
 
         if config.remat != "none":
             block = jax.checkpoint(block, prevent_cse=False, policy=REMAT_POLICIES[config.remat])

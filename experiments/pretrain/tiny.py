@@ -25,5 +25,5 @@ config = PretrainConfig(
     data=DataConfig(source="python-docs", eval_fraction=0.05),
     objective=ObjectiveConfig(max_seq_length=64, max_predictions_per_seq=10),
     optim=OptimConfig(optimizer="lamb", learning_rate=0.01, num_warmup_steps=100),
-    train=TrainConfig(num_train_steps=1000, global_batch_size=64, log_every=50, eval_every=250, checkpoint_every=500),
+    train=TrainConfig(num_train_steps=1000, global_batch_size=32, log_every=50, eval_every=250, checkpoint_every=500),
 )
