@@ -7,15 +7,16 @@ from albert_jax.config import read_json
 from albert_jax.run_folder import read_metrics
 
 PANELS = {
-    "loss": ("loss (nats)", ("loss", "mlm_loss", "sop_loss", "nsp_loss")),
-    "mlm_accuracy": ("masked-LM accuracy", ("mlm_accuracy",)),
-    "sentence": ("sentence accuracy", ("sop_accuracy", "nsp_accuracy")),
+    "loss (nats)": ("mlm_loss", "loss"),
+    "masked-LM accuracy": ("mlm_accuracy",),
+    "sentence loss (nats)": ("sop_loss", "nsp_loss"),
+    "sentence accuracy": ("sop_accuracy", "nsp_accuracy"),
 }
-"""Panel -> its axis label and the metrics in it."""
+"""Axis label -> the metrics in that panel."""
 
 
 def plot_curves(run_dir: Path) -> Path:
-    """Draws `curves.png`: loss, masked-LM accuracy and sentence accuracy by step, training and held-out, with the baselines.
+    """Draws `curves.png`: losses and accuracies by step, in training and held out, with what needs no model.
 
     Raises:
       InputError: no log there.
@@ -24,8 +25,8 @@ def plot_curves(run_dir: Path) -> Path:
 
     records = read_metrics(run_dir)
     summary = read_json(run_dir / "summary.json") if (run_dir / "summary.json").exists() else {}
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
-    for axes, (label, metrics) in zip(figure.subplots(1, len(PANELS)), PANELS.values(), strict=True):
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    for axes, (label, metrics) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
         for number, name in enumerate(metrics):
             color = f"C{number}"
             for split, style in (("train", "-"), ("eval", "o--")):

@@ -66,20 +66,18 @@ def pair(sentences: list[list[int]], config: ObjectiveConfig, rng: random.Random
     return a, b, label
 
 
-def choose(
-    tokens: list[int], config: ObjectiveConfig, wanted: int, rng: random.Random, crossing: bool = True
-) -> list[int]:
+def choose(tokens: list[int], config: ObjectiveConfig, wanted: int, rng: random.Random) -> list[int]:
     """Positions to predict, ascending.  As released, an n-gram may cross [SEP], and a B that begins inside a word goes
-    with the last word of A: special tokens are passed over, not breaks.  `crossing` false makes them breaks.
+    with the last word of A: special tokens are passed over, not breaks.
     """
-    parts: list[list[list[int]]] = [[]]
+    words: list[list[int]] = []
     for position, token in enumerate(tokens):
         if token in (CLS, SEP):
-            parts += [] if crossing else [[]]
-        elif parts[-1] and not STARTS[token]:
-            parts[-1][-1].append(position)
+            continue
+        if words and not STARTS[token]:
+            words[-1].append(position)
         else:
-            parts[-1].append([position])
+            words.append([position])
     share = [1 / n for n in range(1, config.ngram + 1)]
     if not config.favor_shorter_ngram:
         share.reverse()
@@ -89,7 +87,6 @@ def choose(
             for n in range(1, config.ngram + 1)
             if first + n <= len(words)
         ]
-        for words in parts
         for first in range(len(words))
     ]
     rng.shuffle(ngrams)
@@ -110,14 +107,12 @@ def budget(length: int, masked_lm_prob: float, max_predictions: int) -> int:
     return min(max_predictions, max(1, round(length * masked_lm_prob)))
 
 
-def instance(
-    sentences: list[list[int]], config: ObjectiveConfig, rng: random.Random, crossing: bool = True
-) -> Instance:
+def instance(sentences: list[list[int]], config: ObjectiveConfig, rng: random.Random) -> Instance:
     """One instance of a sequence."""
     a, b, label = pair(sentences, config, rng)
     tokens = [CLS, *a, SEP, *b, SEP]
     wanted = budget(len(tokens), config.masked_lm_prob, config.max_predictions_per_seq)
-    positions = choose(tokens, config, wanted, rng, crossing)
+    positions = choose(tokens, config, wanted, rng)
     hidden = list(tokens)
     for position in positions:
         if rng.random() < MASK_SHARE:
