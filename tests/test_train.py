@@ -87,7 +87,9 @@ def test_fingerprint_is_the_same_on_any_devices_and_sees_one_bit() -> None:
         for bit in range(32):
             flipped = bits.copy()
             flipped.flat[at] ^= np.uint32(1 << bit)
-            assert not np.array_equal(np.asarray(fingerprint({"a": jax.lax.bitcast_convert_type(jnp.asarray(flipped), jnp.float32)})), mark)
+            assert not np.array_equal(
+                np.asarray(fingerprint({"a": jax.lax.bitcast_convert_type(jnp.asarray(flipped), jnp.float32)})), mark
+            )
     swapped = array.copy()
     swapped[0, 0], swapped[3, 2] = array[3, 2], array[0, 0]
     assert not np.array_equal(np.asarray(fingerprint({"a": jnp.asarray(swapped)})), mark)

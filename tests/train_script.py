@@ -1,6 +1,6 @@
 """Run by test_train.py in processes with other numbers of devices: trains five steps and writes what came out.
 
-    python tests/train_script.py OUT GRADIENT_ACCUMULATION SHARING SENTENCE_OBJECTIVE
+python tests/train_script.py OUT GRADIENT_ACCUMULATION SHARING SENTENCE_OBJECTIVE
 """
 
 import functools
@@ -91,7 +91,9 @@ def main(out: str, accumulation: str, sharing: str, sentence_objective: str) -> 
         losses.append(float(metrics["loss"][0]))
     flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    np.savez(out, params=flat, losses=losses, devices=mesh.size, fingerprint=jax.jit(fingerprint)(state), text=np.array(text))
+    np.savez(
+        out, params=flat, losses=losses, devices=mesh.size, fingerprint=jax.jit(fingerprint)(state), text=np.array(text)
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from albert_jax.config import InputError, read_json, require
+from albert_jax.config import read_json, require
 from albert_jax.data import sources
 from albert_jax.data.sources import DataConfig
 from albert_jax.data.tokenizer import Tokenizer, train_vocabulary

@@ -7,6 +7,7 @@ Shapes: B batch, S sequence, E embedding_size, H hidden_size, F intermediate_siz
 L layers, G parameter sets of a part, P predicted positions.
 """
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -27,6 +28,8 @@ ACTIVATIONS = {
     "tanh": jnp.tanh,
     "linear": lambda x: x,
 }
+
+DTYPES = ("float32", "bfloat16")
 
 REMAT_POLICIES: dict[str, Any] = {
     "none": jax.checkpoint_policies.everything_saveable,
@@ -89,6 +92,11 @@ class AlbertConfig:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), got {getattr(self, name)}")
         require(self.sharing in STRATEGIES, f"sharing: one of {', '.join(STRATEGIES)}, got {self.sharing!r}")
+        for name in ("initializer_range", "layer_norm_eps"):
+            value = getattr(self, name)
+            require(math.isfinite(value) and value > 0, f"{name} must be finite and > 0, got {value}")
+        require(self.dtype in DTYPES, f"dtype: one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        require(self.remat in REMAT_POLICIES, f"remat: one of {', '.join(REMAT_POLICIES)}, got {self.remat!r}")
         require(self.hidden_act in ACTIVATIONS, f"hidden_act: one of {', '.join(ACTIVATIONS)}, got {self.hidden_act!r}")
         require(
             self.num_hidden_groups == 1 or self.sharing == "groups",
@@ -131,11 +139,8 @@ def dropout(x: Array, keys: Array | None, site: Array | int, rate: float) -> Arr
 
 
 def initializer(config: AlbertConfig) -> nn.initializers.Initializer:
-    # Drawn within two deviations of `initializer_range` itself, as tf.truncated_normal does: flax rescales its own.
-    def init(key: Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
-        return jax.random.truncated_normal(key, -2, 2, shape, dtype) * config.initializer_range
-
-    return init
+    """Truncated at two deviations, as tf.truncated_normal; of kernels and embeddings."""
+    return nn.initializers.truncated_normal(config.initializer_range)
 
 
 def dense(config: AlbertConfig, features: int, name: str) -> nn.Dense:
