@@ -53,7 +53,7 @@ def copy(prepared: Prepared, tmp_path: Path) -> Path:
 
 
 def test_python_docs() -> None:
-    """Fails if the walk over the library is not sorted, or if short docstrings count."""
+    """Fails if the help topics are left out, or if short docstrings count."""
     first = list(documents(DataConfig()))
     sources._python_docs.cache_clear()
     assert list(documents(DataConfig())) == first
@@ -62,7 +62,7 @@ def test_python_docs() -> None:
     assert sources.fingerprint(DataConfig()) == sources.fingerprint(DataConfig(text_field="x"))
 
 
-LINES = "\ufeffOne a.\r\nTwo\0 b.\r\n\r\n \r\nThree c.\nFour".encode()
+LINES = "\ufeffOne a.\r\nTwo\0 b.\r\n\r\n \r\nThree c.\n\ufeffFour".encode()
 ROWS = '\ufeff{"text": "One a.\\nTwo b."}\r\n\r\n{"text": " "}\n{"text": "x\\ud800\\u0000y", "n": 1}'.encode()
 BLANK, BODY, REPLACE = {"txt_documents": "blank-line"}, {"text_field": "body"}, {"encoding_errors": "replace"}
 
@@ -71,8 +71,8 @@ BLANK, BODY, REPLACE = {"txt_documents": "blank-line"}, {"text_field": "body"}, 
 @pytest.mark.parametrize(
     ("name", "written", "settings", "found", "repairs"),
     [
-        ("a.txt", LINES, {}, ["One a.\nTwo b.\n\n \nThree c.\nFour"], {"CRLF": 4, "NUL": 1, "byte-order": 1}),
-        ("a.txt", LINES, BLANK, ["One a.\nTwo b.", "Three c.\nFour"], {"CRLF": 4, "NUL": 1, "byte-order": 1}),
+        ("a.txt", LINES, {}, ["One a.\nTwo b.\n\n \nThree c.\n\ufeffFour"], {"CRLF": 4, "NUL": 1, "byte-order": 1}),
+        ("a.txt", LINES, BLANK, ["One a.\nTwo b.", "Three c.\n\ufeffFour"], {"CRLF": 4, "NUL": 1, "byte-order": 1}),
         ("a.txt", b"a\xff\nb\n\xfec", REPLACE, ["a\ufffd\nb\n\ufffdc"], {"UTF-8": 2}),
         ("a.txt", b"\n \n", {}, [], {"without a document": 1}),
         ("a.jsonl", ROWS, {}, ["One a.\nTwo b.", "x\ufffdy"], {"CRLF": 2, "broken": 1, "byte-order": 1}),

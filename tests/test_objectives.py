@@ -124,7 +124,8 @@ def test_words_are_masked_whole(config: ObjectiveConfig) -> None:
 
 def test_spans_do_not_cross_segments() -> None:
     """Two words each in A and B, a budget of two, n = 2 drawn twice as often: were [SEP] no border, the words beside it
-    would be hidden together in more than a sixth of the cases.  Fails if `choose` does not ask for one segment.
+    would be hidden together in more than a sixth of the cases.  Fails if [SEP] does not end a word, or if n-grams
+    are those of the released code.
     """
     segment = jnp.array([-1, 0, 0, -1, 1, 1, -1, -1])
     keys = jax.random.split(jax.random.key(0), 4000)
@@ -141,8 +142,8 @@ def test_pieces_come_back(objective: str) -> None:
     """With masks and order undone, both segments are runs of the row (NSP's negative: of another document's), whole
     where nothing had to be cut, and a sentence ends between them.
 
-    Fails if labels are read from the masked input, if the label is the wrong way round, if `truncate` leaves the start
-    where it was, or if B begins in the middle of a sentence.
+    Fails if labels are read from the masked input, if the label is the wrong way round, or if B begins inside a
+    sentence.
     """
     rows = text(512, 64, 4)
     row_of, sentence_of = {}, {}
@@ -190,7 +191,9 @@ def test_truncate_is_popping_one_at_a_time() -> None:
 
 
 def test_truncate_takes_half_from_the_front() -> None:
-    """40,000 tokens a side: 1 % is four standard errors.  Fails if the front's chance is 0.52, or is drawn once a row."""
+    """40,000 tokens a side: 1 % is four standard errors.  Fails if the front's chance is 0.52, or is drawn once a row,
+    or if a cut segment starts where the whole one did.
+    """
     keys, full = jax.random.split(jax.random.key(3), 2000), Segment(jnp.int32(0), jnp.int32(30))
     a, b = jax.jit(jax.vmap(lambda key: segment_pairs.truncate(key, full, full, 20, 30)))(keys)
     for side in (a, b):
@@ -249,7 +252,7 @@ def draw_on_all_devices(path: str) -> None:
 
 
 def test_draw_is_the_same_on_eight_devices(tmp_path: Path) -> None:
-    """Bit for bit.  Fails if random numbers depend on the layout (jax_threefry_partitionable off)."""
+    """Bit for bit.  Fails if a key is folded with the number of devices."""
     code = f"from tests.test_objectives import *; draw_on_all_devices({str(tmp_path / 'eight.npz')!r})"
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     subprocess.run(
