@@ -1,12 +1,15 @@
 """Checkpoints: Orbax behind one module, with a fingerprint of every array, since Orbax loads flipped bits without a word."""
 
+import copy
+import gc
 import logging
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from jax import Array
 
@@ -31,13 +34,17 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._fingerprint = jax.jit(fingerprint)
 
-    def save(self, step: int, state: Any, progress: dict[str, float]) -> None:
+    def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
         """Begins to write `state`; returns when the arrays may be changed, not when the files are complete.
 
         `progress` are numbers of the run that are no part of its state, such as seconds spent.
         """
-        marks = dict(zip(leaf_names(state), np.asarray(self._fingerprint(state)).tolist(), strict=True))
-        meta = {"step": step, "progress": progress, "fingerprints": marks}
+        marks = dict(zip(leaf_names(state), jax.device_get(self._fingerprint(state)).tolist(), strict=True))
+        meta = {
+            "step": step,
+            "progress": copy.deepcopy(progress),  # it is written later, by another thread
+            "fingerprints": marks,
+        }
         args = {STATE: ocp.args.StandardSave(state), META: ocp.args.JsonSave(meta)}
         saved = self._manager.save(step, args=ocp.args.Composite(**args))
         if not saved:  # Orbax says nothing else of a step that is there already or lies below the latest
@@ -49,29 +56,37 @@ class Checkpoints:
         """The newest complete step."""
         return max(_steps(self.folder), default=None)
 
-    def restore(self, target: Any) -> tuple[Any, dict[str, float]] | None:
+    def restore(self, target: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest state that is whole, on the shardings of `target`, and its `progress`; None if there is no checkpoint.
 
-        A damaged checkpoint is set aside as `<step>.quarantined` and the one before it is tried.
+        A damaged checkpoint is passed over, and set aside as `<step>.quarantined` once an earlier one is found to be whole.
 
         Raises:
           InputError: there are checkpoints, and none of them is whole.
         """
-        steps = sorted(_steps(self.folder), reverse=True)
-        for step in steps:
+        damaged: list[tuple[int, str]] = []
+        for step in sorted(_steps(self.folder), reverse=True):
             try:
-                return self._read(step, target)
-            except Exception as error:  # Orbax, tensorstore and JSON each raise their own
+                found = self._read(step, target)
+            except (ValueError, KeyError, TypeError, FileNotFoundError) as error:  # what damaged files end in
                 reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
-                _quarantine(self.folder / str(step), reason[:200])
+                damaged.append((step, reason[:200]))
+                continue
+            for bad, reason in damaged:
+                _quarantine(self.folder / str(bad), reason)
+            if damaged:
                 self._manager.reload()
-        require(
-            not steps,
-            f"{self.folder}: none of the checkpoints {steps} can be read; they are kept as *.quarantined; start afresh in another --run-dir",
-        )
+                _collect_quietly()
+            return found
+        if damaged:
+            _collect_quietly()
+            told = "; ".join(f"{step}: {reason}" for step, reason in damaged)
+            raise InputError(
+                f"{self.folder}: none of the checkpoints can be read ({told}); start afresh in another --run-dir"
+            )
         return None
 
-    def _read(self, step: int, target: Any) -> tuple[Any, dict[str, float]]:
+    def _read(self, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
         args = {STATE: ocp.args.StandardRestore(target), META: ocp.args.JsonRestore()}
         found = self._manager.restore(step, args=ocp.args.Composite(**args))
         _verify(found[STATE], found[META]["fingerprints"])
@@ -146,7 +161,7 @@ def leaf_names(tree: Any) -> list[str]:
 
 
 def _verify(tree: Any, marks: dict[str, list[int]]) -> None:
-    found = dict(zip(leaf_names(tree), np.asarray(fingerprint(tree)).tolist(), strict=True))
+    found = dict(zip(leaf_names(tree), jax.device_get(fingerprint(tree)).tolist(), strict=True))
     for name, mark in found.items():
         if marks.get(name) != mark:
             raise ValueError(f"fingerprint mismatch in {name}")
@@ -158,6 +173,16 @@ def _steps(folder: Path) -> list[int]:
 
 def _complete(path: Path) -> bool:
     return all((path / name).exists() for name in ("_CHECKPOINT_METADATA", STATE, f"{META}/metadata"))
+
+
+def _collect_quietly() -> None:
+    """Where a read fails, Orbax drops coroutines that it never awaited; each would print a traceback as it is collected."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 def _quarantine(path: Path, reason: str) -> None:

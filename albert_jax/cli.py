@@ -3,9 +3,11 @@
 import argparse
 import dataclasses
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from albert_jax.config import InputError, load
 
@@ -16,26 +18,53 @@ A run folder's config.json is an experiment too: albert-jax pretrain runs/tiny/c
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Its mistakes are told like all others: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, 2 for input that cannot be used, 128 + n for signal n."""
     words = sys.argv[1:] if words is None else list(words)
     parser = _parser()
     if words[1:2] and words[0] in ("pretrain", "prepare", "vocab") and {"-h", "--help"} & set(words[2:]):
         return _help(words[0], words[1])
-    arguments, overrides = parser.parse_known_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("albert_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and TFDS tell their every step
     try:
+        plain, overrides = _split(words)
+        arguments = parser.parse_args(plain)
         return arguments.job(arguments, overrides)
     except InputError as error:
         print(f"albert-jax: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("albert-jax: interrupted; the same command starts where this one was", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words that argparse reads, and the overrides with their values, wherever they stand."""
+    plain: list[str] = []
+    overrides: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or word == "--help":
+            plain.append(word)
+            continue
+        overrides.append(word)
+        if "=" not in word and rest:
+            overrides.append(rest.pop(0))
+    return plain, overrides
 
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="albert-jax",
         description="Pretrain and study ALBERT in JAX.",
         epilog=EPILOG,
@@ -102,10 +131,13 @@ def _prepare(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _vocab(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from albert_jax.config import check_writable, require
     from albert_jax.data.prepare import vocabulary
     from albert_jax.pretrain import PretrainConfig
 
     config = load(PretrainConfig, arguments.experiment, overrides)
+    require(not arguments.target.exists(), f"{arguments.target} exists; name another file, or remove it first")
+    check_writable(arguments.target, "target")
     vocabulary(dataclasses.replace(config.data, vocab=""), arguments.target, config.model.vocab_size)
     return 0
 

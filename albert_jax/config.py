@@ -8,7 +8,8 @@ import dataclasses
 import difflib
 import json
 import runpy
-import types
+import tempfile
+import traceback
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,31 @@ def require(condition: bool, message: str) -> None:
     """Raises `InputError(message)` unless the condition holds."""
     if not condition:
         raise InputError(message)
+
+
+def check_writable(path: Path, field: str) -> None:
+    """Refuses a file or folder that could not be made; leaves nothing behind.
+
+    Raises:
+      InputError: naming `field`, and the folder that cannot be written to.
+    """
+    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise InputError(f"{field} {path}: cannot write to {existing}: {error.strerror}") from None
+
+
+def check_types(config: Any) -> None:
+    """Refuses a field of the wrong type, before anything compares it; for `__post_init__`."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if hint in (int, float, str, bool):
+            right = isinstance(value, (int, float) if hint is float else hint) and (
+                hint is bool or not isinstance(value, bool)
+            )
+            require(right, f"{name}: expected {hint.__name__}, got {value!r}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -65,14 +91,6 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
             value in choices, f"{path}: one of {', '.join(map(repr, choices))}, got {value!r}{_hint(value, choices)}"
         )
         return value
-    if origin in (types.UnionType, typing.Union):  # X | None is the only union in use
-        if value is None or value == "none":
-            return None
-        return _typed(next(choice for choice in choices if choice is not type(None)), value, path)
-    if origin is tuple:
-        items = value.split(",") if isinstance(value, str) else value
-        require(isinstance(items, (list, tuple)), f"{path}: expected a list, got {value!r}")
-        return tuple(_typed(choices[0], item, path) for item in items)
     try:
         if hint is bool:
             return {"true": True, "false": False}[str(value).lower()]
@@ -104,13 +122,27 @@ def load(cls: type[T], path: str, overrides: Sequence[str] = ()) -> T:
     require(file.is_file(), f"{path}: no such experiment file")
     if file.suffix == ".json":
         stored = read_json(file)
-        require("config" in stored, f"{path}: no 'config' in it; a run folder's config.json is wanted")
+        require(
+            isinstance(stored.get("config"), dict),
+            f"{path}: no table 'config' in it; a run folder's config.json is wanted",
+        )
         values = stored["config"]
     else:
-        found = runpy.run_path(path).get("config")
+        found = _run(path).get("config")
         require(isinstance(found, cls), f"{path}: it must set 'config' to a {cls.__name__}")
         values = to_dict(found)
     return from_dict(cls, _override(values, overrides))
+
+
+def _run(path: str) -> dict[str, Any]:
+    """What an experiment file defines.  Its mistakes are the user's: told by file and line, without a traceback."""
+    try:
+        return runpy.run_path(path)
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        number = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
+        what = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        raise InputError(f"{path}:{number}: {what.splitlines()[0]}") from None
 
 
 def _override(values: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
@@ -148,8 +180,7 @@ def read_json(path: Path) -> dict[str, Any]:
         table: dict[str, Any] = {}
         for key, value in pairs:
             if key in table:
-                line = text[: text.rindex(json.dumps(key))].count("\n") + 1
-                raise InputError(f"{path}:{line}: duplicate key '{key}'")
+                raise InputError(f"{path}: duplicate key '{key}'")
             table[key] = value
         return table
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from albert_jax.config import require
+from albert_jax.config import check_types, require
 
 Path = tuple[str, ...]
 Schedule = Callable[[Any], Array]
@@ -44,6 +44,7 @@ class OptimConfig:
     """Gradients are clipped to this global norm."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(
             math.isfinite(self.learning_rate) and self.learning_rate > 0,
             f"learning_rate must be finite and > 0, got {self.learning_rate}",

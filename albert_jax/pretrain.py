@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from albert_jax import partition, report, run_folder, train
 from albert_jax.checkpoint import restore_params
-from albert_jax.config import require, to_dict
+from albert_jax.config import check_types, require, to_dict
 from albert_jax.data import loader
 from albert_jax.data.prepare import Prepared, prepare, token_counts
 from albert_jax.data.sources import DataConfig
@@ -27,6 +27,10 @@ from albert_jax.optim import OptimConfig, make_optimizer
 from albert_jax.train import Task, TrainConfig
 
 log = logging.getLogger(__name__)
+
+
+EVAL_SEED = 0xA1BE27
+"""Held-out pairs and masks are the same in every run, whatever its seed."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class PretrainConfig:
     """Run folder whose newest parameters this run starts from."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(self.run_dir != "", "run_dir is empty: name the run folder")
         require(
             self.objective.max_seq_length <= self.model.max_position_embeddings,
@@ -72,7 +77,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         "train.global_batch_size", config.train.global_batch_size, config.train.gradient_accumulation, mesh
     )
     partition.check_batch("train.eval_batch_size", config.train.eval_batch_size, 1, mesh)
-    run_folder.check(run_dir, "pretrain", to_dict(config))
+    run_folder.check(run_dir, "pretrain", config)
     prepared = prepare(config.data, config.model.vocab_size)
     length = config.objective.max_seq_length
     sequences = loader.open_split(prepared, "train", length)
@@ -85,8 +90,10 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    start_batches(0)  # refuses data of less than a batch before the folder is claimed
-    init = _initial(config, mesh)
+    loader.check_batch(sequences, config.train.global_batch_size)
+    initial = functools.partial(_restored, config, mesh) if config.init_from else None
+    if initial is not None and not (run_dir / "checkpoints").exists():
+        initial()  # refuses what does not fit before the folder is claimed
     run_folder.claim(
         run_dir, "pretrain", to_dict(config), {"data": prepared.fingerprint, "vocab": prepared.tokenizer.sha256}
     )
@@ -111,7 +118,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         flops_per_token=flops_per_token(config.model, length, config.objective.max_predictions_per_seq),
     )
     optimizer = make_optimizer(config.optim, config.train.num_train_steps, is_stacked)
-    _, summary = train.run(config.train, task, optimizer, mesh, run_dir, init)
+    _, summary = train.run(config.train, task, optimizer, mesh, run_dir, initial)
     run_folder.write_json(run_dir / "summary.json", summary)
     report.plot_curves(run_dir)
     log.info("%s", report.table(summary))
@@ -141,7 +148,7 @@ def make_evaluate(
     own = config.objective.sentence_objective
 
     def step(params: Any, batch: dict[str, Array], number: Array) -> dict[str, Any]:
-        key = jax.random.fold_in(jax.random.key(config.train.seed), number)
+        key = jax.random.fold_in(jax.random.key(EVAL_SEED), number)
         found: dict[str, Array] = {}
         base: dict[str, Array] = {}
         for kind in sorted({own, "sop", "nsp"}):
@@ -161,7 +168,7 @@ def make_evaluate(
         batches = loader.eval_batches(heldout, config.train.eval_batch_size, config.train.max_eval_steps)
         for number, batch in enumerate(batches):
             rows = {name: jax.device_put(value, partition.by_rows(mesh)) for name, value in batch.items()}
-            sums = jax.device_get(jitted(params, rows, jax.device_put(np.uint32(number))))
+            sums = jax.device_get(jitted(params, rows, jax.device_put(np.uint32(number), partition.replicated(mesh))))
             total = sums if total is None else jax.tree.map(np.add, total, sums)
         means = {
             part: {name: float(pair[0] / pair[1]) for name, pair in sorted(values.items())}
@@ -173,9 +180,8 @@ def make_evaluate(
     return evaluate
 
 
-def _initial(config: PretrainConfig, mesh: Mesh) -> Any:
-    if not config.init_from:
-        return None
+def _restored(config: PretrainConfig, mesh: Mesh) -> Any:
+    """The newest parameters of `config.init_from`."""
     shapes = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
     everywhere = partition.replicated(mesh)
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)

@@ -5,38 +5,43 @@ import json
 import logging
 import os
 import platform
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from albert_jax.config import InputError, differences, read_json, require
+from albert_jax.config import check_writable, differences, from_dict, read_json, require, to_dict
 
 log = logging.getLogger(__name__)
 
 PACKAGES = ("albert_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece")
 
 
-def check(run_dir: Path, job: str, config: dict[str, Any]) -> None:
+FREE = ("run_dir", "data.cache_dir", "train.platform", "train.keep_checkpoints")
+"""Fields that may change between launches of a run: they say where it runs, not what it is."""
+
+
+def check(run_dir: Path, job: str, config: Any) -> None:
     """Refuses a folder that cannot be written to or that another configuration owns, before any work; writes nothing.
 
     Raises:
       InputError: as said; the differences are named.
     """
-    existing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise InputError(f"--run-dir {run_dir}: cannot write to {existing}: {error.strerror}") from None
-    if (run_dir / "config.json").exists():
-        stored = read_json(run_dir / "config.json")
-        # Where it was launched to is no part of what it is: a folder may be moved.
-        changed = differences(stored["config"] | {"run_dir": ""}, config | {"run_dir": ""})
-        require(
-            not changed and stored["job"] == job,
-            f"--run-dir {run_dir} belongs to another configuration ({'; '.join(changed) or stored['job']}); give another, "
-            f"with --init-from {run_dir} if it is to start from these weights",
-        )
+    check_writable(run_dir, "--run-dir")
+    path = run_dir / "config.json"
+    if not path.exists():
+        return
+    stored = read_json(path)
+    require(
+        {"job", "config", "fingerprints", "versions"} <= stored.keys(),
+        f"{path} is not of a run; give another --run-dir",
+    )
+    # Through the dataclasses, so that a field that is newer than the run counts as its default.
+    before = to_dict(from_dict(type(config), stored["config"]))
+    changed = [line for line in differences(before, to_dict(config)) if not line.startswith(FREE)]
+    require(
+        not changed and stored["job"] == job,
+        f"--run-dir {run_dir} belongs to another configuration ({'; '.join(changed) or stored['job']}); give another, "
+        f"with --init-from {run_dir} if it is to start from these weights",
+    )
 
 
 def claim(run_dir: Path, job: str, config: dict[str, Any], fingerprints: dict[str, str]) -> None:
@@ -75,9 +80,10 @@ class MetricsLog:
         from tensorboardX import SummaryWriter
 
         path = run_dir / "metrics.jsonl"
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step(line) <= start]
-            replace(path, "".join(f"{line}\n" for line in kept))
+        kept = [line for line in path.read_text().splitlines() if _step(line) <= start] if path.exists() else []
+        replace(path, "".join(f"{line}\n" for line in kept))
+        self.evaluated = {json.loads(line)["step"] for line in kept if '"eval/' in line}
+        """Steps whose evaluation is in the log."""
         self._file = path.open("a", buffering=1)
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1, flush_secs=30)
 

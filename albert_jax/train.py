@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from albert_jax import partition
 from albert_jax.checkpoint import Checkpoints
-from albert_jax.config import InputError, require
+from albert_jax.config import InputError, check_types, require
 from albert_jax.optim import Optimizer
 from albert_jax.run_folder import MetricsLog
 
@@ -59,6 +59,7 @@ class TrainConfig:
     """Refuse to start on anything else."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in (
             "num_train_steps",
             "global_batch_size",
@@ -147,11 +148,16 @@ def make_step(task: Task, optimizer: Optimizer, mesh: Mesh, config: TrainConfig)
 
 
 def run(
-    config: TrainConfig, task: Task, optimizer: Optimizer, mesh: Mesh, run_dir: Path, init_params: Params | None = None
+    config: TrainConfig,
+    task: Task,
+    optimizer: Optimizer,
+    mesh: Mesh,
+    run_dir: Path,
+    initial: Callable[[], Params] | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Trains in `run_dir` until `num_train_steps`, from its newest checkpoint if it has one.
 
-    A run starts from, in this order: its own newest checkpoint; `init_params`; `task.init`.
+    A run starts from, in this order: its own newest checkpoint; `initial()`, parameters from elsewhere; `task.init`.
     The order within a step: next batch, step, log, evaluate, checkpoint; an evaluation ends the run.
 
     Returns:
@@ -171,8 +177,8 @@ def run(
             log.info("resuming after step %d", int(state.step))
         else:
             state, progress = make(), {}
-            if init_params is not None:
-                state = state._replace(params=init_params)
+            if initial is not None:
+                state = state._replace(params=initial())
         start = int(state.step)
         step_fn = make_step(task, optimizer, mesh, config)
         batches = partition.prefetch(mesh, task.batches(start))
@@ -183,10 +189,12 @@ def run(
         )
         meter = Meter(config, task, mesh, metrics_log, progress, bar)
         signals = stack.enter_context(caught_signals())
-        stack.enter_context(jax.transfer_guard("disallow"))
+        if start and start % config.eval_every == 0 and start not in metrics_log.evaluated:  # a signal came before it
+            log_evaluation(metrics_log, start, task.evaluate(state.params))
         for step in range(start + 1, config.num_train_steps + 1):
             batch = next(batches)
-            state, metrics = step_fn(state, batch)
+            with jax.transfer_guard("disallow"):
+                state, metrics = step_fn(state, batch)
             meter.add(step, metrics, batch, run_dir)  # reads the step before this one: the device never waits
             stop, last = signals[:1], step == config.num_train_steps
             if step % config.eval_every == 0 and not (last or stop):
@@ -194,14 +202,14 @@ def run(
                     log_evaluation(metrics_log, step, task.evaluate(state.params))
             if step % config.checkpoint_every == 0 or last or stop:
                 with meter.paused(run_dir):
-                    checkpoints.save(step, state, meter.progress)
+                    checkpoints.save(step, state, meter.state())
             if stop:
                 checkpoints.wait()
                 raise Interrupted(stop[0], step)
             bar.update()
         checkpoints.wait()
         evaluation = task.evaluate(state.params)
-        if start < config.num_train_steps:
+        if config.num_train_steps not in metrics_log.evaluated:
             log_evaluation(metrics_log, config.num_train_steps, evaluation)
     return state, evaluation | meter.summary()
 
@@ -216,17 +224,17 @@ class Meter:
     """Reads metrics one step late, averages them, measures speed, writes the log, and stops at a loss that is not finite."""
 
     def __init__(
-        self, config: TrainConfig, task: Task, mesh: Mesh, metrics_log: MetricsLog, progress: dict[str, float], bar: Any
+        self, config: TrainConfig, task: Task, mesh: Mesh, metrics_log: MetricsLog, progress: dict[str, Any], bar: Any
     ) -> None:
         self.config, self.task, self.log = config, task, metrics_log
         self.peak = partition.peak_flops(mesh)
         self.bar = bar
         self.pending: tuple[int, dict[str, Array], Batch] | None = None
-        self.sums: dict[str, np.ndarray] = {}
         self.window_tokens = self.window_steps = 0.0
         self.begun: float | None = None  # of the window; None until the first, compiling, step is over
         # Over all launches of the run: tokens seen; tokens and seconds of the steps that were timed.
-        self.progress = {"tokens": 0.0, "timed_tokens": 0.0, "seconds": 0.0} | progress
+        self.progress = {name: progress.get(name, 0.0) for name in ("tokens", "timed_tokens", "seconds")}
+        self.sums = {name: np.array(total) for name, total in progress.get("sums", {}).items()}  # of the window so far
 
     def add(self, step: int, metrics: dict[str, Array], batch: Batch, run_dir: Path) -> None:
         """Takes step's metrics, which may not be there yet, and reads those of the step before."""
@@ -250,8 +258,8 @@ class Meter:
         values = {name: value.astype(np.float64) for name, value in jax.device_get(metrics).items()}
         if not all(math.isfinite(values[name][0]) for name in ("loss", "grad_norm")):
             dump = run_dir / f"nonfinite-step-{step}.npz"
-            arrays: dict[str, Any] = {name: np.asarray(rows.addressable_data(0)) for name, rows in batch.items()}
-            np.savez(dump, **arrays)
+            arrays: dict[str, Any] = jax.device_get(batch)
+            np.savez(dump, step=step, **arrays)
             raise InputError(
                 f"step {step}: loss is {values['loss'][0]:g}, gradient norm {values['grad_norm'][0]:g}; its batch is in {dump}; earlier "
                 "checkpoints are kept; lower --optim.learning-rate, lengthen the warm-up, or look for ids beyond the vocabulary"
@@ -289,6 +297,10 @@ class Meter:
         self.bar.set_postfix(loss=f"{means['loss']:.3f}", refresh=False)
         self.sums, self.window_tokens, self.window_steps = {}, 0.0, 0.0
         self.begun = time.perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run goes on counting from; for JSON."""
+        return self.progress | {"sums": {name: total.tolist() for name, total in self.sums.items()}}
 
     def summary(self) -> dict[str, float]:
         """Of the whole run: updates, tokens seen, seconds of training (compilation, evaluation and saving left out)."""

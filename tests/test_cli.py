@@ -111,7 +111,7 @@ def test_text(
     error = refused(small(tmp_path / "run", data__source=source, data__cache_dir=tmp_path / "cache", **vocab), capsys)
     assert message in error
     assert not (tmp_path / "run").exists()
-    assert not list(tmp_path.glob("cache/albert_text/*/*/sequences*"))
+    assert not (tmp_path / "cache").exists()
 
 
 def test_line_too_long(
@@ -235,8 +235,73 @@ def test_experiment_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFi
     assert "no such experiment file" in refused(["pretrain", str(tmp_path / "none.py")], capsys)
     other = write(tmp_path / "other.py", b"x = 1\n")
     assert "it must set 'config' to a PretrainConfig" in refused(["pretrain", str(other)], capsys)
-    assert "unexpected argument 'extra'" in refused(["pretrain", TINY, "extra"], capsys)
+    assert "unrecognized arguments: extra" in refused(["pretrain", TINY, "extra"], capsys)
+    assert "invalid choice: 'train'" in refused(["train", TINY], capsys)
     assert "--train.seed needs a value" in refused(["pretrain", TINY, "--train.seed"], capsys)
+
+
+MISTAKES = [  # in tiny.py: what stands there, what someone writes, message
+    ("hidden_size=128", "hiden_size=128", "AlbertConfig.__init__() got an unexpected keyword argument 'hiden_size'"),
+    ("hidden_size=128", "hidden_size='128'", "hidden_size: expected int, got '128'"),
+    ("learning_rate=0.01", "learning_rate='fast'", "learning_rate: expected float, got 'fast'"),
+    ("num_attention_heads=4", "num_attention_heads=3", "hidden_size 128 is not divisible by num_attention_heads 3"),
+    ("config = ", "config = (", "SyntaxError: "),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong", "message"), MISTAKES)
+def test_mistake_in_an_experiment_file(
+    right: str, wrong: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Told by file and line."""
+    text = Path(TINY).read_text()
+    assert right in text
+    path = write(tmp_path / "mine.py", text.replace(right, wrong).encode())
+    error = refused(["pretrain", str(path)], capsys)
+    assert error.startswith(f"{path}:")
+    assert error.removeprefix(f"{path}:")[0].isdigit()
+    assert message in error
+
+
+def test_folders_that_are_something_else(small: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    write(other / "config.json", b'{"model_type": "albert"}')
+    assert "config.json is not of a run" in refused(small(other), capsys)
+    write(other / "dataset_info.json", b"{}")
+    assert "was not written by albert-jax prepare" in refused(small(tmp_path / "run", data__source=other), capsys)
+    cache = write(tmp_path / "file", b"")
+    assert "data.cache_dir" in refused(small(tmp_path / "run", data__cache_dir=cache / "cache"), capsys)
+    path = write(tmp_path / "number.json", b'{"config": 3}')
+    assert "no table 'config' in it" in refused(["pretrain", str(path), "--train.seed", "1"], capsys)
+
+
+def test_prepared_folder_as_a_source(
+    small: Words, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`prepare` prints the folder; it can be used as it is, but not as if it had been made otherwise."""
+    assert main(["prepare", *small(tmp_path / "run")[1:]]) == 0
+    folder = capsys.readouterr().out.strip()
+    wrong = small(tmp_path / "run", data__source=folder, data__language="de")
+    assert f"data.language is 'de', but {folder} was prepared with 'en'" in refused(wrong, capsys)
+
+
+def test_vocab_is_written_where_it_says(small: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Overrides may stand before the file; a file that is there is never overwritten."""
+    target = tmp_path / "my.model"
+    _, experiment, *fields = small(tmp_path / "run")
+    assert main(["vocab", *fields, experiment, str(target)]) == 0
+    before = target.read_bytes()
+    assert "exists; name another file" in refused(["vocab", experiment, *fields, str(target)], capsys)
+    assert target.read_bytes() == before
+
+
+def test_report(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (done / "curves.png").unlink()
+    assert main(["report", str(done)]) == 0
+    assert "| mlm_loss |" in capsys.readouterr().out
+    assert (done / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "a run folder?" in refused(["report", str(tmp_path)], capsys)
 
 
 def test_overrides_are_typed() -> None:

@@ -260,7 +260,7 @@ def test_useless_text_is_refused(prepared: Prepared, tmp_path: Path, written: st
     (tmp_path / "a.jsonl").write_text(written)
     config = DataConfig(source=f"{tmp_path}/a.jsonl", vocab=str(prepared.tokenizer.path), cache_dir=f"{tmp_path}/cache")
     refused(lambda: prepare(config, VOCAB), *words)
-    refused(lambda: prepare(replace(config, vocab=""), VOCAB))
+    refused(lambda: prepare(replace(config, vocab=""), VOCAB), *words)
     assert [path for path in tmp_path.glob("cache/**/*") if path.name not in ("cache", "vocab")] == []
 
 

@@ -93,26 +93,27 @@ def test_pairs_are_distributed_as_released() -> None:
 def test_budget_is_the_released_formula(masked_lm_prob: float) -> None:
     """At every length; fails if a half is rounded up, or if the product is one of float32."""
     lengths = np.arange(3, 513)
-    found = np.asarray(masking.budget(jnp.asarray(lengths), masked_lm_prob, 77))
+    found = np.asarray(masking.budget(jnp.asarray(lengths), 512, masked_lm_prob, 77))
     expected = np.array([oracle.budget(length, masked_lm_prob, 77) for length in lengths.tolist()])
     np.testing.assert_array_equal(found, expected, err_msg=f"at {lengths[found != expected]}")
 
 
 @pytest.mark.parametrize(("seq_length", "most"), [(128, 20), (64, 7)])
 def test_budget_is_filled(seq_length: int, most: int) -> None:
-    """Full inputs; fails if a span that is too long is skipped rather than made shorter, or if P is no bound."""
+    """Full inputs; fails if a span may not take the last of the budget, or if more than P are hidden."""
     config = replace(CONFIG, max_seq_length=seq_length, max_predictions_per_seq=most, short_seq_prob=0.0)
     examples = drawer(config)(text(1024, seq_length, 2), 0)
     assert examples["masked_lm_positions"].shape == (1024, most)
     for one in instances(examples):
         assert len(one.positions) == oracle.budget(len(one.tokens), 0.15, most)
+        assert MASK not in one.tokens
 
 
 @pytest.mark.parametrize("config", [SHORT, replace(SHORT, ngram=1)], ids=["3", "1"])
 def test_words_are_masked_whole(config: ObjectiveConfig) -> None:
     """With ngram = 1, where every word gets its turn, no word is left that would have fitted into the budget.
 
-    Fails if a word is not ended by its segment's end, if B's first piece starts no word, or if [SEP] may be masked.
+    Fails if a word is not ended by its segment's end, or if [SEP] may be masked.
     """
     for one in instances(drawer(config)(text(512, 64, 4), 0)):
         masked, words = set(one.positions), oracle.words(one)
@@ -124,17 +125,19 @@ def test_words_are_masked_whole(config: ObjectiveConfig) -> None:
 
 def test_spans_do_not_cross_segments() -> None:
     """Two words each in A and B, a budget of two, n = 2 drawn twice as often: were [SEP] no border, the words beside it
-    would be hidden together in more than a sixth of the cases.  Fails if [SEP] does not end a word, or if n-grams
-    are those of the released code.
+    would be hidden together in more than a sixth of the cases.  Fails if [SEP] does not end a word, if n-grams are
+    those of the released code, or if a segment that begins inside a word cannot be masked there.
     """
     segment = jnp.array([-1, 0, 0, -1, 1, 1, -1, -1])
     keys = jax.random.split(jax.random.key(0), 4000)
     choose = functools.partial(masking.choose, most=2, ngram=2, favor_shorter_ngram=False)
-    one = jax.jit(jax.vmap(lambda key: choose(key, jnp.ones(8, bool), segment, jnp.int32(2))))
-    chosen = np.asarray(one(keys))
+    draw = jax.jit(jax.vmap(lambda key, start: choose(key, start, segment, jnp.int32(2)), in_axes=(0, None)))
+    chosen = np.asarray(draw(keys, jnp.ones(8, bool)))
     assert np.all(chosen.sum(1) == 2)
     assert not chosen[:, np.asarray(segment) < 0].any()
     assert np.mean(chosen[:, 2] & chosen[:, 4]) < 0.14
+    inside = np.unique(np.asarray(draw(keys, jnp.zeros(8, bool))), axis=0)
+    assert [np.flatnonzero(row).tolist() for row in inside] == [[4, 5], [1, 2]]
 
 
 @pytest.mark.parametrize("objective", ["sop", "nsp", "none"])
@@ -202,7 +205,7 @@ def test_truncate_takes_half_from_the_front() -> None:
 
 
 def test_nsp_takes_the_negative_from_another_document() -> None:
-    """Fails if the row's own document counts too, if an empty row may be it, or if a lone document gets a negative."""
+    """Fails if the row's own document counts too, if an empty row may be drawn or taken, or if a lone document gets one."""
     rows = text(8, 64, 5) | {"document": np.array([0, 0, 0, 1, 1, 2, 3, -1], np.int32)}
     rows["sentence"][7] = -1
     draw = drawer(replace(SHORT, sentence_objective="nsp"))
@@ -214,14 +217,16 @@ def test_nsp_takes_the_negative_from_another_document() -> None:
     own = rows["document"]
     assert partners == {(i, j) for i in range(7) for j in range(7) if own[i] != own[j]}
     assert not draw(rows | {"document": np.zeros(8, np.int32)}, 0)["sentence_labels"].any()
+    rows["sentence"][2:], rows["document"][:] = -1, [0, 1, *[-1] * 6]
+    assert 0.4 < np.mean([draw(rows, step)["sentence_labels"][:2] for step in range(200)]) < 0.6
 
 
 def test_the_key_and_the_row_decide() -> None:
     """Same key, same examples; the next step's differ; a row's depend on no other row (SOP), nor on how many there are.
 
-    Fails if SOP takes B from another row, if rows share one key, or if the key is folded with the batch's size.
+    Fails if SOP reads another row, if rows share one key, or if the key is folded with the batch's size.
     """
-    rows, draw = text(8, 64, 8), drawer(SHORT)
+    rows, draw = text(8, 64, 8) | {"document": np.arange(8, dtype=np.int32)}, drawer(SHORT)
     key = functools.partial(jax.random.fold_in, jax.random.key(7))
     one, again, later = draw(rows, key(1)), draw(rows, key(1)), draw(rows, key(2))
     part = draw({name: value[:4] for name, value in rows.items()}, key(1))

@@ -125,12 +125,32 @@ def test_five_steps_losses(trained: Any) -> None:
 GOLDEN = [6.397042, 6.411024, 6.385527, 6.395838, 6.405540]
 
 
+def test_whole_run_on_two_devices(small: Any, tmp_path: Path) -> None:
+    """Training, evaluation, checkpoint and resume through the command line; fails if an array of one device is handed to
+    a computation on both."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    words = small(
+        tmp_path / "run",
+        train__num_train_steps=4,
+        train__eval_every=2,
+        train__checkpoint_every=2,
+        optim__num_warmup_steps=1,
+    )
+    for launch in range(2):
+        done = subprocess.run(
+            [sys.executable, "-m", "albert_jax", *words], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "on 2 cpu" in done.stderr
+        assert ("resuming after step 4" in done.stderr) == (launch == 1)
+
+
 def test_peak_flops_of_what_is_not_known() -> None:
     assert partition.peak_flops(partition.make_mesh("any")) is None
 
 
-def test_too_little_memory_for_nothing(tmp_path: Path) -> None:
-    """Parameters are donated: the state given to a step cannot be used again."""
+def test_state_is_donated() -> None:
+    """The state given to a step cannot be used again: its memory is the new one's."""
     mesh, step, state = make(1)
     old = state.params["pooler"]["kernel"]
     step(state, partition.put(mesh, batches()[0]))

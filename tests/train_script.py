@@ -62,7 +62,7 @@ def make(accumulation: int, sharing: str = "all", sentence_objective: str = "sop
     objective = ObjectiveConfig(
         max_seq_length=LENGTH,
         max_predictions_per_seq=5,
-        sentence_objective=sentence_objective,  # type: ignore[arg-type]
+        sentence_objective=sentence_objective,
     )
     vocabulary = Vocabulary(VOCAB, 0, 2, 3, 4, np.arange(VOCAB) % 4 > 0)
     mesh = partition.make_mesh("any")

@@ -22,6 +22,10 @@ SPECIAL_TOKENS = 3
 """[CLS] and two [SEP]."""
 
 
+INDEX_VERSION = 1
+"""To be raised with any change of `pieces` or `spans`: indices lie beside prepared data."""
+
+
 def capacity(max_seq_length: int) -> int:
     """C: the most tokens a sequence can have before pairing cuts it to fit: every piece is at most half an input long."""
     room = max_seq_length - SPECIAL_TOKENS
@@ -89,7 +93,7 @@ def open_split(prepared: Prepared, split: str, max_seq_length: int) -> Sequences
       InputError: no document of the split has two sentences, or a shard is damaged.
     """
     documents = read_split(prepared, split)
-    path = prepared.folder / f"sequences-{split}-{max_seq_length}.npy"
+    path = prepared.folder / f"sequences-{INDEX_VERSION}-{split}-{max_seq_length}.npy"
     if path.exists():
         return Sequences(documents, np.load(path, mmap_mode="r"), max_seq_length)
     rows = array("I")
@@ -105,18 +109,22 @@ def open_split(prepared: Prepared, split: str, max_seq_length: int) -> Sequences
     return Sequences(documents, index, max_seq_length)
 
 
-def train_batches(
-    sequences: Sequences, global_batch_size: int, seed: int, start: int, process_index: int = 0, process_count: int = 1
-) -> Iterator[Batch]:
-    """This process' rows of the batches start, start + 1, ...; [B / processes, ...], without end, reshuffled every epoch.
+def check_batch(sequences: Sequences, global_batch_size: int) -> None:
+    """Refuses data of less than a batch.
 
     Raises:
-      InputError: fewer sequences than one batch takes.
+      InputError: with both numbers.
     """
     require(
         len(sequences) >= global_batch_size,
         f"the data has {len(sequences)} sequences, train.global_batch_size needs {global_batch_size}; make it smaller or the data larger",
     )
+
+
+def train_batches(
+    sequences: Sequences, global_batch_size: int, seed: int, start: int, process_index: int = 0, process_count: int = 1
+) -> Iterator[Batch]:
+    """This process' rows of the batches start, start + 1, ...; [B / processes, ...], without end, reshuffled every epoch."""
     dataset = grain.MapDataset.source(sequences).seed(seed).shuffle().repeat()
     # Batched before anything is read ahead: a thread then fetches a batch, not a record, and the order cannot depend on threads.
     dataset = dataset.batch(global_batch_size // process_count, drop_remainder=True)[
@@ -126,9 +134,13 @@ def train_batches(
 
 
 def eval_batches(sequences: Sequences, batch_size: int, most: int) -> Iterator[Batch]:
-    """The first `most` batches of a split in its order; the last is filled up with empty rows (sentence = -1 throughout)."""
+    """At most `most` batches of a split, always the same; the last is filled up with empty rows (sentence = -1 throughout).
+
+    In a fixed random order: neighbours in the split are of one document, and NSP wants others beside them.
+    """
+    order = np.random.default_rng(0).permutation(len(sequences))
     for start in range(0, min(len(sequences), most * batch_size), batch_size):
-        rows = [sequences[i] for i in range(start, min(start + batch_size, len(sequences)))]
+        rows = [sequences[i] for i in order[start : start + batch_size].tolist()]
         empty = {
             "tokens": np.zeros_like(rows[0]["tokens"]),
             "sentence": np.full_like(rows[0]["sentence"], -1),

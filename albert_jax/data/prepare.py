@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from albert_jax.config import read_json, require
+from albert_jax.config import check_writable, read_json, require
 from albert_jax.data import sources
 from albert_jax.data.sources import DataConfig
 from albert_jax.data.tokenizer import Tokenizer, train_vocabulary
@@ -38,6 +39,9 @@ VERSION = "1.0.0"
 
 MAX_RECORD_TOKENS = 8192
 """Longer documents are stored in parts: a sequence is read by reading its record."""
+
+READING = ("text_field", "txt_documents", "encoding_errors", "language", "map_punctuation")
+"""Fields of `DataConfig` that decide what is read out of a file."""
 
 RECORDS_PER_SHARD = 4096
 """ArrayRecord finds a record in time proportional to the records of its file: 4 us at 1 k, 194 us at 100 k."""
@@ -66,11 +70,9 @@ def prepare(config: DataConfig, vocab_size: int) -> Prepared:
     if (folder / "dataset_info.json").is_file():
         return _open(folder, config, vocab_size)
     cache = Path(config.cache_dir).expanduser()
+    check_writable(cache, "data.cache_dir")
     of_source = sources.fingerprint(config)
-    reading = {
-        name: getattr(config, name)
-        for name in ("text_field", "txt_documents", "encoding_errors", "language", "map_punctuation")
-    }
+    reading = {name: getattr(config, name) for name in READING}
     survey = functools.cache(functools.partial(_survey, config))
     if config.vocab:
         tokenizer = Tokenizer(config.vocab, map_punctuation=config.map_punctuation)
@@ -92,9 +94,15 @@ def prepare(config: DataConfig, vocab_size: int) -> Prepared:
                 log.warning("%s: %d", what, count)
         tfds.disable_progress_bar()
         builder_config.counts.update(counts)
+        # TFDS takes one number for both splits, and no shard may be empty.
         shards = 1 + (counts["train"] + counts["characters"] // (3 * MAX_RECORD_TOKENS)) // RECORDS_PER_SHARD
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download that there is not
-            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))
+        shards = min(shards, counts["heldout"])
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download that there is not
+                builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))
+        except OSError:
+            if not folder.exists():  # else another run prepared the same text meanwhile
+                raise
         log.info(
             "prepared %d documents, %d held out: %s", counts["train"] + counts["heldout"], counts["heldout"], folder
         )
@@ -108,7 +116,7 @@ def vocabulary(config: DataConfig, path: Path, vocab_size: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     log.info("training a vocabulary of %d pieces: %s", vocab_size, path)
     lines = (line for document in sources.documents(config) for line in sources.sentences(document, config.language))
-    train_vocabulary(lines, path, vocab_size)
+    train_vocabulary(lines, path, vocab_size, map_punctuation=config.map_punctuation)
 
 
 def token_counts(prepared: Prepared) -> np.ndarray:
@@ -120,6 +128,7 @@ def token_counts(prepared: Prepared) -> np.ndarray:
         for i in _progress(range(len(split)), len(split), "counting tokens"):
             counts += np.bincount(split[i]["tokens"], minlength=len(counts))
         save_array(path, counts)
+        return counts
     return np.load(path)
 
 
@@ -235,8 +244,14 @@ def _survey(config: DataConfig) -> tuple[Counter[str], Counter[str]]:
         if text.strip():
             counts[_split(text, config)] += 1
             counts["characters"] += len(text)
+            if not counts["pairs"]:
+                counts["pairs"] = sum(1 for _ in itertools.islice(sources.sentences(text, config.language), 2)) == 2
     total = counts["train"] + counts["heldout"]
     require(total > 0, f"data.source '{config.source}' has 0 usable documents")
+    require(
+        counts["pairs"] > 0,
+        f"0 of {total} documents of data.source '{config.source}' have two sentences; no pair can be made: is each sentence a document of its own?",
+    )
     for split in ("train", "heldout"):
         require(
             counts[split] > 0,
@@ -246,7 +261,18 @@ def _survey(config: DataConfig) -> tuple[Counter[str], Counter[str]]:
 
 
 def _open(folder: Path, config: DataConfig, vocab_size: int) -> Prepared:
-    metadata = read_json(folder / "metadata.json")
+    path = folder / "metadata.json"
+    require(
+        path.exists() and "fingerprint" in read_json(path),
+        f"data.source {folder} was not written by albert-jax prepare",
+    )
+    metadata = read_json(path)
+    for name in (*READING, "eval_fraction"):
+        asked, used = getattr(config, name), metadata["data"][name]
+        require(
+            asked in (used, getattr(DataConfig(), name)),
+            f"data.{name} is {asked!r}, but {folder} was prepared with {used!r}",
+        )
     tokenizer = Tokenizer(folder / "spiece.model", map_punctuation=metadata["data"]["map_punctuation"])
     require(
         tokenizer.sha256 == metadata["vocab_sha256"],

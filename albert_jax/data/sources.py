@@ -10,8 +10,10 @@ import gzip
 import hashlib
 import inspect
 import json
+import os
 import sys
 import sysconfig
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from typing import IO, Literal
 
 import sentencex
 
-from albert_jax.config import InputError, require
+from albert_jax.config import InputError, check_types, require
 
 MAX_LINE_BYTES = 64 * 2**20
 """A line (or, one document a file, a file) beyond this is refused: it has to fit in memory several times."""
@@ -53,6 +55,7 @@ class DataConfig:
     """Where prepared data and trained vocabularies are kept."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(self.source != "", "source is empty: 'python-docs', a glob, or a prepared folder")
         require(0 < self.eval_fraction < 1, f"eval_fraction must be in (0, 1), got {self.eval_fraction}")
 
@@ -83,14 +86,14 @@ def documents(config: DataConfig, repairs: Counter[str] | None = None) -> Iterat
 
 
 def fingerprint(config: DataConfig) -> str:
-    """SHA-256 of the source's bytes, whatever the files are called."""
+    """SHA-256 of the source's bytes and kinds of file, whatever the files are called."""
     digest = hashlib.sha256()
     if config.source == "python-docs":
         digest.update(f"python-docs {PROSE_DOCSTRING} {sys.version}".encode())
     else:
         for path in files(config):
             with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+                digest.update(_kind(path).encode() + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
@@ -105,6 +108,7 @@ def files(config: DataConfig) -> list[Path]:
         )
         paths += matched
     for path in paths:
+        require(os.access(path, os.R_OK), f"data.source {path}: cannot be read; check its permissions")
         require(
             _kind(path) in SOURCES,
             f"data.source {path}: cannot read '{_kind(path)}'; known: {', '.join(SOURCES)}, each also with .gz",
@@ -124,7 +128,7 @@ def _lines(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[tu
         for number in range(1, sys.maxsize):
             try:
                 raw = file.readline(MAX_LINE_BYTES + 1)
-            except (OSError, EOFError) as error:
+            except (OSError, EOFError, zlib.error) as error:
                 raise InputError(
                     f"{path}:{number}: cannot be read further ({error}): the file is damaged or cut off"
                 ) from None
@@ -181,8 +185,8 @@ def _jsonl(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[st
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: not JSON: {error.msg}") from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
+            raise InputError(f"{path}:{number}: not JSON: {str(error).splitlines()[0]}") from None
         text = record.get(config.text_field) if isinstance(record, dict) else None
         if not isinstance(text, str):
             raise InputError(f"{path}:{number}: no text field '{config.text_field}'; name it with --data.text-field")

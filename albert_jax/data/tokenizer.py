@@ -197,10 +197,12 @@ class Tokenizer:
         return origins
 
 
-def train_vocabulary(sentences: Iterable[str], path: str | Path, vocab_size: int) -> None:
+def train_vocabulary(
+    sentences: Iterable[str], path: str | Path, vocab_size: int, *, map_punctuation: bool = False
+) -> None:
     """Trains a unigram vocabulary with the released flags (google-research/albert README) and writes it to `path`.
 
-    The same sentences give the same bytes.  Texts go through `preprocess`; beyond ten million of them SentencePiece
+    The same sentences give the same bytes.  Texts go through `preprocess` (with `map_punctuation`, if they will be encoded so); beyond ten million of them SentencePiece
     trains on a sample.  No text is too long (SentencePiece alone skips those above 4,192 bytes).
 
     Raises:
@@ -215,7 +217,7 @@ def train_vocabulary(sentences: Iterable[str], path: str | Path, vocab_size: int
 
     def clean() -> Iterator[str]:
         try:
-            yield from filter(None, map(preprocess, sentences))
+            yield from filter(None, (preprocess(text, map_punctuation=map_punctuation) for text in sentences))
         except BaseException as error:  # SentencePiece would make it a RuntimeError with a traceback for a message
             raised.append(error)
             raise

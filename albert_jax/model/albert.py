@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from albert_jax.config import require
+from albert_jax.config import check_types, require
 from albert_jax.model.sharing import STRATEGIES, layer_sets
 
 Outputs = dict[str, Array]
@@ -82,6 +82,7 @@ class AlbertConfig:
     """Blocks unrolled in one iteration of the layer loop."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         sizes = [field.name for field in fields(self) if field.type is int]
         for name in sizes:
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")

@@ -29,9 +29,13 @@ class Masked(NamedTuple):
     """[P] float32, 1 where used."""
 
 
-def budget(real_length: Array, masked_lm_prob: float, max_predictions: int) -> Array:
-    """Pieces to predict in a row of `real_length` tokens, [CLS] and [SEP] counted."""
-    return jnp.clip(jnp.round(real_length * masked_lm_prob).astype(jnp.int32), 1, max_predictions)
+def budget(real_length: Array, max_length: int, masked_lm_prob: float, max_predictions: int) -> Array:
+    """Pieces to predict in a row of `real_length` tokens, at most `max_length`, [CLS] and [SEP] counted.
+
+    From a table, in Python's arithmetic: products in float32 round the other way for lengths such as 190.
+    """
+    table = [min(max_predictions, max(1, round(length * masked_lm_prob))) for length in range(max_length + 1)]
+    return jnp.array(table, jnp.int32)[real_length]
 
 
 def choose(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from albert_jax.config import require
+from albert_jax.config import check_types, require
 from albert_jax.objectives import masking, segment_pairs
 from albert_jax.objectives.segment_pairs import PAIRS, Sequence
 
@@ -41,6 +41,7 @@ class ObjectiveConfig:
     """Share of sequences cut to a random length."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(
             self.sentence_objective in PAIRS,
             f"sentence_objective: one of {', '.join(PAIRS)}, got {self.sentence_objective!r}",
@@ -93,7 +94,9 @@ def draw(config: ObjectiveConfig, vocabulary: Vocabulary, batch: dict[str, Array
             pair._replace(a=a, b=b), config.max_seq_length, vocabulary.cls_id, vocabulary.sep_id, vocabulary.pad_id
         )
         special = (ids == vocabulary.cls_id) | (ids == vocabulary.sep_id) | (mask == 0)
-        wanted = masking.budget(jnp.sum(mask), config.masked_lm_prob, config.max_predictions_per_seq)
+        wanted = masking.budget(
+            jnp.sum(mask), config.max_seq_length, config.masked_lm_prob, config.max_predictions_per_seq
+        )
         real = row.sentence[0] >= 0  # an empty row only fills up a batch
         chosen = masking.choose(
             choose_key,
@@ -115,7 +118,7 @@ def draw(config: ObjectiveConfig, vocabulary: Vocabulary, batch: dict[str, Array
             "masked_lm_labels": masked.labels,
             "masked_lm_weights": masked.weights,
             "sentence_labels": pair.label,
-            "sentence_weights": real.astype(jnp.float32),
+            "sentence_weights": (real & pair.counts).astype(jnp.float32),
             "dropout_keys": dropout_key,
         }
 
@@ -144,7 +147,7 @@ def loss(config: ObjectiveConfig, apply: Any, params: Any, examples: Examples, t
     )
     total = jnp.float32(0)
     metrics: Metrics = {"tokens": jnp.stack([jnp.sum(examples["attention_mask"]).astype(jnp.float32), jnp.float32(0)])}
-    heads = [("mlm", "prediction_logits", "masked_lm"), (sentence_metric(config), "sop_logits", "sentence")]
+    heads = [("mlm", "prediction_logits", "masked_lm"), (config.sentence_objective, "sop_logits", "sentence")]
     for name, logits, kind in heads:
         labels, weights = examples[f"{kind}_labels"], examples[f"{kind}_weights"]
         losses = cross_entropy(outputs[logits], labels)
@@ -154,11 +157,6 @@ def loss(config: ObjectiveConfig, apply: Any, params: Any, examples: Examples, t
             metrics[f"{name}_loss"] = jnp.stack([jnp.sum(losses * weights), jnp.sum(weights)])
             metrics[f"{name}_accuracy"] = jnp.stack([jnp.sum(right), jnp.sum(weights)])
     return total, metrics
-
-
-def sentence_metric(config: ObjectiveConfig) -> str:
-    """The prefix of the sentence objective's metrics; 'none' has none."""
-    return config.sentence_objective
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:

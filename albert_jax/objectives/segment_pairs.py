@@ -36,12 +36,14 @@ class Pair(NamedTuple):
     b: Segment
     label: Array
     """0 = B follows A; 1 = swapped (SOP) or from elsewhere (NSP)."""
+    counts: Array
+    """bool: whether the label could have been the other; an NSP row without another document could not."""
 
 
 def in_order(key: Array, row: Sequence, other: Sequence, end: Array) -> Pair:
     """A then B, always: what the MLM-only runs of the paper's Table 5 read."""
     a, b = _cut(key, row, end)
-    return Pair(row.tokens, a, b, jnp.int32(0))
+    return Pair(row.tokens, a, b, jnp.int32(0), jnp.bool_(True))
 
 
 def sop(key: Array, row: Sequence, other: Sequence, end: Array) -> Pair:
@@ -70,7 +72,7 @@ def nsp(key: Array, row: Sequence, other: Sequence, end: Array) -> Pair:
     possible = jnp.max(other.sentence) >= 0
     swap = jax.random.bernoulli(swap_key) & possible
     b = Segment(*(jnp.where(swap, y, x) for x, y in zip(pair.b, foreign, strict=True)))
-    return Pair(jnp.concatenate([row.tokens, other.tokens]), pair.a, b, swap.astype(jnp.int32))
+    return Pair(jnp.concatenate([row.tokens, other.tokens]), pair.a, b, swap.astype(jnp.int32), possible)
 
 
 PAIRS = {"sop": sop, "nsp": nsp, "none": in_order}
@@ -90,7 +92,7 @@ def used_length(key: Array, row: Sequence, room: int, short_seq_prob: float) -> 
     The random length is uniform in [2, M]; two sentences are used at least.
     """
     short_key, target_key = jax.random.split(key)
-    short = jax.random.bernoulli(short_key, short_seq_prob)
+    short = jax.random.bernoulli(short_key, float(short_seq_prob))
     target = jnp.where(short, jax.random.randint(target_key, (), 2, room + 1), row.tokens.shape[0])
     last = jnp.maximum(row.sentence[jnp.minimum(target, row.tokens.shape[0]) - 1], 1)
     # -1 there: the row is shorter than the target, all of it is used.
