@@ -1,10 +1,12 @@
 """Checkpoints: Orbax behind one module, with a fingerprint of every array, since Orbax loads flipped bits without a word."""
 
+import contextlib
 import copy
 import gc
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,25 +67,25 @@ class Checkpoints:
           InputError: there are checkpoints, and none of them is whole.
         """
         damaged: list[tuple[int, str]] = []
-        for step in sorted(_steps(self.folder), reverse=True):
-            try:
-                found = self._read(step, target)
-            except (ValueError, KeyError, TypeError, FileNotFoundError) as error:  # what damaged files end in
-                reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
-                damaged.append((step, reason[:200]))
-                continue
-            for bad, reason in damaged:
-                _quarantine(self.folder / str(bad), reason)
-            if damaged:
+        with _dropped_coroutines_ignored():
+            for step in sorted(_steps(self.folder), reverse=True):
+                try:
+                    found = self._read(step, target)
+                except Exception as error:  # damaged files end in a bare Exception of Orbax's, too
+                    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                        raise  # the disk fails, not the checkpoint
+                    reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
+                    damaged.append((step, reason[:200]))
+                    continue
+                for bad, reason in damaged:
+                    _quarantine(self.folder / str(bad), reason)
                 self._manager.reload()
-                _collect_quietly()
-            return found
-        if damaged:
-            _collect_quietly()
-            told = "; ".join(f"{step}: {reason}" for step, reason in damaged)
-            raise InputError(
-                f"{self.folder}: none of the checkpoints can be read ({told}); start afresh in another --run-dir"
-            )
+                return found
+        told = "; ".join(f"{step}: {reason}" for step, reason in damaged)
+        require(
+            not damaged,
+            f"{self.folder}: none of the checkpoints can be read ({told}); start afresh in another --run-dir",
+        )
         return None
 
     def _read(self, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
@@ -175,11 +177,13 @@ def _complete(path: Path) -> bool:
     return all((path / name).exists() for name in ("_CHECKPOINT_METADATA", STATE, f"{META}/metadata"))
 
 
-def _collect_quietly() -> None:
-    """Where a read fails, Orbax drops coroutines that it never awaited; each would print a traceback as it is collected."""
+@contextlib.contextmanager
+def _dropped_coroutines_ignored() -> Iterator[None]:
+    """Where a read fails, Orbax drops coroutines that it never awaited; each would print a traceback as it goes."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         with warnings.catch_warnings(action="ignore"):
+            yield
             gc.collect()
     finally:
         sys.unraisablehook = hook

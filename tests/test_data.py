@@ -265,14 +265,19 @@ def test_useless_text_is_refused(prepared: Prepared, tmp_path: Path, written: st
 
 
 def test_documents_of_one_sentence_are_refused(prepared: Prepared, tmp_path: Path) -> None:
-    """Fails if `spans` gives single sentences."""
+    """Before anything is written; and for a split of them alone, fails if `spans` gives single sentences."""
     (tmp_path / "a.jsonl").write_text(ONE_EACH)
     config = DataConfig(f"{tmp_path}/a.jsonl", str(prepared.tokenizer.path), cache_dir=str(tmp_path), eval_fraction=0.2)
+    refused(lambda: prepare(config, VOCAB), "0 of 60 documents", "two sentences")
+    assert not (tmp_path / "albert_text").exists()
+    (tmp_path / "a.jsonl").write_text(ONE_EACH + json.dumps({"text": "A first one. A second one."}) + "\n")
     alone = prepare(config, VOCAB)
-    refused(
-        lambda: open_split(alone, "train", 128), f"0 of {len(read_split(alone, 'train'))} documents", "two sentences"
+    records = {split: read_split(alone, split) for split in ("train", "heldout")}
+    split = next(
+        name for name, read in records.items() if all(len(read[i]["sentence_lengths"]) == 1 for i in range(len(read)))
     )
-    assert not list(alone.folder.glob("sequences*"))
+    refused(lambda: open_split(alone, split, 128), f"0 of {len(read_split(alone, split))} documents", "two sentences")
+    assert not list(alone.folder.glob(f"sequences*{split}*"))
 
 
 @pytest.mark.parametrize("max_seq_length", [8, 32, 129])
@@ -344,16 +349,26 @@ def test_batches() -> None:
         parts = [batches(sequences, 4, start, process, 2) for process in (0, 1)]
         for name, array in all_of_them.items():
             np.testing.assert_array_equal(np.concatenate([part[name] for part in parts], 1), array[start : start + 4])
-    refused(lambda: train_batches(sequences, 51, 0, 0), "50 sequences", "train.global_batch_size needs 51")
+    loader.check_batch(sequences, 50)
+    refused(lambda: loader.check_batch(sequences, 51), "50 sequences", "train.global_batch_size needs 51")
 
 
 def test_eval_batches() -> None:
-    """In order, the last one filled with empty rows, `most` at most; fails if the rest is dropped."""
+    """Each once, the same every time, not in the split's order; the last batch filled with empty rows, `most` at most.
+
+    Fails if the rest is dropped, or if neighbours stay neighbours.
+    """
     sequences = oracle.text_sequences(20, 32)
     found = list(eval_batches(sequences, 8, 100))
     whole = {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
-    for i, name in itertools.product(range(20), whole):
-        np.testing.assert_array_equal(whole[name][i], sequences[i][name])
+    first = [int(sequences[i]["tokens"][0]) for i in range(20)]
+    order = [first.index(token) for token in whole["tokens"][:20, 0].tolist()]
+    assert sorted(order) == list(range(20))
+    assert order != sorted(order)
+    for (place, i), name in itertools.product(enumerate(order), whole):
+        np.testing.assert_array_equal(whole[name][place], sequences[i][name])
+    for one, other in zip(found, eval_batches(sequences, 8, 100), strict=True):
+        np.testing.assert_array_equal(one["tokens"], other["tokens"])
     assert whole["tokens"].shape == (24, loader.capacity(32))
     assert np.all(whole["sentence"][20:] == -1)
     assert np.all(whole["document"][20:] == -1)

@@ -21,6 +21,10 @@ from albert_jax.run_folder import read_metrics
 
 Words = Callable[..., list[str]]
 
+# Where a read fails, Orbax drops coroutines that it never awaited.  `checkpoint` ignores them, but pytest's capture of logs
+# keeps some alive until another test runs.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 @pytest.fixture(scope="module")
 def slow(small: Words) -> Words:
