@@ -23,7 +23,7 @@ Words = Callable[..., list[str]]
 
 # Where a read fails, Orbax drops coroutines that it never awaited.  `checkpoint` ignores them, but pytest's capture of logs
 # keeps some alive until another test runs.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
 
 @pytest.fixture(scope="module")

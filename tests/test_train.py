@@ -46,7 +46,7 @@ def collectives(text: str) -> list[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("sharing", ["all", "attention"])
+@pytest.mark.parametrize("sharing", ["all", pytest.param("attention", marks=pytest.mark.slow)])
 def test_eight_devices_equal_one(trained: Any, sharing: str) -> None:
     """Dropout and masks too.  Fails if random numbers were drawn by device, or losses averaged over devices."""
     one, eight = trained(1, sharing=sharing), trained(8, sharing=sharing)
@@ -56,18 +56,20 @@ def test_eight_devices_equal_one(trained: Any, sharing: str) -> None:
     assert np.ptp(one["losses"]) > 1e-3
 
 
+@pytest.mark.slow
 def test_nsp_reads_other_devices_rows(trained: Any) -> None:
     """Its negatives come from other rows of the global batch, wherever they are."""
     np.testing.assert_allclose(trained(8, objective="nsp")["params"], trained(1, objective="nsp")["params"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_accumulated_equals_whole(trained: Any) -> None:
     """Rows have unequal numbers of masked tokens: fails if micro-batches' mean losses were averaged."""
     np.testing.assert_allclose(trained(1, accumulation=4)["params"], trained(1)["params"], atol=1e-5)
     np.testing.assert_allclose(trained(8, accumulation=2)["params"], trained(1)["params"], atol=1e-5)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_one_gradient_all_reduce_outside_every_loop(trained: Any, accumulation: int) -> None:
     """Fails without the `pcast` in `partition.summed_gradients`: jit then reduces the shared layer in each iteration."""
     run = trained(8, accumulation)
@@ -125,6 +127,7 @@ def test_five_steps_losses(trained: Any) -> None:
 GOLDEN = [6.397042, 6.411024, 6.385527, 6.395838, 6.405540]
 
 
+@pytest.mark.slow
 def test_whole_run_on_two_devices(small: Any, tmp_path: Path) -> None:
     """Training, evaluation, checkpoint and resume through the command line; fails if an array of one device is handed to
     a computation on both."""
