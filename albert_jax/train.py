@@ -277,7 +277,10 @@ class Meter:
 
     def _write(self, step: int) -> None:
         elapsed = time.perf_counter() - (self.begun or 0)
-        means = {name: total[0] / total[1] for name, total in self.sums.items() if name != "tokens" and total[1] > 0}
+        names = sorted(
+            self.sums.keys() - {"tokens"}, key=lambda name: (name != "loss", name)
+        )  # the loss where eyes go first
+        means = {name: self.sums[name][0] / self.sums[name][1] for name in names if self.sums[name][1] > 0}
         line = {f"train/{name}": float(value) for name, value in means.items()}
         if self.window_steps:
             speed = {

@@ -70,7 +70,6 @@ def prepare(config: DataConfig, vocab_size: int) -> Prepared:
     if (folder / "dataset_info.json").is_file():
         return _open(folder, config, vocab_size)
     cache = Path(config.cache_dir).expanduser()
-    check_writable(cache, "data.cache_dir")
     of_source = sources.fingerprint(config)
     reading = {name: getattr(config, name) for name in READING}
     survey = functools.cache(functools.partial(_survey, config))
@@ -238,6 +237,7 @@ def _split(text: str, config: DataConfig) -> str:
 
 def _survey(config: DataConfig) -> tuple[Counter[str], Counter[str]]:
     """One pass that reads everything and writes nothing: errors are told before any work, and the counts are known."""
+    check_writable(Path(config.cache_dir).expanduser(), "data.cache_dir")
     counts: Counter[str] = Counter()
     repairs: Counter[str] = Counter()
     for text in _progress(sources.documents(config, repairs), None, "reading"):
