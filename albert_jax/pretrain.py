@@ -170,8 +170,9 @@ def make_evaluate(
             rows = {name: jax.device_put(value, partition.by_rows(mesh)) for name, value in batch.items()}
             sums = jax.device_get(jitted(params, rows, jax.device_put(np.uint32(number), partition.replicated(mesh))))
             total = sums if total is None else jax.tree.map(np.add, total, sums)
+        # Weight 0: no negative for NSP, as where all held-out sequences are of one document.
         means = {
-            part: {name: float(pair[0] / pair[1]) for name, pair in sorted(values.items())}
+            part: {name: float(pair[0] / pair[1]) for name, pair in sorted(values.items()) if pair[1] > 0}
             for part, values in total.items()
         }
         means["baseline"] |= {"sop_accuracy": 0.5, "nsp_accuracy": 0.5}

@@ -38,7 +38,7 @@ VERSION = "1.0.0"
 """Of the record's format; part of the fingerprint."""
 
 MAX_RECORD_TOKENS = 8192
-"""Longer documents are stored in parts: a sequence is read by reading its record."""
+"""Longer documents are stored in parts: a sequence is read by reading its record.  To NSP, parts are documents."""
 
 READING = ("text_field", "txt_documents", "encoding_errors", "language", "map_punctuation")
 """Fields of `DataConfig` that decide what is read out of a file."""
