@@ -157,8 +157,7 @@ def fingerprint(tree: Any) -> Array:
 def leaf_names(tree: Any) -> list[str]:
     """The path of each leaf, as `params/encoder/ffn/output/kernel`."""
     return [
-        "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
-        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+        jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(tree)
     ]
 
 

@@ -91,7 +91,7 @@ def decay_mask(params: Any) -> Any:
 
 def names(path: Any) -> Path:
     """A JAX key path as strings."""
-    return tuple(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+    return tuple(jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
 
 
 def _lamb(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformation:
