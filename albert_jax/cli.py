@@ -5,11 +5,14 @@ import dataclasses
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from albert_jax.config import InputError, load
+from albert_jax.config import InputError, load, require
+
+EXPERIMENTS = ("pretrain", "prepare", "vocab")
+"""Jobs that take an experiment, and any field of it as an option."""
 
 EPILOG = """\
 Any field of an experiment can be overridden: --train.global-batch-size 256, --data.source 'text/*.jsonl.gz', --model.sharing none.
@@ -29,14 +32,18 @@ def main(words: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, 2 for input that cannot be used, 128 + n for signal n."""
     words = sys.argv[1:] if words is None else list(words)
     parser = _parser()
-    if words[1:2] and words[0] in ("pretrain", "prepare", "vocab") and {"-h", "--help"} & set(words[2:]):
+    if words[1:2] and words[0] in EXPERIMENTS and {"-h", "--help"} & set(words[2:]):
         return _help(words[0], words[1])
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("albert_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and TFDS tell their every step
     try:
-        plain, overrides = _split(words)
-        arguments = parser.parse_args(plain)
+        plain, overrides = _split(words) if words[:1] and words[0] in EXPERIMENTS else (words, [])
+        arguments, rest = parser.parse_known_args(plain)
+        if "text" in arguments and not any(word.startswith("-") for word in rest):
+            arguments.text += rest  # argparse takes no more of a list of words once an option stood between
+            rest = []
+        require(not rest, f"unrecognized arguments: {' '.join(rest)}; see albert-jax {words[0]} --help")
         return arguments.job(arguments, overrides)
     except InputError as error:
         print(f"albert-jax: error: {error}", file=sys.stderr)
@@ -66,16 +73,15 @@ def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser(
         prog="albert-jax",
-        description="Pretrain and study ALBERT in JAX.",
-        epilog=EPILOG,
+        description="Pretrain, exchange and study ALBERT in JAX.",
         formatter_class=raw,
         allow_abbrev=False,
     )
     jobs = parser.add_subparsers(required=True, metavar="JOB")
 
-    def job(name: str, run: object, summary: str) -> argparse.ArgumentParser:
+    def job(name: str, run: object, summary: str, epilog: str = EPILOG) -> argparse.ArgumentParser:
         sub = jobs.add_parser(
-            name, help=summary, description=summary, epilog=EPILOG, formatter_class=raw, allow_abbrev=False
+            name, help=summary, description=summary, epilog=epilog, formatter_class=raw, allow_abbrev=False
         )
         sub.set_defaults(job=run)
         return sub
@@ -90,8 +96,65 @@ def _parser() -> argparse.ArgumentParser:
     vocab = job("vocab", _vocab, "Train a SentencePiece vocabulary on an experiment's source, with the released flags.")
     vocab.add_argument("experiment", help=experiment)
     vocab.add_argument("target", type=Path, help="file to write, such as spiece.model")
-    job("report", _report, "Draw a run's curves again and print its last numbers.").add_argument("run_dir", type=Path)
+    _exchange_jobs(job)
+    job("report", _report, "Draw a run's curves again and print its last numbers.", "").add_argument(
+        "run_dir", type=Path
+    )
     return parser
+
+
+SOURCE = """a Hugging Face folder or hub id (albert/albert-base-v2, @revision pins it), the folder, tar or prefix of one of
+Google's checkpoints, or a run folder"""
+CONVERT_EPILOG = """\
+  albert-jax convert albert_base_v2.tar.gz albert-base-v2       Google's checkpoint -> Hugging Face folder
+  albert-jax convert runs/tiny exported                         our run -> Hugging Face folder
+  albert-jax convert exported runs/unshared --to albert_jax --sharing none --num-hidden-layers 24
+"""
+PREDICT_EPILOG = """\
+  albert-jax predict albert/albert-base-v2 'Paris is the [MASK] of France.'
+  albert-jax predict runs/tiny --task sentence-order 'It rained.' 'So we stayed in.'      or lines of two texts and a tab
+  albert-jax predict runs/tiny --task embed --file texts.txt --output vectors.npy
+  albert-jax predict runs/tiny --task generate 'the function returns' --length 12 --temperature 0.7
+"""
+
+
+PREDICT_TASKS = ("fill-mask", "sentence-order", "embed", "generate")
+
+
+def _exchange_jobs(job: Callable[..., argparse.ArgumentParser]) -> None:
+    convert = job(
+        "convert", _convert, "Write any ALBERT as a Hugging Face folder, or as a run folder of ours.", CONVERT_EPILOG
+    )
+    convert.add_argument("source", help=SOURCE)
+    convert.add_argument("target", help="folder to make")
+    convert.add_argument("--to", default="huggingface", choices=("huggingface", "albert_jax"))
+    convert.add_argument("--sharing", help="share the layers another way: all, attention, ffn, none, groups")
+    convert.add_argument("--num-hidden-groups", type=int, help="parameter sets of --sharing groups")
+    convert.add_argument("--num-hidden-layers", type=int, help="grow (each layer repeated) or cut (layers left out)")
+    convert.add_argument(
+        "--hidden-act", help="gelu_new (tanh form) or gelu (erf form), where the source says the wrong one"
+    )
+    convert.add_argument("--json", action="store_true", help="print the report as JSON")
+    predict = job("predict", _predict, "Ask a model about text.", PREDICT_EPILOG)
+    predict.add_argument("source", help=SOURCE)
+    predict.add_argument("text", nargs="*", help="texts; without any, and without --file, lines of standard input")
+    predict.add_argument("--file", type=Path, help="a text a line")
+    predict.add_argument("--task", default="fill-mask", choices=PREDICT_TASKS)
+    predict.add_argument("--json", action="store_true", help="print a line of JSON a text")
+    predict.add_argument("--top-k", type=int, default=5, help="fill-mask: pieces at each [MASK] (5)")
+    predict.add_argument("--pooling", default="mean", choices=("mean", "pooler"), help="embed: of hidden states (mean)")
+    predict.add_argument("--output", type=Path, help="embed: .npy file to write, float32 [texts, H]")
+    predict.add_argument("--length", type=int, default=0, help="generate: pieces to continue the text by (0)")
+    predict.add_argument(
+        "--temperature", type=float, default=1.0, help="generate: of sampling; 0 is the likeliest (1.0)"
+    )
+    predict.add_argument("--seed", type=int, default=0, help="generate: the same seed gives the same text (0)")
+    for sub in (convert, predict):
+        sub.add_argument("--vocab", default="", help="SentencePiece model, where the source has none")
+        missing = "start pretraining heads that the source lacks from random numbers"
+        sub.add_argument("--init-missing", action="store_true", help=missing)
+        pickle = "read pytorch_model.bin, through torch, where there is nothing else"
+        sub.add_argument("--allow-pickle", action="store_true", help=pickle)
 
 
 def _help(job: str, experiment: str) -> int:
@@ -131,7 +194,7 @@ def _prepare(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _vocab(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from albert_jax.config import check_writable, require
+    from albert_jax.config import check_writable
     from albert_jax.data.prepare import vocabulary
     from albert_jax.pretrain import PretrainConfig
 
@@ -144,11 +207,41 @@ def _vocab(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def _report(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from albert_jax import report
-    from albert_jax.config import read_json, require
+    from albert_jax.config import read_json
 
-    require(not overrides, f"unexpected argument '{' '.join(overrides)}'")
     print(report.plot_curves(arguments.run_dir))
     summary = arguments.run_dir / "summary.json"
     if summary.exists():
         print(report.table(read_json(summary)))
+    return 0
+
+
+def _convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    import json
+
+    from albert_jax import exchange
+
+    given = {
+        name: getattr(arguments, name) for name in ("sharing", "num_hidden_groups", "num_hidden_layers", "hidden_act")
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    report = exchange.convert(arguments.source, arguments.target, to=arguments.to, **_reading(arguments), **changes)
+    print(json.dumps(report) if arguments.json else exchange.describe(report))
+    return 0
+
+
+def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in ("vocab", "init_missing", "allow_pickle")}
+
+
+def _predict(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    import json
+
+    from albert_jax import exchange, predict
+
+    options = predict.Options(**{name: getattr(arguments, name) for name in predict.Options.__dataclass_fields__})
+    texts = predict.read_texts(arguments.text, arguments.file)
+    answers = predict.ANSWERS[arguments.task](*exchange.load(arguments.source, **_reading(arguments)), texts, options)
+    for record, lines in answers:
+        print(json.dumps(record, ensure_ascii=False) if arguments.json else lines)
     return 0

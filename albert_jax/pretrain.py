@@ -12,14 +12,14 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from albert_jax import partition, report, run_folder, train
-from albert_jax.checkpoint import restore_params
+from albert_jax import exchange, partition, report, run_folder, train
 from albert_jax.config import check_types, require, to_dict
-from albert_jax.data import loader
+from albert_jax.convert.weights import leaves
+from albert_jax.data import loader, tokenizer_json
 from albert_jax.data.prepare import Prepared, prepare, token_counts
 from albert_jax.data.sources import DataConfig
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.heads import AlbertForPreTraining, flops_per_token, init_params
+from albert_jax.model.heads import Albert, flops_per_token, init_params, param_shapes
 from albert_jax.model.sharing import is_stacked
 from albert_jax.objectives import pretraining
 from albert_jax.objectives.pretraining import ObjectiveConfig, Vocabulary
@@ -45,7 +45,7 @@ class PretrainConfig:
     optim: OptimConfig
     train: TrainConfig
     init_from: str = ""
-    """Run folder whose newest parameters this run starts from."""
+    """What this run's parameters start from: anything that `albert_jax.load` reads, such as a run folder."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -91,12 +91,13 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         process_count=jax.process_count(),
     )
     loader.check_batch(sequences, config.train.global_batch_size)
-    initial = functools.partial(_restored, config, mesh) if config.init_from else None
+    initial = functools.partial(_initial, config, prepared, mesh) if config.init_from else None
     if initial is not None and not (run_dir / "checkpoints").exists():
         initial()  # refuses what does not fit before the folder is claimed
     run_folder.claim(
         run_dir, "pretrain", to_dict(config), {"data": prepared.fingerprint, "vocab": prepared.tokenizer.sha256}
     )
+    tokenizer_json.write_vocabulary(prepared.tokenizer, config.model.max_position_embeddings, run_dir)
     log.info(
         "%d sequences of up to %d tokens, %d held out; %s on %d %s",
         len(sequences),
@@ -107,10 +108,10 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         jax.default_backend(),
     )
 
-    model = AlbertForPreTraining(config.model)
+    model = Albert(config.model)
     vocabulary = describe(prepared)
     task = Task(
-        init=functools.partial(init_params, config.model),
+        init=functools.partial(init_params, model),
         draw=functools.partial(pretraining.draw, config.objective, vocabulary),
         loss=functools.partial(pretraining.loss, config.objective, model.apply, train=True),
         batches=start_batches,
@@ -181,9 +182,18 @@ def make_evaluate(
     return evaluate
 
 
-def _restored(config: PretrainConfig, mesh: Mesh) -> Any:
-    """The newest parameters of `config.init_from`."""
-    shapes = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
-    everywhere = partition.replicated(mesh)
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
-    return restore_params(Path(config.init_from).expanduser() / "checkpoints", target)
+def _initial(config: PretrainConfig, prepared: Prepared, mesh: Mesh) -> Any:
+    """The parameters of `config.init_from`, checked to be of this model and this vocabulary."""
+    source = exchange.read(config.init_from)
+    for note in source.weights.notes:
+        log.info("%s: %s", config.init_from, note)
+    wanted = {path: leaf.shape for path, leaf in leaves(param_shapes(Albert(config.model)))}
+    found = {path: leaf.shape for path, leaf in leaves(source.weights.params)}
+    for path in sorted(wanted.keys() | found.keys()):
+        told = f"--init-from {config.init_from}: {'/'.join(path)} has shape {found.get(path)}, the model {wanted.get(path)}"
+        require(found.get(path) == wanted.get(path), f"{told}; use its own model settings, or 'albert-jax convert'")
+    if source.tokenizer is not None:
+        same = source.tokenizer.sha256 == prepared.tokenizer.sha256
+        told = f"its vocabulary is {source.tokenizer.sha256[:12]}, the data's {prepared.tokenizer.sha256[:12]}"
+        require(same, f"--init-from {config.init_from}: {told}; prepare the data with its vocabulary (--data.vocab)")
+    return jax.device_put(source.weights.params, partition.replicated(mesh))

@@ -16,7 +16,7 @@ import pytest
 
 from albert_jax.config import InputError
 from albert_jax.model.albert import PRESETS, AlbertConfig, dropout
-from albert_jax.model.heads import AlbertForPreTraining, flops_per_token, init_params, num_params
+from albert_jax.model.heads import Albert, flops_per_token, init_params, num_params, param_shapes
 from albert_jax.model.sharing import is_stacked, layer_sets
 
 TINY: dict[str, Any] = dict(vocab_size=60, embedding_size=8, hidden_size=24, num_attention_heads=3)
@@ -46,7 +46,7 @@ def random_params(config: AlbertConfig, spread: float = 0.2) -> dict:
     def draw(path: Any, leaf: Any) -> np.ndarray:
         return np.asarray(spread * random.normal(size=leaf.shape) + (path[-1].key == "scale"), np.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
+    return jax.tree_util.tree_map_with_path(draw, param_shapes(Albert(config)))
 
 
 def inputs(config: AlbertConfig) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def inputs(config: AlbertConfig) -> dict[str, Any]:
 
 
 def apply(config: AlbertConfig, params: dict, batch: dict, **options: Any) -> Any:
-    return AlbertForPreTraining(config).apply({"params": params}, **batch, **options)
+    return Albert(config).apply({"params": params}, **batch, **options)
 
 
 def forward(config: AlbertConfig, params: dict, batch: dict, keys: Any = None, **flags: bool) -> dict[str, jax.Array]:
@@ -168,7 +168,7 @@ def test_defaults_and_padding_alone() -> None:
 
 
 def count(config: AlbertConfig, *without: str) -> int:
-    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    shapes = param_shapes(Albert(config))
     return sum(leaf.size for name, part in shapes.items() if name not in without for leaf in jax.tree.leaves(part))
 
 
@@ -185,7 +185,7 @@ COUNTS = {  # with heads; encoder and pooler; encoder; encoder and pooler where 
 def test_parameter_counts_of_the_released_models(name: str) -> None:
     """Fails if the MLM decoder is not tied to the word table, or the shared layer is stored L times."""
     config, twin = PRESETS[name], dataclasses.replace(PRESETS[name], sharing="none")
-    found = (num_params(config), count(config, *HEADS), count(config, *HEADS, "pooler"), count(twin, *HEADS))
+    found = (num_params(Albert(config)), count(config, *HEADS), count(config, *HEADS, "pooler"), count(twin, *HEADS))
     assert found == COUNTS[name]
 
 
@@ -345,7 +345,7 @@ def test_every_dropout_site_draws_a_mask_of_its_own() -> None:
 
 def test_initialisation() -> None:
     """Fails if what is drawn is rescaled to a deviation of 0.02, and if all sets of a part start from one key."""
-    params = jit(functools.partial(init_params, tiny(sharing="none", vocab_size=2000)))(jax.random.key(8))
+    params = jit(functools.partial(init_params, Albert(tiny(sharing="none", vocab_size=2000))))(jax.random.key(8))
     drawn: list[np.ndarray] = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(jax.tree.map(np.asarray, params)):
         if path[-1].key in ("bias", "scale"):

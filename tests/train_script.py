@@ -15,7 +15,7 @@ from albert_jax import partition, train
 from albert_jax.checkpoint import fingerprint
 from albert_jax.data.loader import capacity
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.heads import AlbertForPreTraining, init_params
+from albert_jax.model.heads import Albert, init_params
 from albert_jax.model.sharing import is_stacked
 from albert_jax.objectives import pretraining
 from albert_jax.objectives.pretraining import ObjectiveConfig, Vocabulary
@@ -67,9 +67,9 @@ def make(accumulation: int, sharing: str = "all", sentence_objective: str = "sop
     vocabulary = Vocabulary(VOCAB, 0, 2, 3, 4, np.arange(VOCAB) % 4 > 0)
     mesh = partition.make_mesh("any")
     task = Task(
-        init=functools.partial(init_params, config),
+        init=functools.partial(init_params, Albert(config)),
         draw=functools.partial(pretraining.draw, objective, vocabulary),
-        loss=functools.partial(pretraining.loss, objective, AlbertForPreTraining(config).apply, train=True),
+        loss=functools.partial(pretraining.loss, objective, Albert(config).apply, train=True),
         batches=lambda start: iter(batches()[start:]),
         evaluate=lambda params: {},
         flops_per_token=0.0,

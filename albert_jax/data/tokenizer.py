@@ -24,6 +24,9 @@ SPECIAL_PIECES = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
 SYMBOLS = ("(", ")", '"', "-", ".", "–", "£", "€")
 """Ids 5 to 12: always pieces of their own."""
 
+VOCABULARY = "spiece.model"
+"""What the file is called in the folder of a model or a run."""
+
 SPACE = "▁"  # U+2581, SentencePiece's visible space
 # One character to one, so that offsets stay simple.  The em dash goes to the en dash, which does its work in prose.
 STOCK_PUNCTUATION = str.maketrans("“”„‟«»″‘’‚‛‹›′´‒‐‑−—―", '"' * 7 + "'" * 8 + "-" * 4 + "–" * 2)
@@ -76,6 +79,8 @@ class Tokenizer:
         self.path = Path(path)
         self.map_punctuation, self.keep_accents, self.lower_case = map_punctuation, keep_accents, lower_case
         model = _read(self.path)
+        self.model_proto = model
+        """The model file's bytes."""
         self.sha256 = hashlib.sha256(model).hexdigest()
         """Of the model file's bytes: two vocabularies of one size are told apart by it."""
         self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -84,9 +89,9 @@ class Tokenizer:
         for name in SPECIAL_PIECES:
             advice = "train one with albert_jax.data.tokenizer.train_vocabulary"
             require(self._known(name), f"{path}: this vocabulary lacks the special piece '{name}'; {advice}")
-        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
-            int(self._model.piece_to_id(name)) for name in SPECIAL_PIECES
-        )
+        self.special_ids = tuple(int(self._model.piece_to_id(name)) for name in SPECIAL_PIECES)
+        """In the order of `SPECIAL_PIECES`."""
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = self.special_ids
         pieces = [self._model.id_to_piece(i) for i in range(self.vocab_size)]
         self.starts_word: np.ndarray = np.array([_starts_word(piece) for piece in pieces], bool)
         """[V]: whether a piece begins a new unit of whole-word masking."""
@@ -95,6 +100,56 @@ class Tokenizer:
             for i, piece in enumerate(pieces)
             if len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit()
         }
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        text_pair: str | Sequence[str] | None = None,
+        *,
+        max_length: int | None = None,
+        pad_to_multiple_of: int = 1,
+    ) -> dict[str, np.ndarray]:
+        """Texts, or pairs of them, as the model takes them: `input_ids`, `attention_mask`, `token_type_ids`, int32 [B, S].
+
+        `[CLS] text [SEP]`, or `[CLS] text [SEP] pair [SEP]` with the pair as segment 1; `[MASK]` in a text is the mask.
+        One text gives B = 1.  Rows are padded to the longest, rounded up to `pad_to_multiple_of`.  Beyond `max_length`
+        tokens the longer text of a row loses its end.  Raises as `encode`, or where the two are not equally many.
+        """
+        first = [text] if isinstance(text, str) else list(text)
+        second = [text_pair] if isinstance(text_pair, str) else text_pair if text_pair is None else list(text_pair)
+        require(second is None or len(first) == len(second), f"{len(first)} texts and {len(second or [])} text pairs")
+        parts = [self._encode_masked(texts) for texts in (first, second) if texts is not None]
+        extra = 1 + len(parts)
+        require(max_length is None or max_length >= extra, f"max_length must be at least {extra}, got {max_length}")
+        rows = list(zip(*parts, strict=True))
+        for row in rows:
+            while max_length is not None and sum(map(len, row)) > max_length - extra:
+                max(row, key=len).pop()
+        width = max((sum(map(len, row)) + extra for row in rows), default=extra)
+        width = -(-width // pad_to_multiple_of) * pad_to_multiple_of
+        ids = np.full((len(rows), width), self.pad_id, np.int32)
+        mask, segments = np.zeros_like(ids), np.zeros_like(ids)
+        for number, row in enumerate(rows):
+            end = 1
+            ids[number, 0] = self.cls_id
+            for segment, part in enumerate(row):
+                ids[number, end : end + len(part) + 1] = [*part, self.sep_id]
+                segments[number, end : end + len(part) + 1] = segment
+                end += len(part) + 1
+            mask[number, :end] = 1
+        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
+
+    def _encode_masked(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode_batch`, with `[MASK]` in a text as the mask's id."""
+        cut = [text.split(SPECIAL_PIECES[4]) for text in texts]
+        encoded = iter(self.encode_batch([part for parts in cut for part in parts]))
+        rows = []
+        for parts in cut:
+            row = list(next(encoded))
+            for _ in parts[1:]:
+                row += [self.mask_id, *next(encoded)]
+            rows.append(row)
+        return rows
 
     def preprocess(self, text: str) -> str:
         """The module's `preprocess` with this tokenizer's switches."""
@@ -155,10 +210,15 @@ class Tokenizer:
         Raises:
           InputError: an id outside the vocabulary.
         """
-        plain = [int(i) for i in ids]  # SentencePiece refuses numpy's integers
+        self.pieces(ids)  # refuses what is no id
+        return self._model.decode([int(i) for i in ids])  # SentencePiece refuses numpy's integers
+
+    def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
+        """The piece of each token id, as it stands in the vocabulary.  Raises as `decode`."""
+        plain = [int(i) for i in ids]
         for i in plain:
             require(0 <= i < self.vocab_size, f"token id {i} is not in {self.path}, which has {self.vocab_size} pieces")
-        return self._model.decode(plain)
+        return [self._model.id_to_piece(i) for i in plain]
 
     def _known(self, piece: str) -> bool:
         # piece_to_id answers the unknown piece's id without a word.

@@ -31,6 +31,9 @@ ACTIVATIONS = {
 
 DTYPES = ("float32", "bfloat16")
 
+MAX_DEPTH = 10_000
+"""Blocks; a deeper network is a damaged file."""
+
 REMAT_POLICIES: dict[str, Any] = {
     "none": jax.checkpoint_policies.everything_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -45,7 +48,9 @@ class AlbertConfig:
     vocab_size: int = 30000
     """V: pieces of the vocabulary."""
     embedding_size: int = 128
-    """E: width of the token embeddings; projected to hidden_size unless equal to it."""
+    """E: width of the token embeddings; mapped to hidden_size unless equal to it."""
+    always_map_embeddings: bool = False
+    """Map them even where E = H, as Hugging Face does and the released code does not."""
     hidden_size: int = 768
     """H: width of the layers."""
     num_hidden_layers: int = 12
@@ -66,6 +71,8 @@ class AlbertConfig:
     """Dropout of embeddings, attention output and feed-forward output (v1: 0.1 but for xxlarge)."""
     attention_probs_dropout_prob: float = 0.0
     """Dropout of the attention weights."""
+    classifier_dropout_prob: float = 0.1
+    """Dropout before a fine-tuned classifier (the released fine-tuning code: 0.1 whatever the model's)."""
     max_position_embeddings: int = 512
     """Longest sequence."""
     type_vocab_size: int = 2
@@ -90,7 +97,7 @@ class AlbertConfig:
             self.hidden_size % self.num_attention_heads == 0,
             f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}",
         )
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout_prob"):
             require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), got {getattr(self, name)}")
         require(self.sharing in STRATEGIES, f"sharing: one of {', '.join(STRATEGIES)}, got {self.sharing!r}")
         for name in ("initializer_range", "layer_norm_eps"):
@@ -99,6 +106,7 @@ class AlbertConfig:
         require(self.dtype in DTYPES, f"dtype: one of {', '.join(DTYPES)}, got {self.dtype!r}")
         require(self.remat in REMAT_POLICIES, f"remat: one of {', '.join(REMAT_POLICIES)}, got {self.remat!r}")
         require(self.hidden_act in ACTIVATIONS, f"hidden_act: one of {', '.join(ACTIVATIONS)}, got {self.hidden_act!r}")
+        require(self.depth <= MAX_DEPTH, f"num_hidden_layers x inner_group_num is {self.depth}, more than {MAX_DEPTH}")
         require(
             self.num_hidden_groups == 1 or self.sharing == "groups",
             f"num_hidden_groups {self.num_hidden_groups} needs sharing 'groups', not {self.sharing!r}",
@@ -107,6 +115,16 @@ class AlbertConfig:
             self.num_hidden_groups <= self.num_hidden_layers,
             f"num_hidden_groups {self.num_hidden_groups} exceeds num_hidden_layers {self.num_hidden_layers}",
         )
+
+    @property
+    def maps_embeddings(self) -> bool:
+        """Whether there is an `embedding_hidden_mapping_in`."""
+        return self.always_map_embeddings or self.embedding_size != self.hidden_size
+
+    @property
+    def depth(self) -> int:
+        """Blocks run: L * inner_group_num."""
+        return self.num_hidden_layers * self.inner_group_num
 
 
 _V1: dict[str, Any] = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
@@ -229,7 +247,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: Array, bias: Array, keys: Array | None, collect: bool) -> tuple[Array, Outputs]:
         config = self.config
-        if config.embedding_size != config.hidden_size:
+        if config.maps_embeddings:
             x = dense(config, config.hidden_size, "embedding_hidden_mapping_in")(x)
         x = x.astype(config.dtype)
         # Linen modules are leaves only: a module handed to flax's own scan from outside is silently un-shared.
@@ -261,9 +279,10 @@ class Encoder(nn.Module):
 
         if config.remat != "none":
             block = jax.checkpoint(block, prevent_cse=False, policy=REMAT_POLICIES[config.remat])
-        depth = config.num_hidden_layers * config.inner_group_num
         first = x
-        x, outputs = jax.lax.scan(block, x, (scanned, jnp.arange(depth)), unroll=min(config.scan_unroll, depth))
+        x, outputs = jax.lax.scan(
+            block, x, (scanned, jnp.arange(config.depth)), unroll=min(config.scan_unroll, config.depth)
+        )
         if collect:  # hidden states are a layer's, attention weights a block's, as Hugging Face counts them
             ends = outputs["hidden_states"][config.inner_group_num - 1 :: config.inner_group_num]
             outputs["hidden_states"] = jnp.concatenate([first[None], ends])

@@ -1,4 +1,7 @@
-"""The whole pretraining model: encoder, pooler, masked-LM head and sentence-order head."""
+"""The whole model: the encoder and what stands on it.  A new head is an entry of `HEADS`."""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -7,11 +10,13 @@ from jax import Array
 
 from albert_jax.model.albert import (
     ACTIVATIONS,
+    SITES_PER_BLOCK,
     AlbertConfig,
     Embeddings,
     Encoder,
     Outputs,
     dense,
+    dropout,
     initializer,
     layer_norm,
 )
@@ -31,7 +36,77 @@ class MaskedLMHead(nn.Module):
         return logits + self.param("bias", nn.initializers.zeros, (config.vocab_size,))
 
 
-class AlbertForPreTraining(nn.Module):
+class Inputs(NamedTuple):
+    """What a head may read beside the outputs that stand before it."""
+
+    table: Array
+    """[V, E]: the word embeddings."""
+    masked_lm_positions: Array | None
+    dropout_keys: Array | None
+    num_labels: int
+
+
+def _pooler(config: AlbertConfig, outputs: Outputs, inputs: Inputs) -> Outputs:
+    first = outputs["last_hidden_state"][:, 0]
+    return {"pooler_output": jnp.tanh(dense(config, config.hidden_size, "pooler")(first))}
+
+
+def _predictions(config: AlbertConfig, outputs: Outputs, inputs: Inputs) -> Outputs:
+    hidden = outputs["last_hidden_state"]
+    if inputs.masked_lm_positions is not None:
+        hidden = jnp.take_along_axis(hidden, inputs.masked_lm_positions[..., None], axis=1)
+    return {"prediction_logits": MaskedLMHead(config, name="predictions")(hidden, inputs.table)}
+
+
+def _linear(config: AlbertConfig, x: Array, features: int, name: str) -> Array:
+    return nn.Dense(features, kernel_init=initializer(config), name=name)(x.astype(jnp.float32))
+
+
+def _sop_classifier(config: AlbertConfig, outputs: Outputs, inputs: Inputs) -> Outputs:
+    return {"sop_logits": _linear(config, outputs["pooler_output"], 2, "sop_classifier")}
+
+
+def _dropped(config: AlbertConfig, x: Array, inputs: Inputs) -> Array:
+    site = 1 + SITES_PER_BLOCK * config.depth  # behind the encoder's
+    return dropout(x, inputs.dropout_keys, site, config.classifier_dropout_prob)
+
+
+def _classifier(config: AlbertConfig, outputs: Outputs, inputs: Inputs) -> Outputs:
+    pooled = _dropped(config, outputs["pooler_output"], inputs)
+    return {"logits": _linear(config, pooled, inputs.num_labels, "classifier")}
+
+
+def _token_classifier(config: AlbertConfig, outputs: Outputs, inputs: Inputs) -> Outputs:
+    hidden = _dropped(config, outputs["last_hidden_state"], inputs)
+    return {"logits": _linear(config, hidden, inputs.num_labels, "token_classifier")}
+
+
+def _choice_classifier(config: AlbertConfig, outputs: Outputs, inputs: Inputs) -> Outputs:
+    pooled = _dropped(config, outputs["pooler_output"], inputs)
+    return {"logits": _linear(config, pooled, 1, "choice_classifier")[:, 0]}
+
+
+def _qa_outputs(config: AlbertConfig, outputs: Outputs, inputs: Inputs) -> Outputs:
+    start, end = jnp.moveaxis(_linear(config, outputs["last_hidden_state"], 2, "qa_outputs"), -1, 0)
+    return {"start_logits": start, "end_logits": end}
+
+
+HEADS: dict[str, Callable[[AlbertConfig, Outputs, Inputs], Outputs]] = {
+    "pooler": _pooler,  # pooler_output [B, H]: tanh of a dense layer on the first token
+    "predictions": _predictions,  # prediction_logits [B, P, V]
+    "sop_classifier": _sop_classifier,  # sop_logits [B, 2], 0 = in order, 1 = swapped; needs the pooler
+    "classifier": _classifier,  # logits [B, labels] of a text or a pair of texts; needs the pooler
+    "token_classifier": _token_classifier,  # logits [B, S, labels]
+    "choice_classifier": _choice_classifier,  # logits [B], the score of one choice a row; needs the pooler
+    "qa_outputs": _qa_outputs,  # start_logits, end_logits [B, S]
+}
+"""What may stand on the encoder, by the name of its parameters, in the order in which they are called."""
+
+PRETRAINING = ("pooler", "predictions", "sop_classifier")
+"""The heads of pretraining."""
+
+
+class Albert(nn.Module):
     """`apply({"params": params}, input_ids)` -> dict of arrays, in Hugging Face's names.
 
     Args:
@@ -44,11 +119,15 @@ class AlbertForPreTraining(nn.Module):
         embedding's) and `attentions` [L * inner_group_num, B, N, S, S].
 
     Returns:
-      `last_hidden_state` [B, S, H], `pooler_output` [B, H], `prediction_logits` [B, P, V], `sop_logits` [B, 2]
-      (0 = in order, 1 = swapped).
+      `last_hidden_state` [B, S, H] and what `heads` add (`HEADS` says what); in pretraining `pooler_output` [B, H],
+      `prediction_logits` [B, P, V] and `sop_logits` [B, 2].
     """
 
     config: AlbertConfig
+    heads: tuple[str, ...] = PRETRAINING
+    """Names of `HEADS`.  A checkpoint that was saved without one of its heads is a model without it."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes, where a head classifies."""
 
     @nn.compact
     def __call__(
@@ -71,18 +150,11 @@ class AlbertForPreTraining(nn.Module):
         x, table = Embeddings(config, name="embeddings")(input_ids, token_type_ids, dropout_keys)
         collect = output_hidden_states or output_attentions
         hidden, collected = Encoder(config, name="encoder")(x, bias, dropout_keys, collect)
-        pooled = jnp.tanh(dense(config, config.hidden_size, "pooler")(hidden[:, 0]))
-
-        gathered = hidden
-        if masked_lm_positions is not None:
-            gathered = jnp.take_along_axis(hidden, masked_lm_positions[..., None], axis=1)
-        sop = nn.Dense(2, kernel_init=initializer(config), name="sop_classifier")(pooled.astype(jnp.float32))
-        outputs = {
-            "last_hidden_state": hidden,
-            "pooler_output": pooled,
-            "prediction_logits": MaskedLMHead(config, name="predictions")(gathered, table),
-            "sop_logits": sop,
-        }
+        outputs = {"last_hidden_state": hidden}
+        inputs = Inputs(table, masked_lm_positions, dropout_keys, len(self.labels))
+        for name, head in HEADS.items():
+            if name in self.heads:
+                outputs |= head(config, outputs, inputs)
         if output_hidden_states:
             outputs["hidden_states"] = collected["hidden_states"]
         if output_attentions:
@@ -90,15 +162,19 @@ class AlbertForPreTraining(nn.Module):
         return outputs
 
 
-def init_params(config: AlbertConfig, key: Array) -> dict:
+def init_params(model: Albert, key: Array) -> dict:
     """Fresh parameters, a nested dict of float32 arrays; parts of the encoder carry the leading axis G."""
-    return AlbertForPreTraining(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
-def num_params(config: AlbertConfig) -> int:
-    """Parameters of the pretraining model, heads included, without building it."""
-    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+def param_shapes(model: Albert) -> dict:
+    """`init_params` as shapes alone, without making an array."""
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+
+def num_params(model: Albert) -> int:
+    """Parameters of a model, heads included, without building it."""
+    return sum(leaf.size for leaf in jax.tree.leaves(param_shapes(model)))
 
 
 def flops_per_token(config: AlbertConfig, length: int, predictions: int) -> float:
@@ -108,9 +184,8 @@ def flops_per_token(config: AlbertConfig, length: int, predictions: int) -> floa
     counts L times: 6 x parameters would be wrong by about L.
     """
     h, e = config.hidden_size, config.embedding_size
-    depth = config.num_hidden_layers * config.inner_group_num
-    encoder = depth * (8 * h * h + 4 * h * config.intermediate_size + 4 * length * h)
-    mapping = 2 * e * h if e != h else 0
+    encoder = config.depth * (8 * h * h + 4 * h * config.intermediate_size + 4 * length * h)
+    mapping = 2 * e * h if config.maps_embeddings else 0
     masked_lm = predictions * (2 * h * e + 2 * e * config.vocab_size) / length
     pooler_and_pair = (2 * h * h + 4 * h) / length
     return 3 * (encoder + mapping + masked_lm + pooler_and_pair)

@@ -1,0 +1,46 @@
+"""Models from the Hugging Face hub: fetched once, kept in its own cache, checked by their published SHA-256."""
+
+import hashlib
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from albert_jax.config import InputError, require
+
+
+def fetch(name: str, revision: str, patterns: tuple[str, ...]) -> tuple[Path, str]:
+    """The files of a model that match `patterns`, in the hub's cache.
+
+    Args:
+      name: such as `albert/albert-base-v2`.
+      revision: a branch, tag or commit; the newest of the main branch if empty.
+      patterns: of file names.
+
+    Returns:
+      The folder and the commit it is of.
+
+    Raises:
+      InputError: no such model, no way to the hub, or a file whose SHA-256 is not the published one.
+    """
+    try:
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))
+        commit = folder.name
+        files = HfApi().model_info(name, revision=commit, files_metadata=True).siblings or []
+        published = {file.rfilename: file.lfs.sha256 for file in files if file.lfs is not None}
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        raise InputError(f"{name}: no such folder, and the hub cannot be reached ({_first(error)})") from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise InputError(f"{name}: no such folder, and not to be had from the hub ({_first(error)})") from None
+    for file, wanted in published.items():
+        if (folder / file).is_file():
+            with (folder / file).open("rb") as opened:
+                found = hashlib.file_digest(opened, "sha256").hexdigest()
+            require(
+                found == wanted, f"{folder / file}: SHA-256 is {found[:12]}.., published is {wanted[:12]}..; remove it"
+            )
+    return folder, commit
+
+
+def _first(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line), type(error).__name__)[:160]

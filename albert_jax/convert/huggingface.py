@@ -1,0 +1,388 @@
+"""Hugging Face folders: config.json and model.safetensors, read and written; transformers 4 and 5."""
+
+import contextlib
+import importlib.util
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from albert_jax.config import InputError, read_json, require
+from albert_jax.convert.files import check_weights, is_pickle
+from albert_jax.convert.released_config import OPTIONAL, REQUIRED, num_groups, read_config
+from albert_jax.convert.reshare import follow, reshare
+from albert_jax.convert.weights import Mapped, Name, Shape, Tensors, Weights, collect, present_heads, spread
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.model.heads import Albert
+
+_BLOCK = "albert.encoder.albert_layer_groups.{group}.albert_layers.{inner}"
+
+
+def _dense(ours: str, theirs: str) -> dict[str, Name]:
+    return {f"{ours}/kernel": Name(f"{theirs}.weight", True), f"{ours}/bias": Name(f"{theirs}.bias")}
+
+
+def _norm(ours: str, theirs: str) -> dict[str, Name]:
+    return {f"{ours}/scale": Name(f"{theirs}.weight"), f"{ours}/bias": Name(f"{theirs}.bias")}
+
+
+# transformers, models/albert/modeling_albert.py.  All three classifiers bear one name there: architectures tells them apart.
+NAMES: dict[str, Name] = {
+    **{
+        f"embeddings/{kind}_embeddings/embedding": Name(f"albert.embeddings.{kind}_embeddings.weight")
+        for kind in ("word", "position", "token_type")
+    },
+    **_norm("embeddings/LayerNorm", "albert.embeddings.LayerNorm"),
+    **_dense("encoder/embedding_hidden_mapping_in", "albert.encoder.embedding_hidden_mapping_in"),
+    **{
+        ours: name
+        for part in ("query", "key", "value", "dense")
+        for ours, name in _dense(f"encoder/attention/{part}", f"{_BLOCK}.attention.{part}").items()
+    },
+    **_norm("encoder/attention/LayerNorm", f"{_BLOCK}.attention.LayerNorm"),
+    **_dense("encoder/ffn/intermediate", f"{_BLOCK}.ffn"),
+    **_dense("encoder/ffn/output", f"{_BLOCK}.ffn_output"),
+    **_norm("encoder/ffn/LayerNorm", f"{_BLOCK}.full_layer_layer_norm"),
+    **_dense("pooler", "albert.pooler"),
+    **_dense("predictions/dense", "predictions.dense"),
+    **_norm("predictions/LayerNorm", "predictions.LayerNorm"),
+    "predictions/bias": Name("predictions.bias"),
+    **_dense("sop_classifier", "sop_classifier.classifier"),
+    **_dense("qa_outputs", "qa_outputs"),
+}
+CLASSIFIERS = {name: _dense(name, "classifier") for name in ("classifier", "token_classifier", "choice_classifier")}
+
+ARCHITECTURES: dict[str, tuple[str, ...]] = {
+    "AlbertForPreTraining": ("pooler", "predictions", "sop_classifier"),
+    "AlbertForMaskedLM": ("predictions",),
+    "AlbertModel": ("pooler",),
+    "AlbertForSequenceClassification": ("pooler", "classifier"),
+    "AlbertForTokenClassification": ("token_classifier",),
+    "AlbertForMultipleChoice": ("pooler", "choice_classifier"),
+    "AlbertForQuestionAnswering": ("qa_outputs",),
+}
+"""Hugging Face's classes and the heads that make them."""
+
+TIED = {
+    "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",
+    "predictions.decoder.bias": "predictions.bias",
+}
+"""Second names of one tensor; some versions write both, some either."""
+BUFFERS = ("albert.embeddings.position_ids", "albert.embeddings.token_type_ids")
+
+ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new"}
+"""Other names there of what is `gelu_new` here."""
+
+SHARD_BYTES = 2 * 2**30
+"""A larger model is written in several files, so that writing takes little memory beyond the model."""
+CHECKSUMS = "crc32c"
+"""Key of the file's metadata under which we write one checksum a tensor, and verify it where it is found."""
+
+
+class _Safetensors:
+    """The tensors of one model.safetensors, or of those that an index names."""
+
+    def __init__(self, folder: Path) -> None:
+        files, index = [folder / "model.safetensors"], folder / "model.safetensors.index.json"
+        where: dict[str, str] = {}
+        if not files[0].exists() and index.exists():
+            where = read_json(index).get("weight_map", {})
+            require(isinstance(where, dict) and bool(where), f"{index}: no table 'weight_map' in it")
+            for name in where.values():
+                plain = isinstance(name, str) and Path(name).name == name and name not in ("", ".", "..")
+                require(plain, f"{index}: {name!r} is not the name of a file beside it; refused")
+            files = [folder / name for name in sorted(set(where.values()))]
+        self.path = str(index if where else files[0])
+        self._open: dict[str, Any] = {}
+        self._sums: dict[str, str] = {}
+        for path in files:
+            check_weights(path)
+            require(not is_pickle(path), f"{path} is a pickle under the name of safetensors; refused")
+            with _told(path):
+                file = safe_open(str(path), framework="numpy")
+                names = set(file.keys())
+                self._sums |= _checksums(file.metadata(), path)
+            claimed = {name for name, owner in where.items() if owner == path.name} if where else names
+            require(claimed == names, f"{self.path}: it and {path.name} differ in {sorted(claimed ^ names)[:4]}")
+            self._open |= dict.fromkeys(names, file)
+        self.shapes: Mapping[str, Shape] = {
+            name: tuple(file.get_slice(name).get_shape()) for name, file in self._open.items()
+        }
+
+    def read(self, name: str) -> np.ndarray:
+        with _told(Path(self.path)):
+            value = self._open[name].get_tensor(name)
+        if name in self._sums:
+            intact = _crc(value) == self._sums[name]
+            require(intact, f"{self.path}: {name} is damaged (checksum differs); copy it again")
+        return value
+
+
+class _Pickled:
+    """The tensors of a pytorch_model.bin, read by torch with nothing but tensors allowed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        require(importlib.util.find_spec("torch") is not None, f"{path}: reading a pickle needs torch; install it")
+        import torch
+
+        try:
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise InputError(f"{path}: torch refuses it ({str(error).splitlines()[0][:120]})") from None
+        self._stored = {name: value.float().numpy() for name, value in stored.items()}
+        self.shapes: Mapping[str, Shape] = {name: value.shape for name, value in self._stored.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        return self._stored[name]
+
+
+class _Canonical:
+    """Tensors under the names of `NAMES`: with the `albert.` prefix, each once, without buffers."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self.path = tensors.path
+        self.left = []
+        self._tensors = tensors
+        bare = not any(name.startswith("albert.") for name in tensors.shapes)  # saved as AlbertModel
+        self._stored: dict[str, str] = {}
+        for name in tensors.shapes:
+            inside = name.split(".")[0] in ("embeddings", "encoder", "pooler")
+            full = f"albert.{name}" if bare and inside else name
+            if full in BUFFERS:
+                self.left.append(f"{name}: a buffer, not a parameter")
+            else:
+                self._stored[full] = name
+        for second, first in TIED.items():
+            if second in self._stored:
+                other = self._stored.pop(second)
+                if first in self._stored:
+                    same = np.array_equal(tensors.read(other), tensors.read(self._stored[first]))
+                    require(same, f"{self.path}: {other} is not {first}; untied embeddings are not read")
+                    self.left.append(f"{other}: the same as {first}")
+                else:
+                    self._stored[first] = other
+        self.shapes: Mapping[str, Shape] = {name: tensors.shapes[stored] for name, stored in self._stored.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        return self._tensors.read(self._stored[name])
+
+
+def read(folder: Path, allow_pickle: bool = False) -> Weights:
+    """The model of a Hugging Face folder.
+
+    A head of which no tensor is there is left out, and said.  `hidden_act` "gelu" is the erf form, as transformers runs it.
+
+    Raises:
+      InputError: files that are missing, damaged or no weights; tensors that are missing, unknown or of another shape.
+    """
+    path = folder / "config.json"
+    require(path.is_file(), f"{folder}: no config.json there")
+    stored = read_json(path)
+    act = stored.get("hidden_act")
+    stored["hidden_act"] = ACTIVATIONS.get(act, act) if isinstance(act, str) else act
+    config, left = read_config(stored, path)
+    notes = []
+    if act == "gelu":
+        told = "hidden_act 'gelu' is the erf form in transformers, and here; Google trained v1 with the tanh form: "
+        notes.append(f"{told}give hidden_act='gelu_new' for that")
+
+    tensors = _Canonical(_open(folder, allow_pickle))
+    architecture = (stored.get("architectures") or ["AlbertForPreTraining"])[0]
+    known = ", ".join(ARCHITECTURES)
+    require(architecture in ARCHITECTURES, f"{path}: architecture {architecture!r} is not read; known: {known}")
+    meant = ARCHITECTURES[architecture]
+    table = NAMES | next((CLASSIFIERS[head] for head in meant if head in CLASSIFIERS), CLASSIFIERS["classifier"])
+    heads = present_heads(tensors, table)
+    for head in meant:
+        if head not in heads:
+            notes.append(f"no {head} in {tensors.path}, though its config says {architecture}: the model is without it")
+    if "predictions" in heads and "sop_classifier" not in heads:
+        notes.append("no sop_classifier: there are no sop_logits")
+
+    labels = _labels(stored, tensors.shapes, path) if {"classifier", "token_classifier"} & set(heads) else ()
+    if config.embedding_size == config.hidden_size:
+        config = replace(config, always_map_embeddings=True)
+    model = Albert(config, heads, labels)
+    params, mapped = collect(model, tensors, table)
+    weights = Weights(model, params, mapped, left + tensors.left, notes)
+    layers, groups = config.num_hidden_layers, num_groups(config)
+    weights = follow(weights, tuple(int(i / (layers / groups)) for i in range(layers)))  # modeling_albert.py's formula
+    return _without_identity(weights)
+
+
+def _open(folder: Path, allow_pickle: bool) -> Tensors:
+    if any((folder / name).exists() for name in ("model.safetensors", "model.safetensors.index.json")):
+        return _Safetensors(folder)
+    pickled = folder / "pytorch_model.bin"
+    have = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
+    require(pickled.exists(), f"{folder}: no model.safetensors there; it holds {have}")
+    check_weights(pickled)
+    way = "get model.safetensors, or say --allow-pickle if you trust where it is from"
+    require(allow_pickle, f"{pickled}: refusing a pickle, which can run code as it is loaded; {way}")
+    return _Pickled(pickled)
+
+
+def _labels(stored: dict[str, Any], shapes: Mapping[str, Shape], path: Path) -> tuple[str, ...]:
+    """The names of the classes, in the order of their numbers."""
+    shape = shapes.get("classifier.bias", (0,))
+    count = shape[0] if len(shape) == 1 else 0
+    named = stored.get("id2label", {str(i): f"LABEL_{i}" for i in range(count)})
+    right = isinstance(named, dict) and sorted(named) == sorted(str(i) for i in range(count))
+    require(right, f"{path}: id2label names {len(named)} classes, the classifier has {count}")
+    return tuple(str(named[str(i)]) for i in range(count))
+
+
+def _without_identity(weights: Weights) -> Weights:
+    """Where E = H, Hugging Face always maps embeddings; a map that changes nothing is none, as in the released code."""
+    config = weights.model.config
+    if not config.always_map_embeddings:
+        return weights
+    mapping = weights.params["encoder"]["embedding_hidden_mapping_in"]
+    if not np.array_equal(mapping["kernel"], np.eye(config.hidden_size)) or mapping["bias"].any():
+        return weights
+    encoder = {
+        name: value for name, value in weights.params["encoder"].items() if name != "embedding_hidden_mapping_in"
+    }
+    model = Albert(replace(config, always_map_embeddings=False), weights.model.heads, weights.model.labels)
+    left = [*weights.left, "embedding_hidden_mapping_in: the identity, and E = H"]
+    return replace(weights, model=model, params=weights.params | {"encoder": encoder}, left=left)
+
+
+def _with_identity(weights: Weights) -> Weights:
+    config = weights.model.config
+    if config.maps_embeddings:
+        return weights
+    size = config.hidden_size
+    mapping = {"kernel": np.eye(size, dtype=np.float32), "bias": np.zeros(size, np.float32)}
+    encoder = weights.params["encoder"] | {"embedding_hidden_mapping_in": mapping}
+    model = Albert(replace(config, always_map_embeddings=True), weights.model.heads, weights.model.labels)
+    return replace(weights, model=model, params=weights.params | {"encoder": encoder})
+
+
+def write(weights: Weights, folder: Path) -> tuple[list[Mapped], list[str]]:
+    """Writes config.json and model.safetensors into `folder`.
+
+    Returns:
+      The tensors, and what a user should know of this export.
+
+    Raises:
+      InputError: heads for which Hugging Face has no class.
+    """
+    notes = []
+    architecture = _architecture(weights.model.heads)
+    extra = set(weights.model.heads) - set(ARCHITECTURES[architecture])
+    if extra:
+        notes.append(f"{', '.join(sorted(extra))}: stored beside what {architecture} reads, which will warn of it")
+    config = weights.model.config
+    if not _fits(config):
+        notes.append(f"sharing '{config.sharing}' as {config.num_hidden_layers} groups, by copying")
+        weights = reshare(weights, sharing="none", num_hidden_groups=1)
+    weights = _with_identity(weights)
+    (folder / "config.json").write_text(json.dumps(_config(weights.model, architecture), indent=2) + "\n")
+    table = NAMES | next((CLASSIFIERS[head] for head in weights.model.heads if head in CLASSIFIERS), {})
+    entries = list(spread(weights, table))
+    shards: list[list[tuple[Mapped, np.ndarray]]] = [[]]
+    size = 0
+    for mapped, value in entries:
+        if size and size + value.nbytes > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append((mapped, value))
+        size += value.nbytes
+    where: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        tensors = {mapped.theirs: np.ascontiguousarray(value) for mapped, value in shard}
+        sums = json.dumps({theirs: _crc(value) for theirs, value in tensors.items()})
+        save_file(tensors, folder / name, metadata={"format": "pt", CHECKSUMS: sums})
+        shutil.copymode(folder / "config.json", folder / name)  # safetensors writes for the owner alone
+        where |= dict.fromkeys(tensors, name)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(value.nbytes for _, value in entries)}, "weight_map": where}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return [mapped for mapped, _ in entries], notes
+
+
+def _architecture(heads: tuple[str, ...]) -> str:
+    for name, meant in ARCHITECTURES.items():
+        if set(meant) == set(heads):
+            return name
+    for name, meant in ARCHITECTURES.items():
+        if set(meant) <= set(heads):
+            return name
+    if not set(heads) - {"pooler"}:
+        return "AlbertModel"
+    raise InputError(f"heads {', '.join(heads)} have no class in Hugging Face's transformers")
+
+
+def _fits(config: AlbertConfig) -> bool:
+    """Whether the sharing has a `num_hidden_groups`, and transformers' formula gives the layers the same groups."""
+    if config.sharing == "none":
+        return True
+    if config.sharing not in ("all", "groups"):
+        return False
+    layers, groups = config.num_hidden_layers, config.num_hidden_groups
+    return all(int(i / (layers / groups)) == i * groups // layers for i in range(layers))
+
+
+def _config(model: Albert, architecture: str) -> dict[str, Any]:
+    config = model.config
+    values = {key: getattr(config, key) for key in REQUIRED + OPTIONAL}
+    values |= {"architectures": [architecture], "model_type": "albert", "num_hidden_groups": num_groups(config)}
+    values |= {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0, "dtype": "float32"}
+    if model.labels:
+        values["id2label"] = {str(i): label for i, label in enumerate(model.labels)}
+        values["label2id"] = {label: i for i, label in enumerate(model.labels)}
+    return dict(sorted(values.items()))
+
+
+def _crc(value: np.ndarray) -> str:
+    return f"{google_crc32c.value(np.ascontiguousarray(value).tobytes()):08x}"
+
+
+def _checksums(metadata: dict[str, str] | None, path: Path) -> dict[str, str]:
+    if not metadata or CHECKSUMS not in metadata:
+        return {}
+    try:
+        found = json.loads(metadata[CHECKSUMS])
+    except json.JSONDecodeError:
+        found = None
+    require(isinstance(found, dict), f"{path}: damaged: its checksums cannot be read; copy it again")
+    return found
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Tells of a damaged safetensors file in one line."""
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = str(error).splitlines()[0][:160]
+        raise InputError(f"{path}: damaged, or not safetensors ({reason}); download it again") from None
+
+
+def transformers_outputs(folder: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+    """What Hugging Face's own model gives in float32 for `inputs`; None where torch or transformers is not installed."""
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
+        return None
+    import torch
+    import transformers
+
+    architecture = read_json(folder / "config.json")["architectures"][0]
+    network = getattr(transformers, architecture).from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        outputs = network(**{name: torch.tensor(value) for name, value in inputs.items()}, output_hidden_states=True)
+    found = {name: value.numpy() for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+    renamed = {"logits": "prediction_logits"} if architecture == "AlbertForMaskedLM" else {}
+    found = {renamed.get(name, name): value for name, value in found.items()}
+    return found | {"last_hidden_state": outputs.hidden_states[-1].numpy()}

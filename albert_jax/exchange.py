@@ -1,0 +1,299 @@
+"""Any ALBERT in, any ALBERT out: `load` for notebooks, `convert` for the command line, and what every job starts from."""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from albert_jax import checkpoint
+from albert_jax.config import InputError, check_writable, from_dict, read_json, require, to_dict
+from albert_jax.convert import files, huggingface, tf1
+from albert_jax.convert.reshare import reshare
+from albert_jax.convert.weights import Mapped, Weights, leaves
+from albert_jax.data import tokenizer_json
+from albert_jax.data.tokenizer import VOCABULARY, Tokenizer
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.model.heads import PRETRAINING, Albert, init_params, param_shapes
+from albert_jax.run_folder import write_json
+
+log = logging.getLogger(__name__)
+
+FORMATS = ("huggingface", "albert_jax")
+"""What `convert` writes."""
+HUB_FILES = ("*.json", "*.safetensors", "spiece.model")
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?")
+
+
+@dataclass
+class Source:
+    """A model from anywhere."""
+
+    origin: str
+    """What it was read from: huggingface, tf1 or run."""
+    weights: Weights
+    tokenizer: Tokenizer | None
+
+
+def load(
+    source: str | Path,
+    *,
+    vocab: str | Path = "",
+    init_missing: bool = False,
+    allow_pickle: bool = False,
+    **changes: Any,
+) -> tuple[Albert, dict[str, Any], Tokenizer]:
+    """`model, params, tokenizer` of any ALBERT; then `model.apply({"params": params}, **tokenizer("Hello, world!"))`.
+
+    Args:
+      source: a Hugging Face folder, a hub id such as `albert/albert-base-v2` (`...@revision` pins it; needs the extra
+        `hub`), the folder, tar or prefix of one of Google's checkpoints, or a run folder of ours.
+      vocab: the SentencePiece model, where the source has none.
+      init_missing: start pretraining heads that the source lacks from random numbers; else the model is without them.
+      allow_pickle: read `pytorch_model.bin` where there is nothing else; torch reads it, and only tensors.
+      changes: fields of `AlbertConfig` that leave the parameters as they are, such as dtype="bfloat16".
+
+    Returns:
+      The model (its `config`, `heads` and `labels` say what it is), parameters on the default device, the tokenizer.
+
+    Raises:
+      InputError: the source cannot be read, or has no vocabulary.
+    """
+    found = read(source, vocab=vocab, init_missing=init_missing, allow_pickle=allow_pickle)
+    for note in found.weights.notes:
+        log.warning("%s: %s", source, note)
+    if found.tokenizer is None:
+        raise InputError(f"{source}: no {VOCABULARY} in it; give vocab='PATH' (ALBERT's is a SentencePiece model)")
+    model = found.weights.model
+    config = dataclasses.replace(model.config, **changes)
+    changed = dataclasses.replace(model, config=config)
+    same = param_shapes(changed) == param_shapes(model)
+    require(same, f"{', '.join(changes)}: would change the parameters; use 'albert-jax convert' for that")
+    return changed, jax.device_put(found.weights.params), found.tokenizer
+
+
+def read(
+    source: str | Path, *, vocab: str | Path = "", init_missing: bool = False, allow_pickle: bool = False
+) -> Source:
+    """`load` with parameters in host memory, and how they were come by; a source without vocabulary is no error here."""
+    path = Path(source).expanduser()
+    if not path.exists() and not tf1.is_checkpoint(path):
+        found = _from_hub(str(source), vocab, allow_pickle)
+    elif path.is_file() and path.suffix in (".tar", ".gz", ".tgz"):
+        with tempfile.TemporaryDirectory() as folder:
+            files.unpack(path, Path(folder))
+            found = _from_folder(Path(folder), vocab, allow_pickle)
+    elif path.is_dir():
+        found = _from_folder(path, vocab, allow_pickle)
+    else:
+        prefix = path.with_suffix("") if path.suffix == ".index" else path
+        require(tf1.is_checkpoint(prefix), f"{path}: name the folder that it is in, or a checkpoint without .index")
+        found = _from_tf1(prefix, vocab)
+    if found.tokenizer is not None:
+        pieces, rows = found.tokenizer.vocab_size, found.weights.model.config.vocab_size
+        require(pieces == rows, f"{source}: tokenizer has {pieces} pieces, vocab_size is {rows}")
+    return dataclasses.replace(found, weights=_complete(found.weights)) if init_missing else found
+
+
+def _from_folder(folder: Path, vocab: str | Path, allow_pickle: bool) -> Source:
+    config = folder / "config.json"
+    if config.is_file() and "job" in (stored := read_json(config)):
+        return _from_run(folder, stored, vocab)
+    prefix = tf1.find_prefix(folder)
+    if prefix is not None and not config.is_file():
+        return _from_tf1(prefix, vocab)
+    require(
+        config.is_file(),
+        f"{folder}: neither a Hugging Face folder (config.json), nor a checkpoint of Google's (.index), nor a run",
+    )
+    return Source("huggingface", huggingface.read(folder, allow_pickle), tokenizer_json.read(folder, vocab))
+
+
+def _from_tf1(prefix: Path, vocab: str | Path) -> Source:
+    weights, vocabulary = tf1.read(prefix)
+    vocabulary = Path(vocab) if vocab else vocabulary
+    return Source("tf1", weights, Tokenizer(vocabulary) if vocabulary else None)
+
+
+def _from_run(folder: Path, stored: dict[str, Any], vocab: str | Path) -> Source:
+    table = stored.get("config")
+    require(isinstance(table, dict) and "model" in table, f"{folder / 'config.json'}: no table 'config.model' in it")
+    assert table is not None  # for the type checker
+    config = from_dict(AlbertConfig, table["model"], "config.model")
+    heads, labels = tuple(table["heads"]) if "heads" in table else PRETRAINING, tuple(table.get("labels", ()))
+    model = Albert(config, heads, labels)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), param_shapes(model))
+    params = jax.tree.map(np.asarray, checkpoint.restore_params(folder / "checkpoints", target))
+    return Source("run", Weights(model, params), tokenizer_json.read(folder, vocab))
+
+
+def _from_hub(source: str, vocab: str | Path, allow_pickle: bool) -> Source:
+    require(HUB_ID.fullmatch(source) is not None, f"{source}: no such file or folder")
+    installed = importlib.util.find_spec("huggingface_hub") is not None
+    require(installed, f"{source}: no such folder; to fetch it from the hub, pip install 'albert_jax[hub]'")
+    from albert_jax.convert.hub import fetch
+
+    name, _, revision = source.partition("@")
+    folder, commit = fetch(name, revision, HUB_FILES + (("pytorch_model.bin",) if allow_pickle else ()))
+    found = _from_folder(folder, vocab, allow_pickle)
+    found.weights.notes.append(f"revision {commit}; '{name}@{commit}' names it for good")
+    return found
+
+
+def _complete(weights: Weights) -> Weights:
+    """With the pretraining heads that are missing, fresh from key 0."""
+    model = weights.model
+    missing = [head for head in PRETRAINING if head not in model.heads]
+    if not missing:
+        return weights
+    whole = Albert(
+        model.config, (*PRETRAINING, *(head for head in model.heads if head not in PRETRAINING)), model.labels
+    )
+    fresh = init_params(whole, jax.random.key(0))
+    params = weights.params | {head: jax.tree.map(np.asarray, fresh[head]) for head in missing}
+    notes = [*weights.notes, f"{', '.join(missing)}: started from random numbers, as asked"]
+    return dataclasses.replace(weights, model=whole, params=params, notes=notes)
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    to: str = "huggingface",
+    vocab: str | Path = "",
+    init_missing: bool = False,
+    allow_pickle: bool = False,
+    **changes: Any,
+) -> dict[str, Any]:
+    """Writes any ALBERT as a Hugging Face folder or as a run folder of ours, and checks what was written.
+
+    Args:
+      source, vocab, init_missing, allow_pickle: as `load`.
+      target: the folder to make.
+      to: one of `FORMATS`.
+      changes: `sharing`, `num_hidden_groups`, `num_hidden_layers` of the new model (see `convert.reshare`), or
+        `hidden_act`.
+
+    Returns:
+      The report, which also stands in the folder's `conversion.json`.  Its `parity` is the largest absolute difference of
+      each output between the source and what was read back from the target: by Hugging Face's own model where torch and
+      transformers are installed, else by ours.
+
+    Raises:
+      InputError: as `load`; or the target exists.
+    """
+    require(to in FORMATS, f"to: one of {', '.join(FORMATS)}, got {to!r}")
+    path = Path(target).expanduser()
+    require(not path.exists(), f"{path} exists; name another folder, or remove it first")
+    check_writable(path, "target")
+    found = read(source, vocab=vocab, init_missing=init_missing, allow_pickle=allow_pickle)
+    weights = reshare(found.weights, **changes)
+    if "hidden_act" in changes:
+        weights.notes.append(f"hidden_act changed to '{changes['hidden_act']}', as asked")
+    need, free = 4 * _count(weights.model), shutil.disk_usage(_existing(path)).free
+    require(need < free, f"{path}: needs {need:,} bytes, {free:,} are free")
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        written, notes = _write(weights, found.tokenizer, partial, to)
+        inputs = sample_inputs(weights.model.config)
+        wanted = outputs(found.weights, inputs)
+        report = {
+            "source": str(source),
+            "read as": found.origin,
+            "target": str(path),
+            "written as": to,
+            "version": importlib.metadata.version("albert_jax"),
+            "config": to_dict(weights.model.config),
+            "heads": list(weights.model.heads),
+            "parameters": _count(weights.model),
+            "read": [mapped._asdict() for mapped in weights.mapped],
+            "left": weights.left,
+            "written": [mapped._asdict() for mapped in written],
+            "notes": [*weights.notes, *notes],
+            "parity": _parity(wanted, partial, to, inputs),
+        }
+        write_json(partial / "conversion.json", report)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return report
+
+
+def _write(weights: Weights, tokenizer: Tokenizer | None, folder: Path, to: str) -> tuple[list[Mapped], list[str]]:
+    notes = []
+    if tokenizer is None:
+        notes.append("the source has no vocabulary, and so has the target; --vocab names one")
+    else:
+        notes += tokenizer_json.write(tokenizer, weights.model.config.max_position_embeddings, folder)
+    if to == "huggingface":
+        written, more = huggingface.write(weights, folder)
+        return written, notes + more
+    table = {"model": to_dict(weights.model.config), "heads": weights.model.heads, "labels": weights.model.labels}
+    write_json(folder / "config.json", {"job": "convert", "config": table})
+    saved = checkpoint.Checkpoints(folder / "checkpoints", keep=1)
+    saved.save(0, {"params": jax.device_put(weights.params)}, {})
+    saved.close()
+    return [], notes
+
+
+def sample_inputs(config: AlbertConfig) -> dict[str, np.ndarray]:
+    """Three rows of random ids, two segments each, the second and third padded; the same every time."""
+    length = min(48, config.max_position_embeddings)
+    place, ends = np.arange(length)[None], np.array([[length], [length * 2 // 3], [max(2, length // 4)]])
+    ids = np.random.default_rng(0).integers(min(5, config.vocab_size - 1), config.vocab_size, (3, length))
+    inputs = {"input_ids": ids, "attention_mask": place < ends, "token_type_ids": (place >= ends // 2) & (place < ends)}
+    if config.type_vocab_size == 1:
+        inputs["token_type_ids"] = np.zeros_like(ids)
+    return {name: value.astype(np.int32) for name, value in inputs.items()}
+
+
+def outputs(weights: Weights, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What our model gives for `inputs`, in float32."""
+    model = dataclasses.replace(weights.model, config=dataclasses.replace(weights.model.config, dtype="float32"))
+    return jax.device_get(jax.jit(model.apply)({"params": weights.params}, **inputs))
+
+
+def _parity(wanted: dict[str, np.ndarray], folder: Path, to: str, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    seen = huggingface.transformers_outputs(folder, inputs) if to == "huggingface" else None
+    by = "transformers"
+    if seen is None:
+        by, seen = "albert_jax, reading it back", outputs(read(folder).weights, inputs)
+    names = [name for name in wanted if name in seen and name != "hidden_states"]
+    return {"by": by} | {name: float(np.abs(wanted[name] - seen[name]).max()) for name in names}
+
+
+def _count(model: Albert) -> int:
+    return sum(leaf.size for _, leaf in leaves(param_shapes(model)))
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in path.absolute().parents if parent.exists())
+
+
+def describe(report: dict[str, Any]) -> str:
+    """The report of `convert` for people: every tensor, what was left, what to know, parity."""
+    lines = []
+    for way in ("read", "written"):
+        rows = report[way]
+        lines += [f"{way}:"] if rows else []
+        names, shapes = (max((len(str(row[key])) for row in rows), default=0) for key in ("theirs", "shape"))
+        lines += [f"  {row['theirs']:{names}}  {row['shape']!s:>{shapes}}  {row['ours']}" for row in rows]
+    lines += [f"left: {text}" for text in report["left"]]
+    lines += [f"note: {text}" for text in report["notes"]]
+    lines.append(f"{report['parameters']:,} parameters, heads: {', '.join(report['heads']) or 'none'}")
+    parity = dict(report["parity"])
+    lines.append(f"largest absolute difference of outputs to the source's (by {parity.pop('by')}):")
+    lines += [f"  {name}: {value:.1e}" for name, value in parity.items()]
+    lines.append(f"{report['source']} -> {report['target']}")
+    return "\n".join(lines)
