@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from albert_jax import checkpoint
 from albert_jax.config import InputError, check_writable, from_dict, read_json, require, to_dict
 from albert_jax.convert import files, huggingface, tf1
 from albert_jax.convert.reshare import reshare
@@ -125,6 +124,8 @@ def _from_tf1(prefix: Path, vocab: str | Path) -> Source:
 
 
 def _from_run(folder: Path, stored: dict[str, Any], vocab: str | Path) -> Source:
+    from albert_jax import checkpoint  # Orbax takes seconds to load
+
     table = stored.get("config")
     require(isinstance(table, dict) and "model" in table, f"{folder / 'config.json'}: no table 'config.model' in it")
     assert table is not None  # for the type checker
@@ -159,7 +160,7 @@ def _complete(weights: Weights) -> Weights:
     whole = Albert(
         model.config, (*PRETRAINING, *(head for head in model.heads if head not in PRETRAINING)), model.labels
     )
-    fresh = init_params(whole, jax.random.key(0))
+    fresh = jax.jit(lambda: init_params(whole, jax.random.key(0)))()
     params = weights.params | {head: jax.tree.map(np.asarray, fresh[head]) for head in missing}
     notes = [*weights.notes, f"{', '.join(missing)}: started from random numbers, as asked"]
     return dataclasses.replace(weights, model=whole, params=params, notes=notes)
@@ -239,6 +240,8 @@ def _write(weights: Weights, tokenizer: Tokenizer | None, folder: Path, to: str)
     if to == "huggingface":
         written, more = huggingface.write(weights, folder)
         return written, notes + more
+    from albert_jax import checkpoint
+
     table = {"model": to_dict(weights.model.config), "heads": weights.model.heads, "labels": weights.model.labels}
     write_json(folder / "config.json", {"job": "convert", "config": table})
     saved = checkpoint.Checkpoints(folder / "checkpoints", keep=1)

@@ -65,4 +65,6 @@ def unpack(archive: Path, target: Path) -> None:
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{archive}: not a whole tar archive ({error}); download it again") from None
+        raise InputError(
+            f"{archive}: not a whole tar archive ({str(error).splitlines()[0]}); download it again"
+        ) from None

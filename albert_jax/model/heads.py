@@ -1,5 +1,6 @@
 """The whole model: the encoder and what stands on it.  A new head is an entry of `HEADS`."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -167,6 +168,7 @@ def init_params(model: Albert, key: Array) -> dict:
     return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
+@functools.cache
 def param_shapes(model: Albert) -> dict:
     """`init_params` as shapes alone, without making an array."""
     return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))

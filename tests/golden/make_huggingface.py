@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
 from safetensors.numpy import save_file
-from transformers import AlbertConfig
 
 SMALL: dict[str, Any] = dict(
     vocab_size=40, embedding_size=8, hidden_size=16, num_hidden_layers=3, num_attention_heads=2
@@ -45,9 +42,12 @@ def inputs() -> dict[str, np.ndarray]:
 
 def main(target: Path) -> None:
     """Writes all cases."""
+    import torch
+    import transformers
+
     for name, (changes, architecture) in CASES.items():
         torch.manual_seed(sum(map(ord, name)))
-        model = getattr(transformers, architecture)(AlbertConfig(**SMALL | changes)).eval()
+        model = getattr(transformers, architecture)(transformers.AlbertConfig(**SMALL | changes)).eval()
         for parameter in model.parameters():  # nothing is 0, 1 or equal to another: no term can be left out unnoticed
             torch.nn.init.normal_(parameter, 0.0 if parameter.ndim > 1 else 0.3, 0.3 if name != "head_of_128" else 0.1)
         if name == "head_of_128":

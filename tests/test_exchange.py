@@ -1,0 +1,617 @@
+"""Weights in and out: golden files of transformers and TensorFlow, round trips, resharing, and every damaged file in one line.
+
+`tests/golden/make_*.py` made the golden files; outputs agree to 1e-5.
+"""
+
+import dataclasses
+import functools
+import gzip
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+import albert_jax
+from albert_jax import exchange
+from albert_jax.cli import main
+from albert_jax.config import InputError, read_json
+from albert_jax.convert import huggingface
+from albert_jax.convert.reshare import reshare
+from albert_jax.convert.tensor_bundle import TensorBundle
+from albert_jax.convert.weights import Weights, leaves
+from albert_jax.data.tokenizer import Tokenizer, train_vocabulary
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.model.heads import PRETRAINING, Albert, init_params, param_shapes
+
+from .golden.make_huggingface import CASES, inputs
+from .test_cli import refused
+
+GOLDEN = Path(__file__).parent / "golden"
+HF = GOLDEN / "huggingface"
+SMALL: dict[str, Any] = dict(
+    vocab_size=40, embedding_size=8, hidden_size=16, num_hidden_layers=4, num_attention_heads=2
+)
+SMALL |= dict(intermediate_size=24, max_position_embeddings=16)
+TEXT = "the cat sat on the mat, in 2010, a hat and a rat ran to the other man: no one can eat that, not the ants, not a nation of them"
+
+
+@functools.cache
+def _jitted(model: Albert) -> Callable[..., Any]:
+    return jax.jit(model.apply, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def outputs(weights: Weights) -> dict[str, np.ndarray]:
+    return jax.device_get(_jitted(weights.model)({"params": weights.params}, **inputs()))
+
+
+def random_weights(heads: tuple[str, ...] = PRETRAINING, labels: tuple[str, ...] = (), **changes: Any) -> Weights:
+    model = Albert(AlbertConfig(**SMALL | changes), heads, labels)
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32) * 0.3, param_shapes(model))
+    return Weights(model, params)
+
+
+def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Bit for bit, names included."""
+    assert [path for path, _ in leaves(found)] == [path for path, _ in leaves(wanted)]
+    for (path, a), (_, b) in zip(leaves(found), leaves(wanted), strict=True):
+        assert np.array_equal(a, b), path
+
+
+def write(weights: Weights, folder: Path) -> Path:
+    folder.mkdir()
+    huggingface.write(weights, folder)
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden_huggingface(case: str) -> None:
+    """Fails if a square kernel is not transposed, layers take groups by another formula, or "gelu" is the tanh form."""
+    found = exchange.read(HF / case).weights
+    wanted = load_file(HF / case / "outputs.safetensors")
+    if case == "masked_lm":
+        wanted["prediction_logits"] = wanted.pop("logits")
+    got = outputs(found)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(got[name].reshape(value.shape), value, atol=1e-5, rtol=0, err_msg=name)
+    told = {"gelu": "erf form", "masked_lm": "no sop_classifier", "rounded": "stored unshared"}
+    assert told.get(case, "") in " ".join(found.notes)
+    assert len(found.mapped) == len(load_file(HF / case / "model.safetensors"))  # every tensor has its line
+
+
+@pytest.mark.parametrize(("case", "same"), [("inner", "inner"), ("hub", "shared")])
+def test_golden_tensorflow(case: str, same: str) -> None:
+    """TensorFlow's own files give what transformers gives; fails if "gelu" is taken for the erf form or a slot for a weight."""
+    found = exchange.read(GOLDEN / "tf1" / case).weights
+    wanted = load_file(HF / same / "outputs.safetensors")
+    got = outputs(found)
+    names = wanted.keys() & got.keys()
+    assert names == (wanted.keys() if case == "inner" else {"last_hidden_state"})
+    for name in names:
+        np.testing.assert_allclose(got[name], wanted[name], atol=1e-5, rtol=0, err_msg=name)
+    notes = " ".join(found.notes)
+    assert "gelu_new here" in notes
+    assert ("no predictions, sop_classifier" in notes) == (case == "hub")
+    assert sum("optimiser" in line for line in found.left) == (7 if case == "inner" else 0)
+
+
+def tar_of(folder: Path, target: Path, name: str = "albert_tiny") -> Path:
+    with tarfile.open(target, "w:gz") as tar:
+        tar.add(folder, name)
+    return target
+
+
+def test_tar_prefix_and_folder_are_the_same(tmp_path: Path) -> None:
+    folder = GOLDEN / "tf1" / "inner"
+    wanted = exchange.read(folder).weights.params
+    for source in (tar_of(folder, tmp_path / "a.tar.gz"), folder / "model.ckpt-best", folder / "model.ckpt-best.index"):
+        assert_same(exchange.read(source).weights.params, wanted)
+
+
+ROUND: dict[str, dict[str, Any]] = {
+    "all": {},
+    "none": {"sharing": "none"},
+    "groups": {"sharing": "groups", "num_hidden_groups": 2},
+    "inner": {"sharing": "groups", "num_hidden_groups": 2, "inner_group_num": 2},
+    "E = H": {"embedding_size": 16},
+    "E = H, mapped": {"embedding_size": 16, "always_map_embeddings": True},
+    "no SOP": {"heads": ("pooler", "predictions")},
+    "bare": {"heads": ()},
+    "sequence": {"heads": ("pooler", "classifier"), "labels": ("no", "yes")},
+    "token": {"heads": ("token_classifier",), "labels": ("O", "B-PER", "I-PER")},
+    "choice": {"heads": ("pooler", "choice_classifier")},
+    "answers": {"heads": ("qa_outputs",)},
+    "relu": {"hidden_act": "relu", "hidden_dropout_prob": 0.1, "classifier_dropout_prob": 0.2, "layer_norm_eps": 1e-6},
+}
+
+
+@pytest.mark.parametrize("case", ROUND)
+def test_round_trip_is_bitwise(case: str, tmp_path: Path) -> None:
+    weights = random_weights(**ROUND[case])
+    back = exchange.read(write(weights, tmp_path / "hf")).weights
+    assert_same(back.params, weights.params)
+    assert back.model == weights.model
+
+
+def test_round_trip_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what `transformers` writes in shards has this form."""
+    monkeypatch.setattr(huggingface, "SHARD_BYTES", 5000)
+    weights = random_weights(sharing="none")
+    folder = write(weights, tmp_path / "hf")
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2
+    assert not (folder / "model.safetensors").exists()
+    assert_same(exchange.read(folder).weights.params, weights.params)
+
+
+@pytest.mark.parametrize("sharing", ["attention", "ffn"])
+def test_sharing_that_huggingface_lacks(sharing: str, tmp_path: Path) -> None:
+    """Copied to a group a layer: the same network, bit for bit."""
+    weights = random_weights(sharing=sharing)
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    _, notes = huggingface.write(weights, folder)
+    assert notes == [f"sharing '{sharing}' as 4 groups, by copying"]
+    back = exchange.read(folder).weights
+    assert back.model.config == dataclasses.replace(weights.model.config, sharing="none")
+    assert_same(outputs(back), outputs(weights))
+
+
+def test_unsharing_and_back() -> None:
+    """Unsharing leaves the network as it was; averaging equal layers gives the layer back; fails if rows are mixed up."""
+    shared = random_weights(sharing="groups", num_hidden_groups=2, inner_group_num=2)
+    unshared = reshare(shared, sharing="none", num_hidden_groups=1)
+    assert unshared.params["encoder"]["ffn"]["intermediate"]["kernel"].shape[0] == 8
+    assert_same(outputs(unshared), outputs(shared))
+    assert_same(reshare(unshared, sharing="groups", num_hidden_groups=2).params, shared.params)
+    halves = reshare(unshared, sharing="all").params["encoder"]["attention"]["query"]["kernel"]
+    kernel = shared.params["encoder"]["attention"]["query"]["kernel"]  # sets: group 0 inner 0, 0 1, 1 0, 1 1
+    np.testing.assert_allclose(halves, np.stack([kernel[[0, 2]].mean(0), kernel[[1, 3]].mean(0)]), rtol=1e-6)
+
+
+def test_growing_and_cutting() -> None:
+    shared = random_weights()
+    deeper = reshare(shared, num_hidden_layers=9)
+    assert deeper.model.config.num_hidden_layers == 9
+    assert_same(deeper.params, shared.params)  # one set serves any depth
+    own = random_weights(sharing="none")
+    bias = own.params["encoder"]["ffn"]["output"]["bias"]
+    for depth, kept in ((2, [0, 2]), (8, [0, 0, 1, 1, 2, 2, 3, 3]), (3, [0, 1, 2])):
+        found = reshare(own, num_hidden_layers=depth)
+        assert np.array_equal(found.params["encoder"]["ffn"]["output"]["bias"], bias[kept])
+    grouped = random_weights(sharing="groups", num_hidden_groups=2)
+    assert_same(reshare(grouped, num_hidden_layers=8).params, grouped.params)
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], Any], **config: Any) -> Path:
+    """A golden folder with changed tensors and config."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    stored = read_json(folder / "config.json")
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in (stored | config).items() if v is not None}))
+    return folder
+
+
+@pytest.fixture
+def golden(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(HF / "shared", tmp_path / "hf"))
+
+
+def test_old_files_of_huggingface(golden: Path) -> None:
+    """A position_ids buffer, tied tensors written twice or under their second name, no prefix on a bare encoder."""
+    wanted = exchange.read(golden).weights.params
+
+    def old(tensors: dict[str, np.ndarray]) -> None:
+        tensors["albert.embeddings.position_ids"] = np.arange(16)[None]
+        tensors["predictions.decoder.weight"] = tensors["albert.embeddings.word_embeddings.weight"]
+        tensors["predictions.decoder.bias"] = tensors.pop("predictions.bias")
+
+    found = exchange.read(rewrite(golden, old)).weights
+    assert_same(found.params, wanted)
+    assert len([line for line in found.left if "buffer" in line or "the same as" in line]) == 2
+
+    def bare(tensors: dict[str, np.ndarray]) -> None:
+        kept = {k.removeprefix("albert."): v for k, v in tensors.items() if k.startswith("albert.")}
+        tensors.clear()
+        tensors.update(kept)
+
+    found = exchange.read(rewrite(golden, bare, architectures=["AlbertModel"])).weights
+    assert_same(found.params, {name: wanted[name] for name in ("embeddings", "encoder", "pooler")})
+    assert found.model.heads == ("pooler",)
+
+
+def test_missing_heads_are_started_only_when_asked() -> None:
+    found = exchange.read(HF / "masked_lm").weights
+    assert found.model.heads == ("predictions",)
+    whole = exchange.read(HF / "masked_lm", init_missing=True).weights
+    assert whole.model.heads == PRETRAINING
+    fresh = jax.jit(lambda: init_params(whole.model, jax.random.key(0)))()
+    assert_same(whole.params["pooler"], fresh["pooler"])
+    assert_same(whole.params["predictions"], found.params["predictions"])
+    assert "started from random numbers" in whole.notes[-1]
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty pieces, as many as the golden models have."""
+    path = tmp_path_factory.mktemp("vocabulary") / "spiece.model"
+    train_vocabulary([TEXT] * 20, path, 40)
+    return path
+
+
+@pytest.fixture
+def complete(golden: Path, vocabulary: Path) -> Path:
+    shutil.copy(vocabulary, golden)
+    return golden
+
+
+def test_load_for_notebooks(complete: Path) -> None:
+    model, params, tokenizer = albert_jax.load(complete)
+    apply: Any = model.apply
+    outputs = apply({"params": params}, **tokenizer("the cat sat"))
+    assert outputs["prediction_logits"].shape == (1, len(tokenizer.encode("the cat sat")) + 2, 40)
+    half, _, _ = albert_jax.load(complete, dtype="bfloat16")
+    assert half.config == dataclasses.replace(model.config, dtype="bfloat16")
+    with pytest.raises(InputError, match="hidden_size: would change the parameters"):
+        albert_jax.load(complete, hidden_size=32)
+    with pytest.raises(AttributeError, match="its parts are modules"):
+        _ = albert_jax.nonsense
+
+
+def test_convert_there_and_back(complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Hugging Face -> a run folder of ours -> Hugging Face is bitwise, by the command line, tokenizer included."""
+    ours, again = tmp_path / "ours", tmp_path / "again"
+    assert main(["convert", str(complete), str(ours), "--to", "albert_jax"]) == 0
+    said = capsys.readouterr().out
+    assert "albert.pooler.weight" in said
+    assert "prediction_logits: 0.0e+00" in said
+    assert main(["convert", str(ours), str(again), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["parameters"] == sum(value.size for value in load_file(complete / "model.safetensors").values())
+    assert report == read_json(again / "conversion.json")
+    old, new = (load_file(folder / "model.safetensors") for folder in (complete, again))
+    assert old.keys() == new.keys()
+    assert all(np.array_equal(old[name], new[name]) for name in old)
+    assert (again / "spiece.model").read_bytes() == (complete / "spiece.model").read_bytes()
+    assert main(["convert", str(again), str(tmp_path / "un"), "--sharing", "none", "--num-hidden-layers", "6"]) == 0
+    assert exchange.read(tmp_path / "un").weights.model.config.sharing == "none"
+    assert "exists; name another" in refused(["convert", str(again), str(tmp_path / "un")], capsys)
+
+
+# What a user may hand in: name -> (what is done to a good folder, what the one line says).
+
+
+def into(name: str, content: bytes) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def config(**changes: Any) -> Callable[[Path], Any]:
+    return lambda folder: rewrite(folder, lambda tensors: None, **changes)
+
+
+def tensors(change: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[Path], Any]:
+    return lambda folder: rewrite(folder, change)
+
+
+def cut(name: str, by: int) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-by])
+
+
+def replaced(name: str, value: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], Any]:
+    return tensors(lambda t: t.update({name: np.ascontiguousarray(value(t[name]))}))
+
+
+def bert(t: dict[str, np.ndarray]) -> None:
+    renamed = {k.replace("albert.", "bert.").replace("predictions", "cls.predictions"): v for k, v in t.items()}
+    t.clear()
+    t.update({k: v for k, v in renamed.items() if k.startswith(("bert.", "cls."))})
+
+
+def index(table: dict[str, str]) -> Callable[[Path], Any]:
+    def change(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / "part.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
+
+    return change
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+QUERY = "albert.encoder.albert_layer_groups.0.albert_layers.0.attention.query.weight"
+BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "other architecture": (tensors(bert), r"0 of \d+ expected tensors found; its names look like 'bert\."),
+    "missing": (tensors(lambda t: t.pop(QUERY)), f"1 missing: '{QUERY}'"),
+    "unknown": (tensors(lambda t: t.update(extra=np.zeros(2, np.float32))), "1 unknown: 'extra'"),
+    "part of a head": (tensors(lambda t: t.pop("predictions.dense.bias")), "1 missing: 'predictions.dense.bias'"),
+    "transposed": (
+        replaced("predictions.dense.weight", lambda x: x.T),
+        r"predictions.dense.weight has shape \(16, 8\), config says \(8, 16\); it is transposed",
+    ),
+    "other size": (
+        config(vocab_size=30),
+        r"word_embeddings.weight has shape \(40, 8\), config says \(30, 8\); .*40 for 30",
+    ),
+    "NaN": (replaced(QUERY, lambda x: x * np.float32("nan")), f"{QUERY} holds NaN or infinity"),
+    "infinity": (replaced("albert.pooler.bias", lambda x: x + np.float32("inf")), "pooler.bias holds NaN or infinity"),
+    "integers": (replaced("albert.pooler.bias", lambda x: x.astype(np.int32)), "albert.pooler.bias is int32"),
+    "untied": (
+        tensors(lambda t: t.update({"predictions.decoder.weight": np.ones((40, 8), np.float32)})),
+        "untied embeddings are not read",
+    ),
+    "LFS pointer": (
+        into("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        r"model.safetensors \(56 bytes\) is not weights but a Git LFS pointer; run 'git lfs pull'",
+    ),
+    "web page": (into("model.safetensors", b"<!DOCTYPE html><html>"), "not weights but a web page"),
+    "empty": (into("model.safetensors", b""), "it is empty"),
+    "cut short": (cut("model.safetensors", 100), "damaged, or not safetensors"),
+    "garbage": (into("model.safetensors", b"garbage" * 50), "damaged, or not safetensors"),
+    "huge header": (into("model.safetensors", b"\xff" * 7 + b"\x7f" + b"{" * 50), "damaged, or not safetensors"),
+    "pickle in disguise": (
+        into("model.safetensors", b"\x80\x04\x95abcdefgh"),
+        "a pickle under the name of safetensors",
+    ),
+    "pickle": (pickled, "refusing a pickle, which can run code as it is loaded; .*--allow-pickle"),
+    "no weights": (
+        lambda folder: (folder / "model.safetensors").unlink(),
+        "no model.safetensors there; it holds config",
+    ),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "neither a Hugging Face folder"),
+    "config is no JSON": (into("config.json", b"{"), "config.json:1: not JSON"),
+    "config of another model": (config(model_type="bert"), "model_type is 'bert'; only 'albert' is read"),
+    "no heads in config": (config(num_attention_heads=None), "no 'num_attention_heads' in it"),
+    "heads do not divide": (config(num_attention_heads=3), "hidden_size 16 is not divisible by num_attention_heads 3"),
+    "text for a number": (config(hidden_size="big"), "hidden_size: expected int, got 'big'"),
+    "activation": (config(hidden_act="swish"), "hidden_act: one of .*got 'swish'"),
+    "absurd depth": (config(num_hidden_layers=10**12), "is 1000000000000, more than 10000"),
+    "absurd groups": (config(num_hidden_groups=10**12), "num_hidden_groups 1000000000000 exceeds num_hidden_layers 3"),
+    "architecture": (config(architectures=["Evil"]), "architecture 'Evil' is not read; known: AlbertForPreTraining"),
+    "path in index": (
+        index({QUERY: "../../part.safetensors"}),
+        "'../../part.safetensors' is not the name of a file beside it",
+    ),
+    "absolute path in index": (index({QUERY: "/etc/passwd"}), "'/etc/passwd' is not the name of a file beside it"),
+    "shard is missing": (index({QUERY: "other.safetensors"}), "other.safetensors: no such file"),
+    "index and shard differ": (index({QUERY: "part.safetensors"}), "index.json: it and part.safetensors differ in"),
+    "vocabulary": (into("spiece.model", b"garbage" * 100), r"spiece.model is not a SentencePiece model \(700 bytes\)"),
+    "tokenizer config": (
+        into("tokenizer_config.json", b'{"do_lower_case": "yes"}'),
+        "do_lower_case: expected true or false",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_folder_is_told_in_one_line(
+    case: str, complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, message = BAD[case]
+    change(complete)
+    with pytest.raises(InputError, match=message) as caught:
+        exchange.read(complete)
+    assert "\n" not in str(caught.value)
+    assert refused(["convert", str(complete), str(tmp_path / "out")], capsys) == str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_vocabulary_of_another_size(golden: Path, tmp_path: Path) -> None:
+    train_vocabulary([TEXT] * 20, golden / "spiece.model", 38)
+    with pytest.raises(InputError, match="tokenizer has 38 pieces, vocab_size is 40"):
+        exchange.read(golden)
+
+
+def test_no_vocabulary(golden: Path, vocabulary: Path) -> None:
+    with pytest.raises(InputError, match=r"no spiece.model in it; give vocab='PATH'"):
+        albert_jax.load(golden)
+    _, _, tokenizer = albert_jax.load(golden, vocab=vocabulary)
+    assert tokenizer.vocab_size == 40
+
+
+def evil_tar(path: Path) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name in ("../../escaped.txt", "/tmp/escaped.txt", "inner/model.ckpt-best.index"):
+            info = tarfile.TarInfo(name)
+            tar.addfile(info)
+        link = tarfile.TarInfo("albert_config.json")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    return path
+
+
+def damaged(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        target = Path(shutil.copytree(GOLDEN / "tf1" / "inner", folder / "tf1"))
+        (target / name).write_bytes(change((target / name).read_bytes()))
+        return target
+
+    return make
+
+
+INDEX, DATA = "model.ckpt-best.index", "model.ckpt-best.data-00000-of-00001"
+
+
+def without(name: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        target = Path(shutil.copytree(GOLDEN / "tf1" / "inner", folder / "tf1"))
+        (target / name).unlink()
+        return target
+
+    return make
+
+
+BAD_TF1: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "a flipped bit": (
+        damaged(DATA, lambda b: b[:5000] + bytes([b[5000] ^ 4]) + b[5001:]),
+        "is damaged .checksum differs.; copy it again",
+    ),
+    "data cut short": (damaged(DATA, lambda b: b[:-50]), "is cut short: .* the file at"),
+    "data is a pointer": (damaged(DATA, lambda b: b"version https://git-lfs.github.com/"), "a Git LFS pointer"),
+    "index cut short": (damaged(INDEX, lambda b: b[:-9]), "index: damaged, or no TensorFlow checkpoint index"),
+    "index is a page": (damaged(INDEX, lambda b: b"<html>"), "a web page"),
+    "index flipped": (damaged(INDEX, lambda b: b[:90] + b"\0\0" + b[92:]), "the checksum of a block differs"),
+    "no data": (without(DATA), "no such file; a checkpoint is its .index and all of its .data files"),
+    "no config": (without("albert_config.json"), "no albert_config.json there"),
+    "other heads": (
+        damaged("albert_config.json", lambda b: b.replace(b'"hidden_size": 16', b'"hidden_size": 32')),
+        "shape",
+    ),
+    "evil tar": (lambda folder: evil_tar(folder / "x.tar"), "it holds two files named escaped.txt"),
+    "no tar": (
+        lambda folder: into("x.tar.gz", gzip.compress(b"no"))(folder) and folder / "x.tar.gz",
+        "not a whole tar",
+    ),
+    "tar cut short": (
+        lambda folder: (
+            into("y.tgz", tar_of(GOLDEN / "tf1" / "inner", folder / "z.tgz").read_bytes()[:9000])(folder)
+            and folder / "y.tgz"
+        ),
+        "not a whole tar archive|cut short",
+    ),
+    "nothing there": (lambda folder: folder / "not here", "not here: no such file or folder"),
+    "an empty folder": (lambda folder: folder, "neither a Hugging Face folder"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TF1)
+def test_bad_checkpoint_is_told_in_one_line(case: str, tmp_path: Path) -> None:
+    make, message = BAD_TF1[case]
+    with pytest.raises(InputError, match=message) as caught:
+        exchange.read(make(tmp_path))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path.parent / "escaped.txt").exists()
+    assert not Path("/tmp/escaped.txt").exists()
+
+
+def test_pickles_only_when_allowed(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pickled(golden)
+    with pytest.raises(InputError, match=r"reading a pickle needs torch|torch refuses it"):
+        exchange.read(golden, allow_pickle=True)
+
+
+def mutated(data: bytes, flips: list[tuple[int, int]], length: int) -> bytes:
+    changed = bytearray(data[: max(0, len(data) - length)])
+    for place, bit in flips:
+        if changed:
+            changed[place % len(changed)] ^= 1 << bit
+    return bytes(changed)
+
+
+FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+MUTATION = dict(
+    flips=st.lists(st.tuples(st.integers(0, 2**31), st.integers(0, 7)), max_size=3),
+    length=st.one_of(st.just(0), st.integers(0, 4000)),
+)
+
+
+def attempt(folder: Path) -> dict[str, Any] | None:
+    """The parameters, or None where they are refused in one line."""
+    try:
+        return exchange.read(folder).weights.params
+    except InputError as error:
+        if "\n" in str(error):
+            raise
+        return None
+
+
+def same_or_refused(folder: Path, wanted: dict[str, Any]) -> None:
+    found = attempt(folder)
+    if found is not None:
+        assert_same(found, wanted)
+
+
+def shapes(params: dict[str, Any]) -> dict[tuple[str, ...], Any]:
+    return {path: leaf.shape for path, leaf in leaves(params)}
+
+
+@FUZZ
+@given(name=st.sampled_from([INDEX, DATA]), **MUTATION)
+def test_fuzz_tensorflow(tmp_path_factory: pytest.TempPathFactory, name: str, flips: Any, length: int) -> None:
+    """Flipped and missing bytes: one line, or the same numbers; TensorFlow's checksums see the rest."""
+    folder = GOLDEN / "tf1" / "inner"
+    target = tmp_path_factory.mktemp("fuzz")
+    for path in folder.iterdir():
+        data = path.read_bytes()
+        (target / path.name).write_bytes(mutated(data, flips, length) if path.name == name else data)
+    same_or_refused(target, _inner())
+
+
+@functools.cache
+def _inner() -> dict[str, Any]:
+    return exchange.read(GOLDEN / "tf1" / "inner").weights.params
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    weights = random_weights()
+    return write(weights, tmp_path_factory.mktemp("export") / "hf"), weights.params
+
+
+@FUZZ
+@given(**MUTATION)
+def test_fuzz_our_export(
+    exported: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory, flips: Any, length: int
+) -> None:
+    """safetensors carries no checksums; what we write does, in its metadata."""
+    folder, weights = exported
+    target = tmp_path_factory.mktemp("fuzz")
+    shutil.copy(folder / "config.json", target)
+    (target / "model.safetensors").write_bytes(mutated((folder / "model.safetensors").read_bytes(), flips, length))
+    same_or_refused(target, weights)
+
+
+@FUZZ
+@given(**MUTATION)
+def test_fuzz_foreign_safetensors(tmp_path_factory: pytest.TempPathFactory, flips: Any, length: int) -> None:
+    """Without checksums a flipped number cannot be seen; a crash or another shape can."""
+    target = tmp_path_factory.mktemp("fuzz")
+    shutil.copy(HF / "shared" / "config.json", target)
+    (target / "model.safetensors").write_bytes(
+        mutated((HF / "shared" / "model.safetensors").read_bytes(), flips, length)
+    )
+    found = attempt(target)
+    assert found is None or shapes(found) == shapes(exchange.read(HF / "shared").weights.params)
+
+
+@FUZZ
+@given(
+    text=st.dictionaries(
+        st.sampled_from([*SMALL, "num_hidden_groups", "id2label", "architectures"]),
+        st.none() | st.integers() | st.text() | st.lists(st.integers()),
+    )
+)
+def test_fuzz_config(tmp_path_factory: pytest.TempPathFactory, text: dict[str, Any]) -> None:
+    target = tmp_path_factory.mktemp("fuzz")
+    shutil.copy(HF / "shared" / "model.safetensors", target)
+    stored = read_json(HF / "shared" / "config.json")
+    (target / "config.json").write_text(json.dumps(stored | text))
+    found = attempt(target)
+    assert found is None or shapes(found) == shapes(exchange.read(HF / "shared").weights.params)
+
+
+def test_bundle_reads_dtypes() -> None:
+    """The step is an int64; asking for it works, and half precision is read as it is."""
+    bundle = TensorBundle(GOLDEN / "tf1" / "inner" / "model.ckpt-best")
+    assert bundle.read("global_step") == 7
+    assert load_file(HF / "head_of_128" / "model.safetensors")["albert.pooler.bias"].dtype == ml_dtypes.bfloat16
+
+
+def test_tokenizer_needs_no_files_left(complete: Path) -> None:
+    """A tokenizer of an archive outlives the folder that it was unpacked to."""
+    _, _, tokenizer = albert_jax.load(complete)
+    os.remove(complete / "spiece.model")
+    assert tokenizer("the cat")["input_ids"].shape[0] == 1
+    assert isinstance(tokenizer, Tokenizer)
