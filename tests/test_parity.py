@@ -1,0 +1,117 @@
+"""Live parity with Hugging Face's transformers, where torch and transformers are installed: `pytest -m parity -n0 -s`.
+
+Prints the largest absolute difference of each case.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from albert_jax import exchange
+from albert_jax.convert import huggingface
+from albert_jax.convert.weights import Weights
+from albert_jax.data import tokenizer_json
+from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.model.albert import PRESETS, AlbertConfig
+from albert_jax.model.heads import PRETRAINING, Albert, param_shapes
+
+from .test_exchange import SMALL, TEXT, vocabulary  # noqa: F401
+from .test_tokenizer import HARD, RELEASED
+
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
+torch = pytest.importorskip("torch", reason="live parity needs torch and transformers")
+transformers = pytest.importorskip("transformers", reason="live parity needs torch and transformers")
+
+CASES: dict[str, dict[str, Any]] = {
+    "shared": {},
+    "gelu (erf)": {"hidden_act": "gelu"},
+    "2 groups": {"sharing": "groups", "num_hidden_groups": 2},
+    "2 groups of 2 inner": {"sharing": "groups", "num_hidden_groups": 2, "inner_group_num": 2},
+    "unshared": {"sharing": "none"},
+    "attention shared": {"sharing": "attention"},
+    "feed-forward shared": {"sharing": "ffn"},
+    "14 groups of 18 layers": {"sharing": "groups", "num_hidden_groups": 14, "num_hidden_layers": 18},
+    "E = H": {"embedding_size": 16},
+    "heads of 128": {"hidden_size": 256},
+    "no SOP head": {"heads": ("predictions",)},
+    "bare encoder": {"heads": ("pooler",)},
+    "sequence labels": {"heads": ("pooler", "classifier"), "labels": ("no", "yes", "maybe")},
+    "token labels": {"heads": ("token_classifier",), "labels": ("O", "B", "I")},
+    "answers": {"heads": ("qa_outputs",)},
+    "base": vars(PRESETS["base"]),
+}
+
+
+@pytest.fixture
+def warned() -> Iterator[list[str]]:
+    """What transformers says while it loads."""
+    said: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    handler = Handler(logging.WARNING)
+    logging.getLogger("transformers").addHandler(handler)
+    yield said
+    logging.getLogger("transformers").removeHandler(handler)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_transformers_gives_the_same(case: str, tmp_path: Path, warned: list[str]) -> None:
+    """Random weights of ours, exported; loaded with no warning, no missing and no unexpected tensor."""
+    fields = SMALL | CASES[case]
+    heads, labels = fields.pop("heads", PRETRAINING), fields.pop("labels", ())
+    model = Albert(AlbertConfig(**fields), heads, labels)
+    random = np.random.default_rng(0)
+    spread = 0.04 if case == "base" else 0.3
+    params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32) * spread, param_shapes(model))
+    huggingface.write(Weights(model, params), tmp_path)
+    architecture = json.loads((tmp_path / "config.json").read_text())["architectures"][0]
+    _, told = getattr(transformers, architecture).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(told.values()), told
+    inputs = exchange.sample_inputs(model.config)
+    seen = huggingface.transformers_outputs(tmp_path, inputs)
+    assert seen is not None
+    assert not warned
+    wanted = exchange.outputs(Weights(model, params), inputs)
+    names = wanted.keys() & seen.keys()
+    expected = {"predictions": "prediction_logits", "sop_classifier": "sop_logits", "qa_outputs": "start_logits"}
+    assert {"last_hidden_state"} | {expected[head] for head in heads if head in expected} <= names
+    differences = {name: float(np.abs(wanted[name] - seen[name]).max()) for name in sorted(names)}
+    print(f"| {case} | " + " | ".join(f"{name} {value:.1e}" for name, value in differences.items()) + " |")
+    assert max(differences.values()) < 1e-5
+
+
+@pytest.mark.parametrize("switches", [{}, {"keep_accents": True}], ids=str)
+def test_tokenizer_gives_the_same_ids(
+    switches: dict[str, bool],
+    tmp_path: Path,
+    warned: list[str],
+    vocabulary: Path,  # noqa: F811
+) -> None:
+    """By AlbertTokenizer on hard text and a real document, with segments; and ours of what transformers saves again."""
+    ours = Tokenizer(RELEASED if RELEASED.is_file() else vocabulary, **switches)
+    tokenizer_json.write(ours, 512, tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "albert"}')
+    theirs = transformers.AlbertTokenizer.from_pretrained(tmp_path)
+    assert not warned
+    prose = [line for line in (os.__doc__ or "").splitlines() if line] + [TEXT, '(born 1,999, in X-Y; ‘so’) "quoted".']
+    # AlbertTokenizer keeps NUL, which becomes <unk>; we drop it.
+    texts = [text for text in [*HARD, *prose] if "\0" not in text]
+    for text in texts:
+        assert theirs.encode(text, add_special_tokens=False) == ours.encode(text), text
+    one, pair = theirs("a [MASK] cat", "in 2010, (x)"), ours("a [MASK] cat", "in 2010, (x)")
+    assert {name: value[0].tolist() for name, value in pair.items()} == dict(one)
+    theirs.save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again" / "spiece.model").exists()  # transformers 5 leaves it out
+    back = tokenizer_json.read(tmp_path / "again")
+    assert back is not None
+    assert back.encode_batch(texts) == ours.encode_batch(texts)
