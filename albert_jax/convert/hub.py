@@ -1,16 +1,17 @@
 """Models from the Hugging Face hub: fetched once, kept in its own cache, checked by their published SHA-256."""
 
 import hashlib
+import re
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from albert_jax.config import InputError, require
 
 
 def fetch(name: str, revision: str, patterns: tuple[str, ...]) -> tuple[Path, str]:
-    """The files of a model that match `patterns`, in the hub's cache.
+    """The files of a model that match `patterns`, in the hub's cache; from the cache alone where there is no network.
 
     Args:
       name: such as `albert/albert-base-v2`.
@@ -25,21 +26,18 @@ def fetch(name: str, revision: str, patterns: tuple[str, ...]) -> tuple[Path, st
     """
     try:
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))
-        commit = folder.name
-        files = HfApi().model_info(name, revision=commit, files_metadata=True).siblings or []
-        published = {file.rfilename: file.lfs.sha256 for file in files if file.lfs is not None}
     except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
         raise InputError(f"{name}: no such folder, and the hub cannot be reached ({_first(error)})") from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise InputError(f"{name}: no such folder, and not to be had from the hub ({_first(error)})") from None
-    for file, wanted in published.items():
-        if (folder / file).is_file():
-            with (folder / file).open("rb") as opened:
+    for path in sorted(folder.iterdir()):
+        published = path.resolve().name  # the cache names a large file by it; a small one by git's own hash
+        if re.fullmatch("[0-9a-f]{64}", published):
+            with path.open("rb") as opened:
                 found = hashlib.file_digest(opened, "sha256").hexdigest()
-            require(
-                found == wanted, f"{folder / file}: SHA-256 is {found[:12]}.., published is {wanted[:12]}..; remove it"
-            )
-    return folder, commit
+            told = f"{path.resolve()}: SHA-256 is {found[:12]}.., published is {published[:12]}.."
+            require(found == published, f"{told}; remove the file and try again")
+    return folder, folder.name
 
 
 def _first(error: Exception) -> str:

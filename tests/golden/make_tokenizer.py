@@ -20,7 +20,7 @@ TEXTS = [
     "▁",
     "In 2010, it cost $1,234,567, or £5,000,000.",
     "1,2,3, 10,100,1000, 3.14, 7,",
-    "(born 1,999, in X-Y; so) \"quoted\" – it's",
+    '(born 1,999, in X-Y; so) "quoted" – it\'s',
     "x7,y7, a12,b12, 0,00,000,",
     "Café cafe\u0301 naïve ÅNGSTRÖM Ünïcödé falsé \u0301x",
     "ﬁrst ﬃ ½ ² ﷺ ﷽ İstanbul ΟΔΟΣ ΑΣ ß ẞ",
@@ -57,8 +57,7 @@ def main(target: Path, released: Path) -> None:
         for vocabulary, path in (("small", target / "spiece.model"), ("released", released))
     }
     rows = [
-        {"text": text}
-        | {v: {name: ids[number] for name, ids in by_switch.items()} for v, by_switch in found.items()}
+        {"text": text} | {v: {name: ids[number] for name, ids in by_switch.items()} for v, by_switch in found.items()}
         for number, text in enumerate(TEXTS)
     ]
     (target / "ids.json").write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
