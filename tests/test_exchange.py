@@ -26,7 +26,7 @@ import albert_jax
 from albert_jax import exchange
 from albert_jax.cli import main
 from albert_jax.config import InputError, read_json
-from albert_jax.convert import huggingface
+from albert_jax.convert import huggingface, tensor_files
 from albert_jax.convert.reshare import reshare
 from albert_jax.convert.tensor_bundle import TensorBundle
 from albert_jax.convert.weights import Weights, leaves
@@ -146,7 +146,7 @@ def test_round_trip_is_bitwise(case: str, tmp_path: Path) -> None:
 
 def test_round_trip_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also what `transformers` writes in shards has this form."""
-    monkeypatch.setattr(huggingface, "SHARD_BYTES", 5000)
+    monkeypatch.setattr(tensor_files, "SHARD_BYTES", 5000)
     weights = random_weights(sharing="none")
     folder = write(weights, tmp_path / "hf")
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2

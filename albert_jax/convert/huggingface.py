@@ -1,23 +1,18 @@
 """Hugging Face folders: config.json and model.safetensors, read and written; transformers 4 and 5."""
 
-import contextlib
 import importlib.util
 import json
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from albert_jax.config import InputError, read_json, require
-from albert_jax.convert.files import check_weights, is_pickle
 from albert_jax.convert.released_config import OPTIONAL, REQUIRED, num_groups, read_config
 from albert_jax.convert.reshare import follow, reshare
+from albert_jax.convert.tensor_files import open_weights, save
 from albert_jax.convert.weights import Mapped, Name, Shape, Tensors, Weights, collect, present_heads, spread
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert
@@ -80,69 +75,6 @@ BUFFERS = ("albert.embeddings.position_ids", "albert.embeddings.token_type_ids")
 ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new"}
 """Other names there of what is `gelu_new` here."""
 
-SHARD_BYTES = 2 * 2**30
-"""A larger model is written in several files, so that writing takes little memory beyond the model."""
-CHECKSUMS = "crc32c"
-"""Key of the file's metadata under which we write one checksum a tensor, and verify it where it is found."""
-
-
-class _Safetensors:
-    """The tensors of one model.safetensors, or of those that an index names."""
-
-    def __init__(self, folder: Path) -> None:
-        files, index = [folder / "model.safetensors"], folder / "model.safetensors.index.json"
-        where: dict[str, str] = {}
-        if not files[0].exists() and index.exists():
-            where = read_json(index).get("weight_map", {})
-            require(isinstance(where, dict) and bool(where), f"{index}: no table 'weight_map' in it")
-            for name in where.values():
-                plain = isinstance(name, str) and Path(name).name == name and name not in ("", ".", "..")
-                require(plain, f"{index}: {name!r} is not the name of a file beside it; refused")
-            files = [folder / name for name in sorted(set(where.values()))]
-        self.path = str(index if where else files[0])
-        self._open: dict[str, Any] = {}
-        self._sums: dict[str, str] = {}
-        for path in files:
-            check_weights(path)
-            require(not is_pickle(path), f"{path} is a pickle under the name of safetensors; refused")
-            with _told(path):
-                file = safe_open(str(path), framework="numpy")
-                names = set(file.keys())
-                self._sums |= _checksums(file.metadata(), path)
-            claimed = {name for name, owner in where.items() if owner == path.name} if where else names
-            require(claimed == names, f"{self.path}: it and {path.name} differ in {sorted(claimed ^ names)[:4]}")
-            self._open |= dict.fromkeys(names, file)
-        self.shapes: Mapping[str, Shape] = {
-            name: tuple(file.get_slice(name).get_shape()) for name, file in self._open.items()
-        }
-
-    def read(self, name: str) -> np.ndarray:
-        with _told(Path(self.path)):
-            value = self._open[name].get_tensor(name)
-        if name in self._sums:
-            intact = _crc(value) == self._sums[name]
-            require(intact, f"{self.path}: {name} is damaged (checksum differs); copy it again")
-        return value
-
-
-class _Pickled:
-    """The tensors of a pytorch_model.bin, read by torch with nothing but tensors allowed."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-        require(importlib.util.find_spec("torch") is not None, f"{path}: reading a pickle needs torch; install it")
-        import torch
-
-        try:
-            stored = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise InputError(f"{path}: torch refuses it ({str(error).splitlines()[0][:120]})") from None
-        self._stored = {name: value.float().numpy() for name, value in stored.items()}
-        self.shapes: Mapping[str, Shape] = {name: value.shape for name, value in self._stored.items()}
-
-    def read(self, name: str) -> np.ndarray:
-        return self._stored[name]
-
 
 class _Canonical:
     """Tensors under the names of `NAMES`: with the `albert.` prefix, each once, without buffers."""
@@ -194,7 +126,7 @@ def read(folder: Path, allow_pickle: bool = False) -> Weights:
         told = "hidden_act 'gelu' is the erf form in transformers, and here; Google trained v1 with the tanh form: "
         notes.append(f"{told}give hidden_act='gelu_new' for that")
 
-    tensors = _Canonical(_open(folder, allow_pickle))
+    tensors = _Canonical(open_weights(folder, allow_pickle))
     architecture = (stored.get("architectures") or ["AlbertForPreTraining"])[0]
     known = ", ".join(ARCHITECTURES)
     require(architecture in ARCHITECTURES, f"{path}: architecture {architecture!r} is not read; known: {known}")
@@ -216,18 +148,6 @@ def read(folder: Path, allow_pickle: bool = False) -> Weights:
     layers, groups = config.num_hidden_layers, num_groups(config)
     weights = follow(weights, tuple(int(i / (layers / groups)) for i in range(layers)))  # modeling_albert.py's formula
     return _without_identity(weights)
-
-
-def _open(folder: Path, allow_pickle: bool) -> Tensors:
-    if any((folder / name).exists() for name in ("model.safetensors", "model.safetensors.index.json")):
-        return _Safetensors(folder)
-    pickled = folder / "pytorch_model.bin"
-    have = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
-    require(pickled.exists(), f"{folder}: no model.safetensors there; it holds {have}")
-    check_weights(pickled)
-    way = "get model.safetensors, or say --allow-pickle if you trust where it is from"
-    require(allow_pickle, f"{pickled}: refusing a pickle, which can run code as it is loaded; {way}")
-    return _Pickled(pickled)
 
 
 def _labels(stored: dict[str, Any], shapes: Mapping[str, Shape], path: Path) -> tuple[str, ...]:
@@ -289,25 +209,7 @@ def write(weights: Weights, folder: Path) -> tuple[list[Mapped], list[str]]:
     (folder / "config.json").write_text(json.dumps(_config(weights.model, architecture), indent=2) + "\n")
     table = NAMES | next((CLASSIFIERS[head] for head in weights.model.heads if head in CLASSIFIERS), {})
     entries = list(spread(weights, table))
-    shards: list[list[tuple[Mapped, np.ndarray]]] = [[]]
-    size = 0
-    for mapped, value in entries:
-        if size and size + value.nbytes > SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1].append((mapped, value))
-        size += value.nbytes
-    where: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors = {mapped.theirs: np.ascontiguousarray(value) for mapped, value in shard}
-        sums = json.dumps({theirs: _crc(value) for theirs, value in tensors.items()})
-        save_file(tensors, folder / name, metadata={"format": "pt", CHECKSUMS: sums})
-        shutil.copymode(folder / "config.json", folder / name)  # safetensors writes for the owner alone
-        where |= dict.fromkeys(tensors, name)
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(value.nbytes for _, value in entries)}, "weight_map": where}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    save([(mapped.theirs, value) for mapped, value in entries], folder)
     return [mapped for mapped, _ in entries], notes
 
 
@@ -342,33 +244,6 @@ def _config(model: Albert, architecture: str) -> dict[str, Any]:
         values["id2label"] = {str(i): label for i, label in enumerate(model.labels)}
         values["label2id"] = {label: i for i, label in enumerate(model.labels)}
     return dict(sorted(values.items()))
-
-
-def _crc(value: np.ndarray) -> str:
-    return f"{google_crc32c.value(np.ascontiguousarray(value).tobytes()):08x}"
-
-
-def _checksums(metadata: dict[str, str] | None, path: Path) -> dict[str, str]:
-    if not metadata or CHECKSUMS not in metadata:
-        return {}
-    try:
-        found = json.loads(metadata[CHECKSUMS])
-    except json.JSONDecodeError:
-        found = None
-    require(isinstance(found, dict), f"{path}: damaged: its checksums cannot be read; copy it again")
-    return found
-
-
-@contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Tells of a damaged safetensors file in one line."""
-    try:
-        yield
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = str(error).splitlines()[0][:160]
-        raise InputError(f"{path}: damaged, or not safetensors ({reason}); download it again") from None
 
 
 def transformers_outputs(folder: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
