@@ -172,9 +172,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-      InputError: not JSON, a key given twice, or NaN and Infinity, which JSON does not have.
+      InputError: not UTF-8, not JSON, a key given twice, or NaN and Infinity, which JSON does not have.
     """
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table: dict[str, Any] = {}

@@ -68,17 +68,25 @@ class Tokenizer:
         has.  Off as released; turn it on for new work on text from the web.
       keep_accents: skip NFKD and the dropping of accents, as Hugging Face's flag of this name.
       lower_case: off only for a vocabulary trained on cased text.
+      model_proto: the SentencePiece model itself, where `path` is a file that it was made from.
 
     Raises:
       InputError: no such file, not a SentencePiece model, or one without ALBERT's special pieces.
     """
 
     def __init__(
-        self, path: str | Path, *, map_punctuation: bool = False, keep_accents: bool = False, lower_case: bool = True
+        self,
+        path: str | Path,
+        *,
+        map_punctuation: bool = False,
+        keep_accents: bool = False,
+        lower_case: bool = True,
+        model_proto: bytes | None = None,
     ) -> None:
         self.path = Path(path)
         self.map_punctuation, self.keep_accents, self.lower_case = map_punctuation, keep_accents, lower_case
-        model = _read(self.path)
+        model = _read(self.path) if model_proto is None else model_proto
+        _check(model, self.path)
         self.model_proto = model
         """The model file's bytes."""
         self.sha256 = hashlib.sha256(model).hexdigest()
@@ -319,11 +327,14 @@ def train_vocabulary(
 
 
 def _read(path: Path) -> bytes:
-    """The bytes of a SentencePiece model."""
     try:
-        model = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot read the vocabulary: {error.strerror}; name a spiece.model") from None
+
+
+def _check(model: bytes, path: Path) -> None:
+    """Refuses what is no SentencePiece model."""
     size = f"{path} is not a SentencePiece model ({len(model)} bytes)"
     require(not model.startswith(b"version https://git-lfs"), f"{size} but a Git LFS pointer; run 'git lfs pull'")
     try:  # SentencePiece takes b"" for nothing to load and succeeds
@@ -331,7 +342,6 @@ def _read(path: Path) -> bytes:
     except RuntimeError:
         loaded = False
     require(loaded, f"{size}; name a spiece.model")
-    return model
 
 
 def _starts_word(piece: str) -> bool:

@@ -7,7 +7,6 @@ the digit-comma rule; a `tokenizer.json` beside it is what it takes instead.
 import base64
 import json
 import math
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ def write(tokenizer: Tokenizer, max_length: int, folder: Path) -> list[str]:
     """
     write_vocabulary(tokenizer, max_length, folder)
     (folder / "tokenizer.json").write_text(json.dumps(_fast(tokenizer), ensure_ascii=False), encoding="utf-8")
-    lost = "map_punctuation: AlbertTokenizer has no such thing; curly quotes become <unk> there"
+    lost = "map_punctuation: AlbertTokenizer lacks it, and curly quotes become <unk>; PreTrainedTokenizerFast has it"
     return [lost] if tokenizer.map_punctuation else []
 
 
@@ -77,12 +76,8 @@ def read(folder: Path, vocab: str | Path = "") -> Tokenizer | None:
         require(isinstance(switches[ours], bool), f"{path}: {theirs}: expected true or false, got {switches[ours]!r}")
     if vocab or (folder / VOCABULARY).is_file():
         return Tokenizer(vocab or folder / VOCABULARY, **switches)
-    if not (folder / "tokenizer.json").is_file():
-        return None
-    with tempfile.TemporaryDirectory() as temporary:
-        made = Path(temporary) / VOCABULARY
-        made.write_bytes(to_sentencepiece(folder / "tokenizer.json"))
-        return Tokenizer(made, **switches)
+    made = folder / "tokenizer.json"
+    return Tokenizer(made, **switches, model_proto=to_sentencepiece(made)) if made.is_file() else None
 
 
 def _fast(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -95,7 +90,7 @@ def _fast(tokenizer: Tokenizer) -> dict[str, Any]:
         vocabulary.append([piece.piece, piece.score + (NEVER if merged else 0.0)])
     normalizers: list[dict[str, Any]] = []
     if tokenizer.map_punctuation:
-        normalizers += [_replace(chr(old), str(new)) for old, new in STOCK_PUNCTUATION.items()]
+        normalizers += [_replace(chr(old), chr(new)) for old, new in STOCK_PUNCTUATION.items()]
     if not tokenizer.keep_accents:
         normalizers += [{"type": "NFKD"}, {"type": "StripAccents"}]
     if tokenizer.lower_case:
