@@ -1,0 +1,242 @@
+"""What a model says of text: batches give what one text alone gives, and the command line what the functions give."""
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from albert_jax import predict
+from albert_jax.cli import main
+from albert_jax.config import InputError
+from albert_jax.convert import huggingface
+from albert_jax.convert.weights import Weights
+from albert_jax.data import tokenizer_json
+from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.model.heads import PRETRAINING, Albert, param_shapes
+
+from .test_cli import refused
+from .test_tokenizer import GOLDEN
+
+Loaded = tuple[Albert, Any, Tokenizer]
+TEXTS = ["the [MASK] text", "[MASK] in 2010, it cost [MASK] dollars, and so on and so on", "a random [MASK]."]
+PAIRS = [("The text is wrapped.", "It has lines."), ("a", "b " * 30), ("", "")]
+
+
+def made(heads: tuple[str, ...] = PRETRAINING) -> Loaded:
+    """Random weights, large enough that no two answers are near each other."""
+    config = AlbertConfig(
+        vocab_size=500,
+        embedding_size=16,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=80,
+    )
+    model, random = Albert(config, heads), np.random.default_rng(3)
+    params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32) * 0.3, param_shapes(model))
+    return model, params, Tokenizer(GOLDEN / "spiece.model")
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Loaded:
+    return made()
+
+
+def outputs(loaded: Loaded, *texts: str) -> dict[str, np.ndarray]:
+    """Of one text or pair, without padding."""
+    model, params, tokenizer = loaded
+    apply: Any = model.apply
+    return jax.device_get(apply({"params": params}, **tokenizer(*texts)))
+
+
+def test_fill_mask(loaded: Loaded) -> None:
+    """Fails if padding is attended to, or a row's masks are taken from another place."""
+    tokenizer = loaded[2]
+    found = predict.fill_mask(*loaded, TEXTS, top_k=4)
+    assert [len(masks) for masks in found] == [1, 2, 1]
+    for text, masks in zip(TEXTS, found, strict=True):
+        places = np.flatnonzero(tokenizer(text)["input_ids"][0] == tokenizer.mask_id)
+        probabilities = np.asarray(jax.nn.softmax(outputs(loaded, text)["prediction_logits"][0, places]))
+        for wanted, answers in zip(probabilities, masks, strict=True):
+            best = np.argsort(-wanted)[:4]
+            assert [answer["id"] for answer in answers] == best.tolist()
+            assert [answer["token"] for answer in answers] == tokenizer.pieces(best)
+            assert [answer["probability"] for answer in answers] == pytest.approx(wanted[best], rel=1e-4)
+
+
+def test_sentence_order(loaded: Loaded) -> None:
+    """Fails if the second text is not segment 1."""
+    for pair, found in zip(PAIRS, predict.sentence_order(*loaded, PAIRS), strict=True):
+        wanted = np.asarray(jax.nn.softmax(outputs(loaded, *pair)["sop_logits"][0]))
+        assert [found["in_order"], found["swapped"]] == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "pooler"])
+def test_embed_in_batches(loaded: Loaded, pooling: Any) -> None:
+    """Several batches, the last one short, rows of many lengths."""
+    texts = ["word " * (1 + number % 7) for number in range(2 * predict.BATCH_SIZE + 3)]
+    found = predict.embed(*loaded, texts, pooling)
+    assert found.shape == (len(texts), 32)
+    assert found.dtype == np.float32
+    for number in (0, 5, predict.BATCH_SIZE, len(texts) - 1):
+        alone = outputs(loaded, texts[number])
+        wanted = alone["last_hidden_state"][0].mean(0) if pooling == "mean" else alone["pooler_output"][0]
+        np.testing.assert_allclose(found[number], wanted, atol=1e-5)
+    assert predict.embed(*loaded, [], pooling).shape == (0, 32)
+
+
+def test_longer_text_loses_its_end_and_that_is_said(loaded: Loaded, caplog: pytest.LogCaptureFixture) -> None:
+    whole = predict.embed(*loaded, ["word " * 500])
+    assert "1 of 1 texts fill all 80 tokens" in caplog.text
+    np.testing.assert_allclose(whole, predict.embed(*loaded, ["word " * 78]), atol=1e-6)
+
+
+def test_generate(loaded: Loaded) -> None:
+    """The surest first; what was given stays; nothing special comes out; the seed decides."""
+    model, params, tokenizer = loaded
+    text = "the [MASK] text has [MASK] lines"
+    found = predict.generate(*loaded, text, length=9, temperature=0.0)
+    assert sorted(found["order"]) == list(range(1, 12))
+    assert not set(found["filled"]) & set(tokenizer.pieces(tokenizer.special_ids))
+    ids = tokenizer(text + "[MASK]" * 9)["input_ids"]
+    places = np.flatnonzero(ids[0] == tokenizer.mask_id)
+    apply: Any = model.apply
+    logits = np.array(apply({"params": params}, ids)["prediction_logits"][0, places])
+    logits[:, list(tokenizer.special_ids)] = -np.inf
+    first = found["order"].index(1)
+    assert first == np.asarray(jax.nn.log_softmax(logits)).max(1).argmax()
+    assert tokenizer.pieces([logits[first].argmax()])[0] == found["filled"][first]
+    piece_ids = [tokenizer._model.piece_to_id(piece) for piece in found["filled"]]
+    ids[0, places] = piece_ids
+    assert found["text"] == tokenizer.decode(ids[0])
+
+    drawn = [predict.generate(*loaded, text, length=9, seed=seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert predict.generate(*loaded, text, length=9, temperature=0.0, seed=5) == found
+
+
+FEW = made(("predictions",))
+BAD: dict[str, tuple[Callable[[Loaded], Any], str]] = {
+    "no mask": (lambda m: predict.fill_mask(*m, ["a [MASK]", "none"]), r"text 2 has no \[MASK\]: 'none'"),
+    "mask cut off": (lambda m: predict.fill_mask(*m, ["a " * 100 + "[MASK]"]), r"text 1: a \[MASK\] lies beyond 80"),
+    "top_k": (lambda m: predict.fill_mask(*m, TEXTS, top_k=0), r"top_k must be in \[1, 500\], got 0"),
+    "pooling": (lambda m: predict.embed(*m, TEXTS, "max"), "pooling: one of 'mean', 'pooler', got 'max'"),
+    "no SOP head": (lambda m: predict.sentence_order(*FEW, PAIRS), "needs the head sop_classifier; .*: predictions"),
+    "no pooler": (lambda m: predict.embed(*FEW, TEXTS, "pooler"), "pooled embeddings needs the head pooler"),
+    "nothing to fill": (lambda m: predict.generate(*m, "text"), r"no \[MASK\] to fill; or give --length"),
+    "too long": (lambda m: predict.generate(*m, "text", length=80), "tokens with its masks, the model takes 80"),
+    "temperature": (lambda m: predict.generate(*m, "a", length=1, temperature=float("nan")), "temperature must be"),
+    "seed": (lambda m: predict.generate(*m, "a", length=1, seed=-1), "seed must be in"),
+    "length": (lambda m: predict.generate(*m, "a", length=-1), "length must be >= 0"),
+    "surrogate": (lambda m: predict.embed(*m, ["\ud800"]), "lone surrogate"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_told_in_one_line(case: str, loaded: Loaded) -> None:
+    act, message = BAD[case]
+    with pytest.raises(InputError, match=message) as caught:
+        act(loaded)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def source(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("source")
+    huggingface.write(Weights(loaded[0], loaded[1]), folder)
+    tokenizer_json.write(loaded[2], 80, folder)
+    return str(folder)
+
+
+def said(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(words) == 0
+    return capsys.readouterr().out
+
+
+def test_arguments_file_and_standard_input(
+    source: str, tmp_path: Path, loaded: Loaded, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same answers, for people and for machines."""
+    file = tmp_path / "texts.txt"
+    file.write_text("".join(f"{text}\n" for text in TEXTS))
+    by_words = said(["predict", source, *TEXTS], capsys)
+    assert by_words.splitlines()[0] == TEXTS[0]
+    assert "  [MASK] 2" in by_words.splitlines()
+    assert said(["predict", source, "--file", str(file)], capsys) == by_words
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(file.read_bytes())))
+    assert said(["predict", source], capsys) == by_words
+    records = [
+        json.loads(line) for line in said(["predict", source, "--json", "--top-k", "2", *TEXTS], capsys).splitlines()
+    ]
+    wanted = predict.fill_mask(*loaded, TEXTS, top_k=2)
+    assert [record["text"] for record in records] == TEXTS
+    assert [record["masks"] for record in records] == [
+        [
+            [answer | {"probability": pytest.approx(answer["probability"], rel=1e-4)} for answer in mask]
+            for mask in masks
+        ]
+        for masks in wanted
+    ]
+
+
+def test_pairs_of_the_command_line(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["predict", source, "--task", "sentence-order"]
+    (tmp_path / "pairs.tsv").write_text("first one\tsecond one\nthird\tfourth\n")
+    flat = said([*words, "first one", "second one", "third", "fourth"], capsys)
+    assert flat == said([*words, "--file", str(tmp_path / "pairs.tsv")], capsys)
+    assert flat.count("in order ") == 2
+    assert "got 3" in refused([*words, "a", "b", "c"], capsys)
+
+
+def test_vectors_to_a_file(source: str, tmp_path: Path, loaded: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["predict", source, "--task", "embed"]
+    target = tmp_path / "vectors.npy"
+    assert "float32 (3, 32)" in said([*words, *TEXTS, "--output", str(target)], capsys)
+    np.testing.assert_allclose(np.load(target), predict.embed(*loaded, TEXTS), atol=1e-5)
+    assert [path.name for path in tmp_path.iterdir()] == ["vectors.npy"]
+    record = json.loads(said([*words, "one", "--json", "--pooling", "pooler"], capsys))
+    np.testing.assert_allclose(record["embedding"], predict.embed(*loaded, ["one"], "pooler")[0], atol=1e-5)
+
+
+def test_generated_text(source: str, loaded: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["predict", source, "--task", "generate", "the text", "--length", "4", "--temperature", "0", "--seed", "1"]
+    assert said(words, capsys) == predict.generate(*loaded, "the text", length=4, temperature=0.0)["text"] + "\n"
+
+
+REFUSED = [
+    (["--task", "guess"], "invalid choice: 'guess'"),
+    (["--top-k", "many"], "invalid int value"),
+    (["--nonsense", "1"], "unrecognized arguments: --nonsense"),
+    (["text", "--file", "x.txt"], "texts and --file: give one of them"),
+    (["--file", "nowhere.txt"], "nowhere.txt: No such file or directory"),
+    (["--file", "latin.txt"], "latin.txt:2: not UTF-8 at byte 8"),
+    (["--file", "empty.txt"], "empty.txt: no text in it"),
+    (["--task", "embed", "a", "--output", "vectors.txt"], "its name must end in .npy"),
+    (["--task", "embed", "a", "--output", "nowhere/"], "its name must end in .npy"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), REFUSED, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_refused(
+    words: list[str],
+    message: str,
+    source: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("latin.txt").write_bytes(b"good\ncaf\xe9\n")
+    Path("empty.txt").touch()
+    assert message in refused(["predict", source, *words], capsys)
+    assert {path.name for path in tmp_path.iterdir()} == {"latin.txt", "empty.txt"}
