@@ -198,7 +198,10 @@ def convert(
     require(not path.exists(), f"{path} exists; name another folder, or remove it first")
     check_writable(path, "target")
     found = read(source, vocab=vocab, init_missing=init_missing, allow_pickle=allow_pickle)
-    weights = reshare(found.weights, **changes)
+    inputs = sample_inputs(found.weights.model.config)
+    wanted = outputs(found.weights, inputs)
+    weights, tokenizer, origin = reshare(found.weights, **changes), found.tokenizer, found.origin
+    del found  # an unshared xxlarge takes 10 GB: one tree at a time
     if "hidden_act" in changes:
         weights.notes.append(f"hidden_act changed to '{changes['hidden_act']}', as asked")
     need, free = 4 * _count(weights.model), shutil.disk_usage(_existing(path)).free
@@ -206,12 +209,11 @@ def convert(
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
     try:
-        written, notes = _write(weights, found.tokenizer, partial, to)
-        inputs = sample_inputs(weights.model.config)
-        wanted = outputs(found.weights, inputs)
+        written, notes = _write(weights, tokenizer, partial, to)
+        weights.params = {}
         report = {
             "source": str(source),
-            "read as": found.origin,
+            "read as": origin,
             "target": str(path),
             "written as": to,
             "version": importlib.metadata.version("albert_jax"),
