@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from albert_jax import exchange
+from albert_jax.config import InputError
 from albert_jax.convert import huggingface
 from albert_jax.convert.weights import Weights
 from albert_jax.data import tokenizer_json
@@ -22,7 +23,7 @@ from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.model.albert import PRESETS, AlbertConfig
 from albert_jax.model.heads import PRETRAINING, Albert, param_shapes
 
-from .test_exchange import SMALL, TEXT, vocabulary  # noqa: F401
+from .test_exchange import SMALL, TEXT, assert_same, vocabulary  # noqa: F401
 from .test_tokenizer import HARD, RELEASED
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
@@ -117,3 +118,38 @@ def test_tokenizer_gives_the_same_ids(
     back = tokenizer_json.read(tmp_path / "again")
     assert back is not None
     assert back.encode_batch(texts) == ours.encode_batch(texts)
+
+
+def test_pickled_weights_of_old(tmp_path: Path) -> None:
+    """What transformers 4 saved: a pickle with buffers and tied tensors; read by torch, only when allowed."""
+    model = Albert(AlbertConfig(**SMALL))
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), param_shapes(model))
+    huggingface.write(Weights(model, params), tmp_path)
+    network = transformers.AlbertForPreTraining.from_pretrained(tmp_path)
+    stored = network.state_dict() | {"albert.embeddings.position_ids": torch.arange(16)[None]}
+    assert "predictions.decoder.weight" in stored
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(stored, tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="refusing a pickle"):
+        exchange.read(tmp_path)
+    assert_same(exchange.read(tmp_path, allow_pickle=True).weights.params, params)
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch /tmp/albert_jax_was_here",)
+
+
+def test_pickle_runs_nothing(tmp_path: Path) -> None:
+    """Even where pickles are allowed."""
+    huggingface.write(Weights(Albert(AlbertConfig(**SMALL), ()), _zeros()), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"albert.pooler.bias": Evil()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="torch refuses it"):
+        exchange.read(tmp_path, allow_pickle=True)
+    assert not Path("/tmp/albert_jax_was_here").exists()
+
+
+def _zeros() -> Any:
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), param_shapes(Albert(AlbertConfig(**SMALL), ())))

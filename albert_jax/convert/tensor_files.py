@@ -91,7 +91,7 @@ class _Safetensors:
                 self._sums |= _checksums(file.metadata(), path)
             claimed = {name for name, owner in where.items() if owner == path.name} if where else names
             require(claimed == names, f"{self.path}: it and {path.name} differ in {sorted(claimed ^ names)[:4]}")
-            self._open |= dict.fromkeys(names, file)
+            self._open |= dict.fromkeys(sorted(names), file)  # a message is the same every time
         self.shapes: Mapping[str, Shape] = {
             name: tuple(file.get_slice(name).get_shape()) for name, file in self._open.items()
         }
