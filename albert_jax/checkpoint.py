@@ -1,14 +1,15 @@
 """Checkpoints: Orbax behind one module, with a fingerprint of every array, since Orbax loads flipped bits without a word."""
 
-import contextlib
 import copy
+import functools
 import gc
 import logging
 import sys
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ from jax import Array
 from albert_jax.config import InputError, require
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 META = "meta"
 STATE = "state"
@@ -67,20 +70,15 @@ class Checkpoints:
           InputError: there are checkpoints, and none of them is whole.
         """
         damaged: list[tuple[int, str]] = []
-        with _dropped_coroutines_ignored():
-            for step in sorted(_steps(self.folder), reverse=True):
-                try:
-                    found = self._read(step, target)
-                except Exception as error:  # damaged files end in a bare Exception of Orbax's, too
-                    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-                        raise  # the disk fails, not the checkpoint
-                    reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
-                    damaged.append((step, reason[:200]))
-                    continue
-                for bad, reason in damaged:
-                    _quarantine(self.folder / str(bad), reason)
-                self._manager.reload()
-                return found
+        for step in sorted(_steps(self.folder), reverse=True):
+            found, reason = _attempt(functools.partial(self._read, step, target))
+            if found is None:
+                damaged.append((step, reason))
+                continue
+            for bad, why in damaged:
+                _quarantine(self.folder / str(bad), why)
+            self._manager.reload()
+            return found
         told = "; ".join(f"{step}: {reason}" for step, reason in damaged)
         require(
             not damaged,
@@ -104,17 +102,35 @@ class Checkpoints:
 
 
 def restore_params(folder: Path, target: Any) -> Any:
-    """The parameters alone of the newest checkpoint in `folder`, on the shardings of `target`.
+    """The parameters alone of the newest checkpoint in `folder` that is whole, on the shardings of `target`.
+
+    Those passed over are told, and left where they are: the run may be somebody else's, or be writing.
 
     Raises:
-      InputError: no complete checkpoint, other parameters than wanted (the first difference is named), or damaged ones.
+      InputError: no whole checkpoint, or other parameters than wanted (the first difference is named).
     """
     folder = folder.absolute()
-    steps = [step for step in _steps(folder) if _complete(folder / str(step))]
-    require(bool(steps), f"{folder}: no complete checkpoint")
-    path = folder / str(max(steps))
-    with ocp.PyTreeCheckpointer() as reader:
-        stored = reader.metadata(path / STATE).item_metadata.tree["params"]
+    steps = sorted(_steps(folder), reverse=True)
+    require(bool(steps), f"{folder}: no checkpoint there")
+    damaged: list[tuple[int, str]] = []
+    for step in steps:
+        params, reason = _attempt(functools.partial(_read_params, folder / str(step), target))
+        if params is None:
+            damaged.append((step, reason))
+            continue
+        for bad, why in damaged:
+            log.warning("%s: passing over checkpoint %d (%s), using %d", folder, bad, why, step)
+        return params
+    told = "; ".join(f"{step}: {reason}" for step, reason in damaged)
+    raise InputError(f"{folder}: none of the checkpoints can be read ({told})")
+
+
+def _read_params(path: Path, target: Any) -> Any:
+    if not _complete(path):
+        raise ValueError("no commit marker")
+    handlers = {STATE: ocp.PyTreeCheckpointHandler(), META: ocp.JsonCheckpointHandler()}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as reader:
+        stored = reader.metadata(path).item_metadata[STATE].tree["params"]
         have = {name: tuple(leaf.shape) for name, leaf in zip(leaf_names(stored), jax.tree.leaves(stored), strict=True)}
         want = {name: tuple(leaf.shape) for name, leaf in zip(leaf_names(target), jax.tree.leaves(target), strict=True)}
         for name in sorted(have.keys() | want.keys()):
@@ -122,18 +138,14 @@ def restore_params(folder: Path, target: Any) -> Any:
                 have.get(name) == want.get(name),
                 f"{path}: params/{name} has shape {have.get(name)}, the model wants {want.get(name)}; use the run's own model settings",
             )
-        args = ocp.args.PyTreeRestore(
+        state = ocp.args.PyTreeRestore(
             item={"params": target},
             restore_args={"params": ocp.checkpoint_utils.construct_restore_args(target)},
             partial_restore=True,
         )
-        params = reader.restore(path / STATE, args=args)["params"]
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        marks = reader.restore(path / META)["fingerprints"]
-    try:
-        _verify({"params": params}, {name: mark for name, mark in marks.items() if name.startswith("params/")})
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
+        found = reader.restore(path, args=ocp.args.Composite(**{STATE: state, META: ocp.args.JsonRestore()}))
+    params, marks = found[STATE]["params"], found[META]["fingerprints"]
+    _verify({"params": params}, {name: mark for name, mark in marks.items() if name.startswith("params/")})
     return params
 
 
@@ -176,16 +188,42 @@ def _complete(path: Path) -> bool:
     return all((path / name).exists() for name in ("_CHECKPOINT_METADATA", STATE, f"{META}/metadata"))
 
 
-@contextlib.contextmanager
-def _dropped_coroutines_ignored() -> Iterator[None]:
-    """Where a read fails, Orbax drops coroutines that it never awaited; each would print a traceback as it goes."""
+def _attempt(read: Callable[[], T]) -> tuple[T | None, str]:
+    """What `read` gives, or None and why the checkpoint is damaged, in one line.
+
+    Where one array cannot be read, Orbax drops the reads of the others as they are: each would print a page, some as late
+    as when the process ends.
+    """
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    after = hook
+    asyncio_log = logging.getLogger("asyncio")
+    asyncio_log.addFilter(_no)
     try:
         with warnings.catch_warnings(action="ignore"):
-            yield
-            gc.collect()
+            try:
+                return read(), ""
+            except Exception as error:  # damaged files end in a bare Exception of Orbax's, too
+                disk = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+                if disk or isinstance(error, InputError):
+                    raise  # the disk fails, or the user is wrong: not the checkpoint
+                reason = next((line for line in str(error).splitlines() if line), type(error).__name__)[:200]
+            after = functools.partial(_unless_late, hook)
+            for _ in range(5):
+                gc.collect()
+                time.sleep(0.1)
+            return None, reason
     finally:
-        sys.unraisablehook = hook
+        asyncio_log.removeFilter(_no)
+        sys.unraisablehook = after
+
+
+def _unless_late(hook: Callable[[Any], Any], told: Any) -> None:
+    if "Event loop is closed" not in str(told.exc_value):
+        hook(told)
+
+
+def _no(record: logging.LogRecord) -> bool:
+    return False
 
 
 def _quarantine(path: Path, reason: str) -> None:

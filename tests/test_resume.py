@@ -151,9 +151,13 @@ def test_flipped_bit_is_seen_and_the_step_before_is_used(
     resume_from_20(copied, slow, straight, capsys, "skipping checkpoint 40 (fingerprint mismatch in")
 
 
+def truncate(arrays: Path) -> None:
+    for path in arrays.glob("state/ocdbt.process_0/d/*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
 def test_truncated_checkpoint(slow: Words, copied: Path, straight: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for arrays in (copied / "checkpoints/40/state/ocdbt.process_0/d").iterdir():
-        arrays.write_bytes(arrays.read_bytes()[: arrays.stat().st_size // 2])
+    truncate(copied / "checkpoints/40")
     resume_from_20(copied, slow, straight, capsys, "skipping checkpoint 40")
 
 
@@ -168,8 +172,8 @@ def test_folder_with_a_number_is_no_checkpoint(
 
 def test_no_whole_checkpoint_left(slow: Words, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Never a silent fresh start."""
-    for arrays in (copied / "checkpoints").glob("*/state/ocdbt.process_0/d/*"):
-        arrays.write_bytes(arrays.read_bytes()[: arrays.stat().st_size // 2])
+    for step in (20, 40):
+        truncate(copied / f"checkpoints/{step}")
     before = sorted((copied / "checkpoints").rglob("*"))
     for _ in range(2):
         assert main(slow(copied)) == 2
@@ -219,3 +223,29 @@ def test_init_from_another_shape(
     error = capsys.readouterr().err
     assert "encoder/ffn/intermediate/bias has shape (1, 256), the model (1, 128)" in error
     assert not (tmp_path / "run").exists()
+
+
+def predicted(run_dir: Path) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "albert_jax", "predict", str(run_dir), "a [MASK]", "--json"]
+    return subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_prediction_by_a_damaged_run(copied: Path) -> None:
+    """By the checkpoint before, which is said in one line; or refused in one: Orbax alone would print pages."""
+    whole = predicted(copied)
+    assert whole.returncode == 0
+    assert whole.stderr == ""
+    truncate(copied / "checkpoints/40")
+    files = sorted((copied / "checkpoints").rglob("*"))
+    before = predicted(copied)
+    assert before.returncode == 0
+    assert len(before.stderr.splitlines()) == 1
+    assert "passing over checkpoint 40 (" in before.stderr
+    assert ", using 20" in before.stderr
+    assert before.stdout != whole.stdout
+    truncate(copied / "checkpoints/20")
+    none = predicted(copied)
+    assert none.returncode == 2
+    assert len(none.stderr.splitlines()) == 1
+    assert "none of the checkpoints can be read (40: " in none.stderr
+    assert sorted((copied / "checkpoints").rglob("*")) == files
