@@ -23,7 +23,7 @@ from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.model.albert import PRESETS, AlbertConfig
 from albert_jax.model.heads import PRETRAINING, Albert, param_shapes
 
-from .test_exchange import SMALL, TEXT, assert_same, vocabulary  # noqa: F401
+from .test_exchange import SMALL, TEXT, assert_near, assert_same, vocabulary  # noqa: F401
 from .test_tokenizer import HARD, RELEASED
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
@@ -86,9 +86,7 @@ def test_transformers_gives_the_same(case: str, tmp_path: Path, warned: list[str
     names = wanted.keys() & seen.keys()
     expected = {"predictions": "prediction_logits", "sop_classifier": "sop_logits", "qa_outputs": "start_logits"}
     assert {"last_hidden_state"} | {expected[head] for head in heads if head in expected} <= names
-    differences = {name: float(np.abs(wanted[name] - seen[name]).max()) for name in sorted(names)}
-    print(f"| {case} | " + " | ".join(f"{name} {value:.1e}" for name, value in differences.items()) + " |")
-    assert max(differences.values()) < 1e-5
+    assert_near(case, wanted, {name: seen[name] for name in names})
 
 
 @pytest.mark.parametrize("switches", [{}, {"keep_accents": True}, {"map_punctuation": True}], ids=str)
