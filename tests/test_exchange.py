@@ -8,6 +8,7 @@ import functools
 import gzip
 import json
 import os
+import re
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from albert_jax.data.tokenizer import Tokenizer, train_vocabulary
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import PRETRAINING, Albert, init_params, param_shapes
 
+from .conftest import ROOT
 from .golden.make_huggingface import CASES, inputs
 from .test_cli import refused
 
@@ -272,6 +274,21 @@ def test_load_for_notebooks(complete: Path) -> None:
         albert_jax.load(complete, hidden_size=32)
     with pytest.raises(AttributeError, match="its parts are modules"):
         _ = albert_jax.nonsense
+
+
+def test_python_of_the_readme(vocabulary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every block runs, one after another, by a small model where the reader has runs/tiny."""
+    folder = tmp_path / "runs" / "tiny"
+    folder.mkdir(parents=True)
+    huggingface.write(random_weights(max_position_embeddings=128), folder)
+    shutil.copy(vocabulary, folder)
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 3
+    assert names["outputs"]["attentions"].shape == (12, 1, 12, 8, 8)
 
 
 def test_convert_there_and_back(complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
