@@ -151,9 +151,10 @@ def test_flipped_bit_is_seen_and_the_step_before_is_used(
     resume_from_20(copied, slow, straight, capsys, "skipping checkpoint 40 (fingerprint mismatch in")
 
 
-def truncate(arrays: Path) -> None:
-    for path in arrays.glob("state/ocdbt.process_0/d/*"):
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def truncate(step: Path) -> None:
+    """Nearly everything is gone: in which order Orbax writes parameters and the rest is not the same every time."""
+    for path in step.glob("state/ocdbt.process_0/d/*"):
+        path.write_bytes(path.read_bytes()[:100])
 
 
 def test_truncated_checkpoint(slow: Words, copied: Path, straight: Path, capsys: pytest.CaptureFixture[str]) -> None:
