@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -39,15 +40,21 @@ def main(words: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and TFDS tell their every step
     try:
         plain, overrides = _split(words) if words[:1] and words[0] in EXPERIMENTS else (words, [])
-        arguments, rest = parser.parse_known_args(plain)
+        end = plain.index("--") if "--" in plain else len(plain)
+        arguments, rest = parser.parse_known_args(plain[:end])
         if "text" in arguments and not any(word.startswith("-") for word in rest):
-            arguments.text += rest  # argparse takes no more of a list of words once an option stood between
+            arguments.text += rest + plain[end + 1 :]  # argparse takes no more words once an option stood between
             rest = []
+        else:
+            rest += plain[end:]
         require(not rest, f"unrecognized arguments: {' '.join(rest)}; see albert-jax {words[0]} --help")
         return arguments.job(arguments, overrides)
     except InputError as error:
         print(f"albert-jax: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head`: whoever read has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush fails as well
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("albert-jax: interrupted; the same command starts where this one was", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -240,8 +247,11 @@ def _predict(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from albert_jax import exchange, predict
 
     options = predict.Options(**{name: getattr(arguments, name) for name in predict.Options.__dataclass_fields__})
-    texts = predict.read_texts(arguments.text, arguments.file)
-    answers = predict.ANSWERS[arguments.task](*exchange.load(arguments.source, **_reading(arguments)), texts, options)
+    require(options.output is None or arguments.task == "embed", "--output is for --task embed; others print")
+    given = predict.read_texts(arguments.text, arguments.file) if arguments.text or arguments.file else None
+    loaded = exchange.load(arguments.source, **_reading(arguments))
+    texts = predict.read_texts((), None) if given is None else given
+    answers = predict.ANSWERS[arguments.task](*loaded, texts, options)
     for record, lines in answers:
         print(json.dumps(record, ensure_ascii=False) if arguments.json else lines)
     return 0

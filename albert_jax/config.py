@@ -172,12 +172,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-      InputError: not UTF-8, not JSON, a key given twice, or NaN and Infinity, which JSON does not have.
+      InputError: it cannot be read, is not UTF-8, not JSON, a key given twice, or NaN and Infinity, which JSON does not have.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table: dict[str, Any] = {}
@@ -194,6 +196,12 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    except RecursionError:
+        raise InputError(f"{path}: not read: it is nested too deep") from None
+    except ValueError as error:  # a number of thousands of digits
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not read: {str(error).partition(';')[0]}") from None
     require(isinstance(found, dict), f"{path}: expected a JSON object")
     return found
 

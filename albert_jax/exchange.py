@@ -17,7 +17,7 @@ import numpy as np
 
 from albert_jax.config import InputError, check_writable, from_dict, read_json, require, to_dict
 from albert_jax.convert import files, huggingface, tf1
-from albert_jax.convert.reshare import reshare
+from albert_jax.convert.reshare import CHANGES, reshare
 from albert_jax.convert.weights import Mapped, Weights, leaves
 from albert_jax.data import tokenizer_json
 from albert_jax.data.tokenizer import VOCABULARY, Tokenizer
@@ -29,7 +29,17 @@ log = logging.getLogger(__name__)
 
 FORMATS = ("huggingface", "albert_jax")
 """What `convert` writes."""
-HUB_FILES = ("*.json", "*.safetensors", "spiece.model")
+HUB_FILES = ("*.json", "model*.safetensors", "spiece.model")
+FREE = (
+    "dtype",
+    "remat",
+    "scan_unroll",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "classifier_dropout_prob",
+)
+"""Fields of `AlbertConfig` that `load` may change: how the network is run and trained, and the activation, which configs get wrong."""
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?")
 
 
@@ -59,7 +69,7 @@ def load(
       vocab: the SentencePiece model, where the source has none.
       init_missing: start pretraining heads that the source lacks from random numbers; else the model is without them.
       allow_pickle: read `pytorch_model.bin` where there is nothing else; torch reads it, and only tensors.
-      changes: fields of `AlbertConfig` that leave the parameters as they are, such as dtype="bfloat16".
+      changes: fields of `AlbertConfig` that leave the network as it is (`FREE`), such as dtype="bfloat16".
 
     Returns:
       The model (its `config`, `heads` and `labels` say what it is), parameters on the default device, the tokenizer.
@@ -67,16 +77,15 @@ def load(
     Raises:
       InputError: the source cannot be read, or has no vocabulary.
     """
+    for name in changes:
+        require(name in FREE, f"{name} cannot be changed as a model is loaded; {', '.join(FREE)} can")
     found = read(source, vocab=vocab, init_missing=init_missing, allow_pickle=allow_pickle)
     for note in found.weights.notes:
         log.warning("%s: %s", source, note)
     if found.tokenizer is None:
         raise InputError(f"{source}: no {VOCABULARY} in it; give vocab='PATH' (ALBERT's is a SentencePiece model)")
     model = found.weights.model
-    config = dataclasses.replace(model.config, **changes)
-    changed = dataclasses.replace(model, config=config)
-    same = param_shapes(changed) == param_shapes(model)
-    require(same, f"{', '.join(changes)}: would change the parameters; use 'albert-jax convert' for that")
+    changed = Albert(dataclasses.replace(model.config, **changes), model.heads, model.labels)
     return changed, jax.device_put(found.weights.params), found.tokenizer
 
 
@@ -84,13 +93,20 @@ def read(
     source: str | Path, *, vocab: str | Path = "", init_missing: bool = False, allow_pickle: bool = False
 ) -> Source:
     """`load` with parameters in host memory, and how they were come by; a source without vocabulary is no error here."""
-    path = Path(source).expanduser()
-    if not path.exists() and not tf1.is_checkpoint(path):
+    try:
+        path = Path(source).expanduser()
+        exists = path.exists() or tf1.is_checkpoint(path)
+    except (OSError, RuntimeError):  # a name that no file can have, or no user
+        raise InputError(f"{str(source)[:80]}: no such file or folder") from None
+    if not exists:
         found = _from_hub(str(source), vocab, allow_pickle)
     elif path.is_file() and path.suffix in (".tar", ".gz", ".tgz"):
         with tempfile.TemporaryDirectory() as folder:
             files.unpack(path, Path(folder))
-            found = _from_folder(Path(folder), vocab, allow_pickle)
+            try:
+                found = _from_folder(Path(folder), vocab, allow_pickle)
+            except InputError as error:  # the folder is gone before anybody reads of it
+                raise InputError(str(error).replace(folder, str(path))) from None
     elif path.is_dir():
         found = _from_folder(path, vocab, allow_pickle)
     else:
@@ -107,8 +123,7 @@ def _from_folder(folder: Path, vocab: str | Path, allow_pickle: bool) -> Source:
     config = folder / "config.json"
     if config.is_file() and "job" in (stored := read_json(config)):
         return _from_run(folder, stored, vocab)
-    prefix = tf1.find_prefix(folder)
-    if prefix is not None and not config.is_file():
+    if not config.is_file() and (prefix := tf1.find_prefix(folder)) is not None:
         return _from_tf1(prefix, vocab)
     require(
         config.is_file(),
@@ -126,12 +141,18 @@ def _from_tf1(prefix: Path, vocab: str | Path) -> Source:
 def _from_run(folder: Path, stored: dict[str, Any], vocab: str | Path) -> Source:
     from albert_jax import checkpoint  # Orbax takes seconds to load
 
-    table = stored.get("config")
-    require(isinstance(table, dict) and "model" in table, f"{folder / 'config.json'}: no table 'config.model' in it")
+    path, table = folder / "config.json", stored.get("config")
+    require(isinstance(table, dict) and "model" in table, f"{path}: no table 'config.model' in it")
     assert table is not None  # for the type checker
-    config = from_dict(AlbertConfig, table["model"], "config.model")
-    heads, labels = tuple(table["heads"]) if "heads" in table else PRETRAINING, tuple(table.get("labels", ()))
-    model = Albert(config, heads, labels)
+    names = {"heads": list(PRETRAINING), "labels": []} | table
+    for key in ("heads", "labels"):
+        is_list = isinstance(names[key], list) and all(isinstance(name, str) for name in names[key])
+        require(is_list, f"{path}: config.{key}: expected a list of names, got {names[key]!r}")
+    try:
+        config = from_dict(AlbertConfig, table["model"], "config.model")
+        model = Albert(config, tuple(names["heads"]), tuple(names["labels"]))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), param_shapes(model))
     params = jax.tree.map(np.asarray, checkpoint.restore_params(folder / "checkpoints", target))
@@ -182,8 +203,7 @@ def convert(
       source, vocab, init_missing, allow_pickle: as `load`.
       target: the folder to make.
       to: one of `FORMATS`.
-      changes: `sharing`, `num_hidden_groups`, `num_hidden_layers` of the new model (see `convert.reshare`), or
-        `hidden_act`.
+      changes: fields of the new model, of `CHANGES` (see `convert.reshare`).
 
     Returns:
       The report, which also stands in the folder's `conversion.json`.  Its `parity` is the largest absolute difference of
@@ -195,8 +215,10 @@ def convert(
     """
     require(to in FORMATS, f"to: one of {', '.join(FORMATS)}, got {to!r}")
     path = Path(target).expanduser()
-    require(not path.exists(), f"{path} exists; name another folder, or remove it first")
+    require(not os.path.lexists(path), f"{path} exists; name another folder, or remove it first")
     check_writable(path, "target")
+    for name in changes:
+        require(name in CHANGES, f"{name} cannot be changed in a conversion; {', '.join(CHANGES)} can")
     found = read(source, vocab=vocab, init_missing=init_missing, allow_pickle=allow_pickle)
     inputs = sample_inputs(found.weights.model.config)
     wanted = outputs(found.weights, inputs)
@@ -270,10 +292,16 @@ def outputs(weights: Weights, inputs: dict[str, np.ndarray]) -> dict[str, np.nda
 
 
 def _parity(wanted: dict[str, np.ndarray], folder: Path, to: str, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
-    seen = huggingface.transformers_outputs(folder, inputs) if to == "huggingface" else None
-    by = "transformers"
+    by, seen = "transformers", None
+    own = "albert_jax, reading it back"
+    if to == "huggingface":
+        try:
+            seen = huggingface.transformers_outputs(folder, inputs)
+        except Exception as error:  # whatever a version of theirs stumbles over is no reason to lose the conversion
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            own += f"; transformers failed: {reason[:160]}"
     if seen is None:
-        by, seen = "albert_jax, reading it back", outputs(read(folder).weights, inputs)
+        by, seen = own, outputs(read(folder).weights, inputs)
     names = [name for name in wanted if name in seen and name != "hidden_states"]
     return {"by": by} | {name: float(np.abs(wanted[name] - seen[name]).max()) for name in names}
 

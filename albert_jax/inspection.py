@@ -1,6 +1,7 @@
 """A look inside: attention maps, and how far each layer moves its input (the paper's Figure 1); as arrays and as pictures."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -26,11 +27,14 @@ def attention_maps(
       InputError: as `tokenizer.encode`.
     """
     inputs = tokenizer(text, text_pair, max_length=model.config.max_position_embeddings)
+    attentions = _attentions(model)(params, inputs)
+    return np.asarray(attentions[:, 0], np.float32), tokenizer.pieces(inputs["input_ids"][0])
+
+
+@functools.cache
+def _attentions(model: Albert) -> Callable[..., jax.Array]:
     apply: Any = model.apply
-    outputs = jax.jit(lambda params, inputs: apply({"params": params}, **inputs, output_attentions=True))(
-        params, inputs
-    )
-    return np.asarray(outputs["attentions"][:, 0], np.float32), tokenizer.pieces(inputs["input_ids"][0])
+    return jax.jit(lambda params, inputs: apply({"params": params}, **inputs, output_attentions=True)["attentions"])
 
 
 def layer_distances(model: Albert, params: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -38,15 +42,20 @@ def layer_distances(model: Albert, params: Any, inputs: Mapping[str, np.ndarray]
 
     Args:
       model, params: as `load` returns them.
-      inputs: what the tokenizer gives for some texts; means over many are smoother.
+      inputs: what the tokenizer gives for some texts; means over many are smoother.  Without an `attention_mask`
+        nothing is padding.
 
     Returns:
       `l2`, the distance between a layer's input and its output; `cosine`, their similarity; `degrees`, the angle.
     """
+    mask = {"attention_mask": np.ones_like(inputs["input_ids"])}
+    return jax.device_get(_distances(model)(params, mask | dict(inputs)))
 
+
+@functools.cache
+def _distances(model: Albert) -> Callable[..., dict[str, jax.Array]]:
     apply: Any = model.apply
 
-    @jax.jit
     def distances(params: Any, inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
         states = apply({"params": params}, **inputs, output_hidden_states=True)["hidden_states"]
         before, after = states[:-1].astype(jnp.float32), states[1:].astype(jnp.float32)
@@ -57,7 +66,7 @@ def layer_distances(model: Albert, params: Any, inputs: Mapping[str, np.ndarray]
         found = {"l2": l2, "cosine": cosine, "degrees": jnp.degrees(jnp.arccos(cosine))}
         return {name: (value * weights).sum((1, 2)) for name, value in found.items()}
 
-    return jax.device_get(distances(params, dict(inputs)))
+    return jax.jit(distances)
 
 
 def draw_attention(
@@ -66,12 +75,18 @@ def draw_attention(
     """A picture of `attention_maps`: a row a layer, a column a head; all of them, or those that are named.
 
     Pieces stand at the axes where there are few maps.  Dark is 1.
+
+    Raises:
+      InputError: a layer or head that is not there.
     """
     from matplotlib.figure import Figure
 
     layers = range(maps.shape[0]) if layers is None else layers
     heads = range(maps.shape[1]) if heads is None else heads
     require(len(layers) > 0 and len(heads) > 0, "layers and heads: name at least one of each")
+    for name, chosen, count in (("layers", layers, maps.shape[0]), ("heads", heads, maps.shape[1])):
+        for number in chosen:
+            require(0 <= number < count, f"{name}: {number} is not in [0, {count})")
     named = len(layers) * len(heads) <= 4
     size = 0.8 + 0.22 * len(pieces) if named else 1.0
     figure = Figure(figsize=(size * len(heads) + 0.6, size * len(layers) + 0.6), layout="constrained")
@@ -94,7 +109,13 @@ def draw_attention(
 
 
 def draw_layer_distances(distances: Mapping[str, Mapping[str, np.ndarray]]) -> "Figure":
-    """The paper's Figure 1 of one or several models: name -> what `layer_distances` gives."""
+    """The paper's Figure 1 of one or several models: name -> what `layer_distances` gives.
+
+    Raises:
+      InputError: no names, as where the table of one model is given alone.
+    """
+    named = all(isinstance(found, Mapping) for found in distances.values())
+    require(named, "distances: give them a name each, as in {'tiny': layer_distances(...)}")
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

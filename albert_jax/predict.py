@@ -30,7 +30,7 @@ BUCKET = 64
 
 
 def fill_mask(
-    model: Albert, params: Any, tokenizer: Tokenizer, texts: Sequence[str], top_k: int = 5
+    model: Albert, params: Any, tokenizer: Tokenizer, texts: str | Sequence[str], top_k: int = 5
 ) -> list[list[list[dict[str, Any]]]]:
     """The `top_k` most probable pieces at each [MASK] of each text: `{"token", "id", "probability"}`, the best first.
 
@@ -38,6 +38,7 @@ def fill_mask(
       InputError: a text without [MASK], or with one beyond the longest input; a model without a masked-LM head.
     """
     _needs(model, "predictions", "fill-mask")
+    texts = _several(texts)
     require(1 <= top_k <= tokenizer.vocab_size, f"top_k must be in [1, {tokenizer.vocab_size}], got {top_k}")
     for number, text in enumerate(texts, 1):
         require("[MASK]" in text, f"text {number} has no [MASK]: {text[:60]!r}")
@@ -72,6 +73,9 @@ def sentence_order(
       InputError: a model without a sentence-order head.
     """
     _needs(model, "sop_classifier", "sentence-order")
+    for number, pair in enumerate(pairs, 1):
+        is_pair = not isinstance(pair, str) and len(pair) == 2
+        require(is_pair, f"pair {number}: expected two texts, got {pair!r:.60}; one pair is [(first, second)]")
     apply = _apply(model, ("sop_logits",))
     found = []
     for inputs, chosen in _batches(model, tokenizer, [a for a, _ in pairs], [b for _, b in pairs]):
@@ -81,13 +85,18 @@ def sentence_order(
 
 
 def embed(
-    model: Albert, params: Any, tokenizer: Tokenizer, texts: Sequence[str], pooling: Literal["mean", "pooler"] = "mean"
+    model: Albert,
+    params: Any,
+    tokenizer: Tokenizer,
+    texts: str | Sequence[str],
+    pooling: Literal["mean", "pooler"] = "mean",
 ) -> np.ndarray:
     """A vector a text, float32 [texts, H]: the mean of the last hidden states, or the pooler's output.
 
     Raises:
       InputError: a model without a pooler, where it is asked for.
     """
+    texts = _several(texts)
     require(pooling in ("mean", "pooler"), f"pooling: one of 'mean', 'pooler', got {pooling!r}")
     if pooling == "pooler":
         _needs(model, "pooler", "pooled embeddings")
@@ -133,10 +142,11 @@ def generate(
     """
     _needs(model, "predictions", "generate")
     require(0 <= temperature < float("inf"), f"temperature must be finite and >= 0, got {temperature}")
-    require(length >= 0, f"length must be >= 0, got {length}")
+    most = model.config.max_position_embeddings
+    require(0 <= length <= most, f"length must be in [0, {most}], what the model takes, got {length}")
     require(0 <= seed < 2**32, f"seed must be in [0, 2**32), got {seed}")
-    inputs = tokenizer(text + "[MASK]" * length, pad_to_multiple_of=min(BUCKET, model.config.max_position_embeddings))
-    most, size = model.config.max_position_embeddings, int(inputs["attention_mask"].sum())
+    inputs = tokenizer(text + "[MASK]" * length, pad_to_multiple_of=min(BUCKET, most))
+    size = int(inputs["attention_mask"].sum())
     require(size <= most, f"the text has {size} tokens with its masks, the model takes {most}")
     inputs = {name: value[:, :most] for name, value in inputs.items()}
     places = np.flatnonzero(inputs["input_ids"][0] == tokenizer.mask_id)
@@ -175,6 +185,8 @@ class Options:
         if self.output is not None:
             require(self.output.suffix == ".npy", f"--output {self.output}: its name must end in .npy")
             require(not self.output.is_dir(), f"--output {self.output} is a folder; name a file in it")
+            folder = self.output.absolute().parent
+            require(folder.is_dir(), f"--output {self.output}: no folder {folder}; make it first")
             check_writable(self.output, "--output")
 
 
@@ -194,7 +206,10 @@ def _answer_fill_mask(model: Albert, params: Any, tokenizer: Tokenizer, texts: l
 def _answer_sentence_order(
     model: Albert, params: Any, tokenizer: Tokenizer, texts: list[str], options: Options
 ) -> Answers:
-    if all("\t" in text for text in texts):
+    if any("\t" in text for text in texts):
+        for number, text in enumerate(texts, 1):
+            tabs = text.count("\t")
+            require(tabs == 1, f"text {number} has {tabs} tabs, where one parts the two texts of a pair: {text[:60]!r}")
         pairs = [(first, second) for first, _, second in (text.partition("\t") for text in texts)]
     else:
         require(
@@ -255,13 +270,14 @@ def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:
     name = str(file) if file else "standard input"
     try:
         raw = file.read_bytes() if file else sys.stdin.buffer.read()
-        found = raw.decode().splitlines()
+        # Not splitlines, which cuts at form feeds and U+2028 too: answers keep step with the lines of the file.
+        found = [line.removesuffix("\r") for line in raw.decode("utf-8-sig").removesuffix("\n").split("\n")]
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise InputError(f"{name}:{line}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except OSError as error:
         raise InputError(f"{name}: {error.strerror}") from None
-    require(bool(found), f"{name}: no text in it")
+    require(bool(raw.strip()), f"{name}: no text in it")
     return found
 
 
@@ -299,6 +315,10 @@ def _unmask(model: Albert, never: tuple[int, ...]) -> Callable[..., Any]:
         return place, pieces[place]
 
     return jax.jit(step)
+
+
+def _several(texts: str | Sequence[str]) -> Sequence[str]:
+    return [texts] if isinstance(texts, str) else texts
 
 
 def _needs(model: Albert, head: str, task: str) -> None:

@@ -13,7 +13,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from albert_jax import exchange, partition, report, run_folder, train
-from albert_jax.config import check_types, require, to_dict
+from albert_jax.config import InputError, check_types, require, to_dict
 from albert_jax.convert.weights import leaves
 from albert_jax.data import loader, tokenizer_json
 from albert_jax.data.prepare import Prepared, prepare, token_counts
@@ -58,6 +58,10 @@ class PretrainConfig:
             self.optim.num_warmup_steps < self.train.num_train_steps,
             f"optim.num_warmup_steps ({self.optim.num_warmup_steps}) must be < train.num_train_steps ({self.train.num_train_steps})",
         )
+
+
+NETWORK = ("sharing", "num_hidden_groups", "inner_group_num", "num_attention_heads", "hidden_act", "layer_norm_eps")
+"""Fields of the model that leave all shapes as they are, and make another network of the same parameters."""
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
@@ -183,17 +187,36 @@ def make_evaluate(
 
 
 def _initial(config: PretrainConfig, prepared: Prepared, mesh: Mesh) -> Any:
-    """The parameters of `config.init_from`, checked to be of this model and this vocabulary."""
+    """The parameters of `config.init_from`, checked to be of this network and this vocabulary."""
+    told = f"--init-from {config.init_from}"
     source = exchange.read(config.init_from)
-    for note in source.weights.notes:
+    weights = source.weights
+    for note in weights.notes:
         log.info("%s: %s", config.init_from, note)
-    wanted = {path: leaf.shape for path, leaf in leaves(param_shapes(Albert(config.model)))}
-    found = {path: leaf.shape for path, leaf in leaves(source.weights.params)}
+    before, model = weights.model, Albert(config.model)
+    missing = [head for head in model.heads if head not in before.heads]
+    way = f"'albert-jax convert {config.init_from} TARGET --to albert_jax --init-missing' starts it from random numbers"
+    require(not missing, f"{told}: it has no {', '.join(missing)}; {way}")
+    params = {name: value for name, value in weights.params.items() if name in model.heads or name not in before.heads}
+    if dropped := [head for head in before.heads if head not in model.heads]:
+        log.info("%s: %s left out, which pretraining has no use for", config.init_from, ", ".join(dropped))
+    wanted = {path: leaf.shape for path, leaf in leaves(param_shapes(model))}
+    found = {path: leaf.shape for path, leaf in leaves(params)}
     for path in sorted(wanted.keys() | found.keys()):
-        told = f"--init-from {config.init_from}: {'/'.join(path)} has shape {found.get(path)}, the model {wanted.get(path)}"
-        require(found.get(path) == wanted.get(path), f"{told}; use its own model settings, or 'albert-jax convert'")
+        shapes = f"{'/'.join(path)} has shape {found.get(path)}, the model {wanted.get(path)}"
+        same = found.get(path) == wanted.get(path)
+        require(same, f"{told}: {shapes}; use its own model settings, or 'albert-jax convert'")
+    for name in NETWORK:  # what shapes do not show
+        theirs, ours = getattr(before.config, name), getattr(config.model, name)
+        require(theirs == ours, f"{told}: model.{name} is {theirs!r} there, {ours!r} here; use its own")
     if source.tokenizer is not None:
-        same = source.tokenizer.sha256 == prepared.tokenizer.sha256
-        told = f"its vocabulary is {source.tokenizer.sha256[:12]}, the data's {prepared.tokenizer.sha256[:12]}"
-        require(same, f"--init-from {config.init_from}: {told}; prepare the data with its vocabulary (--data.vocab)")
-    return jax.device_put(source.weights.params, partition.replicated(mesh))
+        theirs, ours = (t.pieces(range(t.vocab_size)) for t in (source.tokenizer, prepared.tokenizer))
+        number = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b), None)
+        if number is not None:
+            differ = f"piece {number} of its vocabulary is {theirs[number]!r}, of the data's {ours[number]!r}"
+            raise InputError(f"{told}: {differ}; prepare the data with its vocabulary (--data.vocab)")
+        for name in ("lower_case", "keep_accents", "map_punctuation"):
+            theirs, ours = (getattr(t, name) for t in (source.tokenizer, prepared.tokenizer))
+            if theirs != ours:
+                log.warning("%s: its tokenizer has %s %s, the data's %s", told, name, theirs, ours)
+    return jax.device_put(params, partition.replicated(mesh))

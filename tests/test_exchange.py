@@ -3,6 +3,7 @@
 `tests/golden/make_*.py` made the golden files; outputs agree to 1e-5.
 """
 
+import contextlib
 import dataclasses
 import functools
 import gzip
@@ -10,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
@@ -27,10 +29,11 @@ import albert_jax
 from albert_jax import exchange
 from albert_jax.cli import main
 from albert_jax.config import InputError, read_json
-from albert_jax.convert import huggingface, tensor_files
+from albert_jax.convert import files, huggingface, tensor_bundle, tensor_files
 from albert_jax.convert.reshare import reshare
 from albert_jax.convert.tensor_bundle import TensorBundle
 from albert_jax.convert.weights import Weights, leaves
+from albert_jax.data import tokenizer_json
 from albert_jax.data.tokenizer import Tokenizer, train_vocabulary
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import PRETRAINING, Albert, init_params, param_shapes
@@ -176,13 +179,71 @@ def test_sharing_that_huggingface_lacks(sharing: str, tmp_path: Path) -> None:
 def test_unsharing_and_back() -> None:
     """Unsharing leaves the network as it was; averaging equal layers gives the layer back; fails if rows are mixed up."""
     shared = random_weights(sharing="groups", num_hidden_groups=2, inner_group_num=2)
-    unshared = reshare(shared, sharing="none", num_hidden_groups=1)
+    unshared = reshare(shared, sharing="none")
     assert unshared.params["encoder"]["ffn"]["intermediate"]["kernel"].shape[0] == 8
     assert_same(outputs(unshared), outputs(shared))
     assert_same(reshare(unshared, sharing="groups", num_hidden_groups=2).params, shared.params)
     halves = reshare(unshared, sharing="all").params["encoder"]["attention"]["query"]["kernel"]
     kernel = shared.params["encoder"]["attention"]["query"]["kernel"]  # sets: group 0 inner 0, 0 1, 1 0, 1 1
     np.testing.assert_allclose(halves, np.stack([kernel[[0, 2]].mean(0), kernel[[1, 3]].mean(0)]), rtol=1e-6)
+
+
+def test_only_some_things_can_be_changed(complete: Path, tmp_path: Path) -> None:
+    """Fails if a network with other heads is written: its shapes are the same."""
+    for name in ("num_attention_heads", "hidden_size", "inner_group_num", "sharng"):
+        with pytest.raises(InputError, match=f"{name} cannot be changed in a conversion; sharing, "):
+            exchange.convert(complete, tmp_path / "out", **{name: 4})
+        with pytest.raises(InputError, match=f"{name} cannot be changed as a model is loaded"):
+            albert_jax.load(complete, **{name: 4})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("case", ["sequence", "token", "choice", "answers"])
+def test_fine_tuned_heads_stay_what_they_are(case: str, tmp_path: Path) -> None:
+    """Also with pretraining heads beside them; fails if a choice comes back as a text classifier."""
+    for number, init_missing in enumerate((False, True)):
+        target = tmp_path / str(number)
+        report = exchange.convert(HF / case, target, init_missing=init_missing)
+        assert "failed" not in report["parity"]["by"]
+        wanted = exchange.read(HF / case, init_missing=init_missing).weights
+        found = exchange.read(target).weights
+        assert found.model == wanted.model
+        assert_same(found.params, wanted.params)
+
+
+def test_what_kind_of_classifier_must_be_said(tmp_path: Path) -> None:
+    for number, stated in enumerate((None, ["AlbertForMaskedLM"])):
+        folder = Path(shutil.copytree(HF / "choice", tmp_path / str(number)))
+        rewrite(folder, lambda tensors: None, architectures=stated)
+        with pytest.raises(
+            InputError, match=r"holds a classifier, of which 'architectures' .* say one of AlbertForSeq"
+        ):
+            exchange.read(folder)
+
+
+def test_an_encoder_without_pooler_is_told(tmp_path: Path) -> None:
+    tmp_path.joinpath("hf").mkdir()
+    _, notes = huggingface.write(random_weights(heads=()), tmp_path / "hf")
+    assert notes == ["no pooler: AlbertModel will start it from random numbers, and warn of it"]
+
+
+RUNS: dict[str, tuple[dict[str, Any], str]] = {
+    "heads": ({"heads": 5}, "config.heads: expected a list of names, got 5"),
+    "a head": ({"heads": ["evil"]}, "heads: one of pooler, .*got 'evil'"),
+    "no pooler": ({"heads": ["classifier"]}, "classifier reads the pooler, which is missing"),
+    "labels": ({"labels": [1]}, "config.labels: expected a list of names"),
+    "a key": ({"model": {"hiden": 1}}, "config.json: unknown key 'config.model.hiden'"),
+    "no model": ({"model": None}, "config.json: config.model: expected a table"),
+}
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_bad_run_folder_is_told_in_one_line(case: str, tmp_path: Path) -> None:
+    changes, message = RUNS[case]
+    (tmp_path / "config.json").write_text(json.dumps({"job": "convert", "config": {"model": SMALL} | changes}))
+    with pytest.raises(InputError, match=message) as caught:
+        exchange.read(tmp_path)
+    assert str(tmp_path) in str(caught.value)
 
 
 def test_growing_and_cutting() -> None:
@@ -270,7 +331,7 @@ def test_load_for_notebooks(complete: Path) -> None:
     assert outputs["prediction_logits"].shape == (1, len(tokenizer.encode("the cat sat")) + 2, 40)
     half, _, _ = albert_jax.load(complete, dtype="bfloat16")
     assert half.config == dataclasses.replace(model.config, dtype="bfloat16")
-    with pytest.raises(InputError, match="hidden_size: would change the parameters"):
+    with pytest.raises(InputError, match="hidden_size cannot be changed as a model is loaded; dtype, "):
         albert_jax.load(complete, hidden_size=32)
     with pytest.raises(AttributeError, match="its parts are modules"):
         _ = albert_jax.nonsense
@@ -398,14 +459,28 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "heads do not divide": (config(num_attention_heads=3), "hidden_size 16 is not divisible by num_attention_heads 3"),
     "text for a number": (config(hidden_size="big"), "hidden_size: expected int, got 'big'"),
     "activation": (config(hidden_act="swish"), "hidden_act: one of .*got 'swish'"),
-    "absurd depth": (config(num_hidden_layers=10**12), "is 1000000000000, more than 10000"),
-    "absurd groups": (config(num_hidden_groups=10**12), "num_hidden_groups 1000000000000 exceeds num_hidden_layers 3"),
-    "architecture": (config(architectures=["Evil"]), "architecture 'Evil' is not read; known: AlbertForPreTraining"),
+    "absurd depth": (config(num_hidden_layers=10**6), "is 1000000, more than 10000"),
+    "absurd groups": (config(num_hidden_groups=10**6), "num_hidden_groups 1000000 exceeds num_hidden_layers 3"),
+    "absurd vocabulary": (config(vocab_size=2**31), "vocab_size must be at most 16777216, got 2147483648"),
+    "no pooler": (
+        tensors(lambda t: [t.pop(f"albert.pooler.{leaf}") for leaf in ("weight", "bias")]),
+        "1 missing: 'albert.pooler.weight', which sop_classifier read",
+    ),
+    "architectures": (config(architectures=5), "architectures: expected a list of names, got 5"),
+    "architectures of lists": (config(architectures=[[1]]), "architectures: expected a list of names"),
+    "deep config": (into("config.json", b"[" * 100_000), "config.json: not read: it is nested too deep"),
+    "endless number": (into("config.json", b'{"a": ' + b"1" * 5000 + b"}"), "config.json: not read: .* digits"),
+    "config not UTF-8": (into("config.json", b'{"\xff": 1}'), "config.json: not UTF-8 at byte 2"),
+    "another architecture": (
+        config(architectures=["Evil"]),
+        "architecture 'Evil' is not read; known: AlbertForPreTraining",
+    ),
     "path in index": (
         index({QUERY: "../../part.safetensors"}),
         "'../../part.safetensors' is not the name of a file beside it",
     ),
     "absolute path in index": (index({QUERY: "/etc/passwd"}), "'/etc/passwd' is not the name of a file beside it"),
+    "endless name in index": (index({QUERY: "a" * 400}), "File name too long"),
     "shard is missing": (index({QUERY: "other.safetensors"}), "other.safetensors: no such file"),
     "index and shard differ": (index({QUERY: "part.safetensors"}), "index.json: it and part.safetensors differ in"),
     "vocabulary": (into("spiece.model", b"garbage" * 100), r"spiece.model is not a SentencePiece model \(700 bytes\)"),
@@ -444,13 +519,42 @@ def test_no_vocabulary(golden: Path, vocabulary: Path) -> None:
 
 def evil_tar(path: Path) -> Path:
     with tarfile.open(path, "w") as tar:
-        for name in ("../../escaped.txt", "/tmp/escaped.txt", "inner/model.ckpt-best.index"):
-            info = tarfile.TarInfo(name)
-            tar.addfile(info)
-        link = tarfile.TarInfo("albert_config.json")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(link)
+        tar.addfile(tarfile.TarInfo("../../first.index"))
+        tar.addfile(tarfile.TarInfo("/second.index"))
+        for name, kind in (("albert_config.json", tarfile.SYMTYPE), ("config.json", tarfile.LNKTYPE)):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "/etc/passwd"
+            tar.addfile(link)
     return path
+
+
+def test_unpacking_leaves_the_folder_alone(tmp_path: Path) -> None:
+    """Fails if a member's path or a link is followed: what is unpacked are two files, by their last names."""
+    target = tmp_path / "a" / "b" / "target"
+    target.mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    files.unpack(evil_tar(tmp_path / "x.tar"), target)
+    assert sorted({*tmp_path.rglob("*")} - {*before, tmp_path / "x.tar"}) == [
+        target / "first.index",
+        target / "second.index",
+    ]
+    assert not Path("/second.index").exists()
+
+
+def tar_with(path: Path, *names: str, **pax: str) -> Path:
+    with tarfile.open(path, "w:gz") as tar:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.pax_headers = pax
+            tar.addfile(info)
+    return path
+
+
+def test_a_mac_made_tar(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(GOLDEN / "tf1" / "inner", tmp_path / "tf1"))
+    (folder / "._model.ckpt-best.index").write_bytes(b"a note of the Finder")
+    assert_same(exchange.read(tar_of(folder, tmp_path / "a.tgz")).weights.params, _inner())
+    assert_same(exchange.read(folder).weights.params, _inner())
 
 
 def damaged(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:
@@ -460,6 +564,27 @@ def damaged(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], Pat
         return target
 
     return make
+
+
+def bomb(folder: Path) -> Path:
+    """An index of few bytes whose entries share one long name."""
+
+    def varint(value: int) -> bytes:
+        return bytes([value & 0x7F | 0x80, value >> 7]) if value > 0x7F else bytes([value])
+
+    def block(entries: bytes) -> bytes:
+        whole = entries + struct.pack("<II", 0, 1) + b"\0"
+        return whole + struct.pack("<I", tensor_bundle._masked_crc(whole))
+
+    name = b"x" * 4000
+    entries = varint(0) + varint(4000) + varint(0) + name + (varint(3999) + varint(1) + varint(0) + b"y") * 600
+    data = block(entries)
+    handle = varint(0) + bytes([(len(data) - 5) & 0x7F | 0x80, (len(data) - 5) >> 7])
+    top = block(varint(0) + varint(1) + varint(len(handle)) + b"z" + handle)
+    footer = varint(0) + varint(0) + varint(len(data)) + varint(len(top) - 5)
+    (folder / "albert_config.json").write_bytes((GOLDEN / "tf1" / "inner" / "albert_config.json").read_bytes())
+    (folder / "m.index").write_bytes(data + top + footer.ljust(40, b"\0") + struct.pack("<Q", tensor_bundle.MAGIC))
+    return folder
 
 
 INDEX, DATA = "model.ckpt-best.index", "model.ckpt-best.data-00000-of-00001"
@@ -490,7 +615,22 @@ BAD_TF1: dict[str, tuple[Callable[[Path], Path], str]] = {
         damaged("albert_config.json", lambda b: b.replace(b'"hidden_size": 16', b'"hidden_size": 32')),
         "shape",
     ),
-    "evil tar": (lambda folder: evil_tar(folder / "x.tar"), "it holds two files named escaped.txt"),
+    "evil tar": (
+        lambda folder: evil_tar(folder / "x.tar"),
+        r"x.tar: several checkpoints \(first.index, second.index\)",
+    ),
+    "tar without config": (
+        lambda folder: tar_with(folder / "x.tgz", "m.index"),
+        r"/x.tgz: no albert_config.json there",
+    ),
+    "one name twice": (lambda folder: tar_with(folder / "x.tgz", "a/m.index", "b/m.index"), "two files named m.index"),
+    "tar that is a bomb": (
+        lambda folder: tar_with(folder / "x.tgz", "m.index", comment="x" * 2**23),
+        r"x.tgz: not a whole tar archive \(a header of 8,389",
+    ),
+    "index that is a bomb": (bomb, "damaged, or no TensorFlow checkpoint index .a name of 4000 bytes"),
+    "too long a name": (lambda folder: Path("the text, its source forgotten " * 20), "no such file or folder"),
+    "no such user": (lambda folder: Path("~nobody-of-this-name/model"), "no such file or folder"),
     "no tar": (
         lambda folder: into("x.tar.gz", gzip.compress(b"no"))(folder) and folder / "x.tar.gz",
         "not a whole tar",
@@ -513,11 +653,10 @@ def test_bad_checkpoint_is_told_in_one_line(case: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message) as caught:
         exchange.read(make(tmp_path))
     assert "\n" not in str(caught.value)
-    assert not (tmp_path.parent / "escaped.txt").exists()
-    assert not Path("/tmp/escaped.txt").exists()
+    assert str(tmp_path) in str(caught.value) or case in ("too long a name", "no such user")
 
 
-def test_pickles_only_when_allowed(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickles_only_when_allowed(golden: Path) -> None:
     pickled(golden)
     with pytest.raises(InputError, match=r"reading a pickle needs torch|torch refuses it"):
         exchange.read(golden, allow_pickle=True)
@@ -608,6 +747,10 @@ def test_fuzz_foreign_safetensors(tmp_path_factory: pytest.TempPathFactory, flip
 
 
 @FUZZ
+@example(text={"architectures": 5})
+@example(text={"id2label": None})
+@example(text={"id2label": 3})
+@example(text={"type_vocab_size": 2**31})
 @given(
     text=st.dictionaries(
         st.sampled_from([*SMALL, "num_hidden_groups", "id2label", "architectures"]),
@@ -615,12 +758,34 @@ def test_fuzz_foreign_safetensors(tmp_path_factory: pytest.TempPathFactory, flip
     )
 )
 def test_fuzz_config(tmp_path_factory: pytest.TempPathFactory, text: dict[str, Any]) -> None:
+    for case in ("shared", "sequence", "token"):
+        target = tmp_path_factory.mktemp("fuzz")
+        shutil.copy(HF / case / "model.safetensors", target)
+        stored = read_json(HF / case / "config.json")
+        (target / "config.json").write_text(json.dumps(stored | text))
+        found = attempt(target)
+        assert found is None or shapes(found) == shapes(exchange.read(HF / case).weights.params)
+
+
+def vocabulary_or_refused(folder: Path) -> None:
+    with contextlib.suppress(InputError):
+        found = tokenizer_json.read(folder)
+        assert found is not None
+        found.encode(TEXT)
+
+
+@FUZZ
+@given(name=st.sampled_from(["spiece.model", "tokenizer.json"]), **MUTATION)
+def test_fuzz_tokenizer(
+    vocabulary: Path, tmp_path_factory: pytest.TempPathFactory, name: str, flips: Any, length: int
+) -> None:
+    """Neither file has a checksum: another vocabulary may come out, a crash may not."""
     target = tmp_path_factory.mktemp("fuzz")
-    shutil.copy(HF / "shared" / "model.safetensors", target)
-    stored = read_json(HF / "shared" / "config.json")
-    (target / "config.json").write_text(json.dumps(stored | text))
-    found = attempt(target)
-    assert found is None or shapes(found) == shapes(exchange.read(HF / "shared").weights.params)
+    tokenizer_json.write(Tokenizer(vocabulary), 16, target)
+    data = (target / name).read_bytes()
+    (target / "spiece.model").unlink()
+    (target / name).write_bytes(mutated(data, [(place % 1500, bit) for place, bit in flips], length))
+    vocabulary_or_refused(target)
 
 
 def test_bundle_reads_dtypes() -> None:

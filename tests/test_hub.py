@@ -28,6 +28,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     files: dict[str, bytes]
     damaged = False
+    cut = False
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -61,6 +62,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
         data = self.files[name]
         if self.damaged and name.endswith(".safetensors"):
             data = data[:-1] + bytes([data[-1] ^ 1])
+        if self.cut and name.endswith(".safetensors") and self.command == "GET":
+            self.close_connection = True
+            return
         large = name.endswith(".safetensors")
         etag = self.hash(name) if large else hashlib.sha1(data).hexdigest()
         self.answer(data, etag=etag, large=large)
@@ -83,7 +87,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
 def hub() -> Iterator[str]:
     Hub.files = {path.name: path.read_bytes() for path in GOLDEN.iterdir() if path.name != "outputs.safetensors"}
     Hub.files["run.py"] = b"raise SystemExit('never fetched')"
-    Hub.damaged = False
+    Hub.files["fp16/model.safetensors"] = Hub.files["model.safetensors"]
+    Hub.files["optimizer.safetensors"] = b"never fetched"
+    Hub.damaged = Hub.cut = False
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -104,7 +110,8 @@ def test_fetched_once_and_pinned(hub: str, tmp_path: Path) -> None:
     first = convert(MODEL, tmp_path / "one", home, HF_ENDPOINT=hub)
     assert first.returncode == 0, first.stderr
     assert f"note: revision {COMMIT}; '{MODEL}@{COMMIT}' names it for good" in first.stdout
-    assert not list(home.rglob("run.py"))
+    fetched = {path.name for path in home.glob("hub/models--some--albert/snapshots/*/*")}
+    assert fetched == {"config.json", "model.safetensors"}
     pinned = convert(f"{MODEL}@{COMMIT}", tmp_path / "two", home, HF_ENDPOINT=hub)
     assert pinned.returncode == 0, pinned.stderr
     offline = convert(MODEL, tmp_path / "three", home, HF_HUB_OFFLINE="1")
@@ -113,6 +120,25 @@ def test_fetched_once_and_pinned(hub: str, tmp_path: Path) -> None:
     for name in ("one", "two", "three"):
         found = load_file(tmp_path / name / "model.safetensors")
         assert all(np.array_equal(found[key], value) for key, value in wanted.items())
+
+
+@pytest.mark.parametrize("files", [(), ("config.json",), ("tf_model.h5", "run.py")], ids=str)
+def test_a_repository_without_weights(hub: str, tmp_path: Path, files: tuple[str, ...]) -> None:
+    """The way to a pickle is named, which is not even fetched unless asked for."""
+    Hub.files = {name: Hub.files.get(name, b"x") for name in (*files, "pytorch_model.bin")}
+    found = convert(MODEL, tmp_path / "out", tmp_path / "home", HF_ENDPOINT=hub)
+    assert found.returncode == 2
+    assert "no model.safetensors on the hub" in found.stderr
+    assert "--allow-pickle" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_a_connection_that_is_cut(hub: str, tmp_path: Path) -> None:
+    Hub.cut = True
+    found = convert(MODEL, tmp_path / "out", tmp_path / "home", HF_ENDPOINT=hub)
+    assert found.returncode == 2
+    assert "albert-jax: error: some/albert: no such folder, and not to be had from the hub" in found.stderr
+    assert "Traceback" not in found.stderr
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,9 @@ def test_layer_distances(loaded: Loaded) -> None:
         cosine.append((before * after).sum(-1) / np.linalg.norm(before, axis=-1) / np.linalg.norm(after, axis=-1))
     np.testing.assert_allclose(found["l2"], np.concatenate(l2, 1).mean(1), rtol=1e-4)
     np.testing.assert_allclose(found["cosine"], np.concatenate(cosine, 1).mean(1), atol=1e-5)
+    alone = {"input_ids": tokenizer("x")["input_ids"]}  # nothing is padding
+    again = inspection.layer_distances(model, params, tokenizer("x"))
+    np.testing.assert_array_equal(inspection.layer_distances(model, params, alone)["l2"], again["l2"])
     degrees = np.degrees(np.arccos(np.concatenate(cosine, 1))).mean(1)
     np.testing.assert_allclose(found["degrees"], degrees, rtol=1e-3)
 
@@ -58,7 +61,12 @@ def test_pictures(loaded: Loaded) -> None:
     assert [label.get_text() for label in one.axes[0].get_yticklabels()] == pieces
     with pytest.raises(InputError, match="name at least one of each"):
         inspection.draw_attention(maps, pieces, layers=[])
+    for chosen in ({"layers": [2]}, {"heads": [-1]}):
+        with pytest.raises(InputError, match=r"is not in \[0, 2\)"):
+            inspection.draw_attention(maps, pieces, **chosen)
     found = inspection.layer_distances(model, params, tokenizer("the text has lines"))
+    with pytest.raises(InputError, match="give them a name each"):
+        inspection.draw_layer_distances(found)
     curves = inspection.draw_layer_distances({"this": found, "that": jax.tree.map(lambda x: x + 1, found)})
     assert [line.get_label() for line in curves.axes[0].lines] == ["this", "that"]
     np.testing.assert_array_equal(curves.axes[0].lines[0].get_ydata(), found["l2"])

@@ -45,6 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
     "bare encoder": {"heads": ("pooler",)},
     "sequence labels": {"heads": ("pooler", "classifier"), "labels": ("no", "yes", "maybe")},
     "token labels": {"heads": ("token_classifier",), "labels": ("O", "B", "I")},
+    "multiple choice": {"heads": ("pooler", "choice_classifier")},
     "answers": {"heads": ("qa_outputs",)},
     "base": vars(PRESETS["base"]),
 }
@@ -84,7 +85,12 @@ def test_transformers_gives_the_same(case: str, tmp_path: Path, warned: list[str
     assert not warned
     wanted = exchange.outputs(Weights(model, params), inputs)
     names = wanted.keys() & seen.keys()
-    expected = {"predictions": "prediction_logits", "sop_classifier": "sop_logits", "qa_outputs": "start_logits"}
+    expected = {
+        "choice_classifier": "logits",
+        "predictions": "prediction_logits",
+        "sop_classifier": "sop_logits",
+        "qa_outputs": "start_logits",
+    }
     assert {"last_hidden_state"} | {expected[head] for head in heads if head in expected} <= names
     assert_near(case, wanted, {name: seen[name] for name in names})
 
@@ -132,6 +138,19 @@ def test_pickled_weights_of_old(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="refusing a pickle"):
         exchange.read(tmp_path)
     assert_same(exchange.read(tmp_path, allow_pickle=True).weights.params, params)
+
+
+@pytest.mark.parametrize(
+    "content", [[1, 2], torch.ones(2), {"epoch": 3, "state_dict": {}}, {0: torch.ones(2)}], ids=str
+)
+def test_pickle_of_something_else(content: Any, tmp_path: Path) -> None:
+    huggingface.write(Weights(Albert(AlbertConfig(**SMALL), ()), _zeros()), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    with pytest.raises(
+        InputError, match=r"something else than a table of tensors by name; save model.state_dict\(\) alone"
+    ):
+        exchange.read(tmp_path, allow_pickle=True)
 
 
 class Evil:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -144,9 +145,12 @@ BAD: dict[str, tuple[Callable[[Loaded], Any], str]] = {
     "no pooler": (lambda m: predict.embed(*FEW, TEXTS, "pooler"), "pooled embeddings needs the head pooler"),
     "nothing to fill": (lambda m: predict.generate(*m, "text"), r"no \[MASK\] to fill; or give --length"),
     "too long": (lambda m: predict.generate(*m, "text", length=80), "tokens with its masks, the model takes 80"),
+    "absurd length": (lambda m: predict.generate(*m, "text", length=10**12), r"length must be in \[0, 80\]"),
+    "texts for pairs": (lambda m: predict.sentence_order(*m, ["ab", "cd"]), "pair 1: expected two texts, got 'ab'"),
+    "three for a pair": (lambda m: predict.sentence_order(*m, [("a", "b", "c")]), "pair 1: expected two texts"),
     "temperature": (lambda m: predict.generate(*m, "a", length=1, temperature=float("nan")), "temperature must be"),
     "seed": (lambda m: predict.generate(*m, "a", length=1, seed=-1), "seed must be in"),
-    "length": (lambda m: predict.generate(*m, "a", length=-1), "length must be >= 0"),
+    "length": (lambda m: predict.generate(*m, "a", length=-1), r"length must be in \[0, 80\]"),
     "surrogate": (lambda m: predict.embed(*m, ["\ud800"]), "lone surrogate"),
 }
 
@@ -217,6 +221,36 @@ def test_vectors_to_a_file(source: str, tmp_path: Path, loaded: Loaded, capsys: 
     np.testing.assert_allclose(record["embedding"], predict.embed(*loaded, ["one"], "pooler")[0], atol=1e-5)
 
 
+def test_rows_are_the_lines_of_the_file(source: str, tmp_path: Path, loaded: Loaded) -> None:
+    """A blank line is an empty text; form feeds and Unicode's own line ends are none of the file's; a BOM is no text."""
+    (tmp_path / "texts.txt").write_bytes("\ufeffone\r\n\nthree\x0cthree\u2028three\x85\nfour".encode())
+    assert predict.read_texts((), tmp_path / "texts.txt") == ["one", "", "three\x0cthree\u2028three\x85", "four"]
+    assert (
+        main(["predict", source, "--task", "embed", "--file", f"{tmp_path}/texts.txt", "--output", f"{tmp_path}/v.npy"])
+        == 0
+    )
+    assert np.load(tmp_path / "v.npy").shape == (4, 32)
+
+
+def test_one_text_is_no_list_of_letters(loaded: Loaded) -> None:
+    np.testing.assert_array_equal(predict.embed(*loaded, "abc"), predict.embed(*loaded, ["abc"]))
+    assert predict.fill_mask(*loaded, TEXTS[0]) == predict.fill_mask(*loaded, TEXTS[:1])
+
+
+def test_a_text_may_begin_with_a_dash(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(["predict", source, "--top-k", "1", "--", "-a [MASK]", "--b [MASK]"], capsys).count("-a [MASK]") == 1
+
+
+def test_a_reader_that_has_enough(source: str) -> None:
+    """`| head -1`; fails if the broken pipe is told by a traceback, at the end of the process too."""
+    words = f"{sys.executable} -m albert_jax predict {source} " + "'a [MASK]' " * 200
+    done = subprocess.run(
+        f"{words} --top-k 500 | head -1", shell=True, capture_output=True, text=True, check=True, timeout=300
+    )
+    assert done.stdout == "a [MASK]\n"
+    assert "Error" not in done.stderr
+
+
 def test_generated_text(source: str, loaded: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["predict", source, "--task", "generate", "the text", "--length", "4", "--temperature", "0", "--seed", "1"]
     assert said(words, capsys) == predict.generate(*loaded, "the text", length=4, temperature=0.0)["text"] + "\n"
@@ -226,12 +260,15 @@ REFUSED = [
     (["--task", "guess"], "invalid choice: 'guess'"),
     (["--top-k", "many"], "invalid int value"),
     (["--nonsense", "1"], "unrecognized arguments: --nonsense"),
+    (["--task", "sentence-order", "--file", "pairs.tsv"], "text 3 has 0 tabs, where one parts the two texts"),
+    (["--task", "sentence-order", "a\tb\tc"], "text 1 has 2 tabs"),
+    (["a [MASK]", "--output", "vectors.npy"], "--output is for --task embed"),
     (["text", "--file", "x.txt"], "texts and --file: give one of them"),
     (["--file", "nowhere.txt"], "nowhere.txt: No such file or directory"),
     (["--file", "latin.txt"], "latin.txt:2: not UTF-8 at byte 8"),
     (["--file", "empty.txt"], "empty.txt: no text in it"),
     (["--task", "embed", "a", "--output", "vectors.txt"], "its name must end in .npy"),
-    (["--task", "embed", "a", "--output", "nowhere/"], "its name must end in .npy"),
+    (["--task", "embed", "a", "--output", "nowhere/vectors.npy"], "no folder "),
 ]
 
 
@@ -249,5 +286,6 @@ def test_refused(
     monkeypatch.chdir(tmp_path)
     Path("latin.txt").write_bytes(b"good\ncaf\xe9\n")
     Path("empty.txt").touch()
+    Path("pairs.tsv").write_text("a\tb\nc\td\n\n")
     assert message in refused(["predict", source, *words], capsys)
-    assert {path.name for path in tmp_path.iterdir()} == {"latin.txt", "empty.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"latin.txt", "empty.txt", "pairs.tsv"}

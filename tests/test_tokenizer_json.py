@@ -57,6 +57,29 @@ def test_read_back(kept: str, switches: dict[str, bool], tmp_path: Path) -> None
     assert [getattr(back, name) for name in names] == [getattr(ours, name) for name in names]
 
 
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_tokenizer_json_says_how_text_is_cleaned(switches: dict[str, bool], tmp_path: Path) -> None:
+    """Without tokenizer_config.json; fails if the switches are the defaults then."""
+    ours = Tokenizer(PATHS["small"], **switches)
+    tokenizer_json.write(ours, 128, tmp_path)
+    (tmp_path / "spiece.model").unlink()
+    (tmp_path / "tokenizer_config.json").unlink()
+    back = tokenizer_json.read(tmp_path)
+    assert back is not None
+    assert back.encode_batch(TEXTS) == ours.encode_batch(TEXTS)
+
+
+def test_one_normalizer_without_a_list(tmp_path: Path) -> None:
+    tokenizer_json.write(Tokenizer(PATHS["small"], keep_accents=True, lower_case=False), 128, tmp_path)
+    (tmp_path / "spiece.model").unlink()
+    wanted = tokenizer_json.read(tmp_path)
+    vocabulary(lambda t: t.update(normalizer=t["normalizer"]["normalizers"][0]))(tmp_path / "tokenizer.json")
+    found = tokenizer_json.read(tmp_path)
+    assert found is not None
+    assert wanted is not None
+    assert found.model_proto == wanted.model_proto
+
+
 def test_nothing_there(tmp_path: Path) -> None:
     assert tokenizer_json.read(tmp_path) is None
     other = tokenizer_json.read(tmp_path, PATHS["small"])
@@ -85,7 +108,13 @@ BAD = {
     "not UTF-8": Bad(lambda path: path.write_bytes(b'{"a": "\xff"}'), "not UTF-8"),
     "another kind": Bad(vocabulary(lambda t: t["model"].update(type="WordPiece")), "is a Unigram model"),
     "no model": Bad(vocabulary(lambda t: t.pop("model")), "is a Unigram model"),
-    "no unk_id": Bad(vocabulary(lambda t: t["model"].pop("unk_id")), "damaged .KeyError"),
+    "no unk_id": Bad(vocabulary(lambda t: t["model"].pop("unk_id")), "damaged: unk_id is None"),
+    "unk_id": Bad(vocabulary(lambda t: t["model"].update(unk_id="1")), "damaged: unk_id is '1'"),
+    "another normalizer": Bad(
+        vocabulary(lambda t: t["normalizer"]["normalizers"].insert(0, {"type": "Prepend", "prepend": "x"})),
+        "normalizer 'Prepend' is no ALBERT tokenizer's",
+    ),
+    "a large score": Bad(vocabulary(lambda t: t["model"]["vocab"].__setitem__(9, ["x", 10**400])), "damaged"),
     "a piece": Bad(vocabulary(lambda t: t["model"]["vocab"].__setitem__(9, [7, 0.0])), "damaged"),
     "a score": Bad(vocabulary(lambda t: t["model"]["vocab"].__setitem__(9, ["x", "high"])), "damaged"),
     "rows": Bad(vocabulary(lambda t: t["model"].update(vocab=[1, 2])), "damaged"),

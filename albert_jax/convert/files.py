@@ -1,12 +1,16 @@
 """Files from elsewhere: what they really are, told before anything parses them; archives unpacked without trusting them."""
 
+import contextlib
+import gzip
 import shutil
 import tarfile
 import zlib
 from pathlib import Path
+from typing import IO, cast
 
 from albert_jax.config import InputError, require
 
+MAX_HEADER_BYTES = 2**20
 MAX_BYTES = 64 * 2**30
 """Of one unpacked archive; the largest released ALBERT is 0.9 GB, its unshared twin 10."""
 
@@ -15,12 +19,15 @@ def check_weights(path: Path) -> None:
     """Refuses what is often found in the place of weights.
 
     Raises:
-      InputError: no file, an empty one, a Git LFS pointer or a web page; each with the way out.
+      InputError: no file, one that cannot be read, an empty one, a Git LFS pointer or a web page; each with the way out.
     """
-    require(path.is_file(), f"{path}: no such file")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(512)
+    try:
+        require(path.is_file(), f"{path}: no such file")
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
     what = f"{path} ({size} bytes) is not weights"
     require(size > 0, f"{what}: it is empty; download it again")
     require(not start.startswith(b"version https://git-lfs"), f"{what} but a Git LFS pointer; run 'git lfs pull'")
@@ -36,6 +43,18 @@ def is_pickle(path: Path) -> bool:
     return start.startswith(b"PK\x03\x04") or (start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5" and any(start[4:]))
 
 
+class _Limited:
+    """A file that gives no more than `MAX_HEADER_BYTES` at once: tarfile reads in one go what a header says is a name."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self._read(size)
+
+
 def unpack(archive: Path, target: Path) -> None:
     """Unpacks the regular files of a tar into `target`, flat: by their last names, so that no path can lead out of it.
 
@@ -44,11 +63,18 @@ def unpack(archive: Path, target: Path) -> None:
     """
     total = 0
     try:
-        with tarfile.open(archive) as tar:
+        with contextlib.ExitStack() as stack:
+            packed = stack.enter_context(archive.open("rb"))
+            is_gzip = packed.read(2) == b"\x1f\x8b"
+            packed.seek(0)
+            plain = stack.enter_context(gzip.open(packed)) if is_gzip else packed
+            tar = stack.enter_context(
+                tarfile.open(fileobj=cast(IO[bytes], _Limited(cast(IO[bytes], plain))), mode="r:")
+            )
             for member in tar:
-                if not member.isfile():
-                    continue
                 name = Path(member.name).name
+                if not member.isfile() or name.startswith("._"):  # the latter are macOS's notes on the others
+                    continue
                 total += member.size
                 require(total <= MAX_BYTES, f"{archive}: unpacks to more than {MAX_BYTES >> 30} GiB; refused")
                 free = shutil.disk_usage(target).free
@@ -62,7 +88,7 @@ def unpack(archive: Path, target: Path) -> None:
                     shutil.copyfileobj(source, file, 1 << 20)
                 written = (target / name).stat().st_size
                 require(written == member.size, f"{archive}: {name} is cut short; download it again")
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from albert_jax.config import InputError, require
 
@@ -22,14 +22,20 @@ def fetch(name: str, revision: str, patterns: tuple[str, ...]) -> tuple[Path, st
       The folder and the commit it is of.
 
     Raises:
-      InputError: no such model, no way to the hub, or a file whose SHA-256 is not the published one.
+      InputError: no such model, one without weights that are read, no way to the hub, or a file whose SHA-256 is not the published one.
     """
     try:
-        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))
+        folder = Path(
+            snapshot_download(name, revision=revision or None, allow_patterns=list(patterns), ignore_patterns="*/*")
+        )
     except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
         raise InputError(f"{name}: no such folder, and the hub cannot be reached ({_first(error)})") from None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except Exception as error:  # also those of its HTTP library, which changes from version to version
         raise InputError(f"{name}: no such folder, and not to be had from the hub ({_first(error)})") from None
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    has_weights = any(part in file for file in names for part in (".safetensors", "pytorch_model.bin"))
+    told = f"{name}: no model.safetensors on the hub (of what is read it has {', '.join(names) or 'nothing'})"
+    require(has_weights, f"{told}; if it has pytorch_model.bin, say --allow-pickle if you trust where it is from")
     for path in sorted(folder.iterdir()):
         published = path.resolve().name  # the cache names a large file by it; a small one by git's own hash
         if re.fullmatch("[0-9a-f]{64}", published):

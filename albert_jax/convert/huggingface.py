@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from albert_jax.config import InputError, read_json, require
+from albert_jax.config import read_json, require
 from albert_jax.convert.released_config import OPTIONAL, REQUIRED, num_groups, read_config
 from albert_jax.convert.reshare import follow, reshare
 from albert_jax.convert.tensor_files import open_weights, save
@@ -120,18 +120,20 @@ def read(folder: Path, allow_pickle: bool = False) -> Weights:
     stored = read_json(path)
     act = stored.get("hidden_act")
     stored["hidden_act"] = ACTIVATIONS.get(act, act) if isinstance(act, str) else act
-    config, left = read_config(stored, path)
+    config, left = read_config(stored, path, ("architectures", "id2label", "label2id"))
     notes = []
     if act == "gelu":
         told = "hidden_act 'gelu' is the erf form in transformers, and here; Google trained v1 with the tanh form: "
         notes.append(f"{told}give hidden_act='gelu_new' for that")
 
     tensors = _Canonical(open_weights(folder, allow_pickle))
-    architecture = (stored.get("architectures") or ["AlbertForPreTraining"])[0]
-    known = ", ".join(ARCHITECTURES)
-    require(architecture in ARCHITECTURES, f"{path}: architecture {architecture!r} is not read; known: {known}")
+    architecture = _stated_architecture(stored, path)
     meant = ARCHITECTURES[architecture]
-    table = NAMES | next((CLASSIFIERS[head] for head in meant if head in CLASSIFIERS), CLASSIFIERS["classifier"])
+    table = NAMES | next((CLASSIFIERS[head] for head in meant if head in CLASSIFIERS), {})
+    classifies = any(name.theirs in tensors.shapes for name in CLASSIFIERS["classifier"].values())
+    told = f"{tensors.path} holds a classifier, of which 'architectures' in {path.name} says nothing ({architecture})"
+    ways = ", ".join(name for name, heads in ARCHITECTURES.items() if set(heads) & set(CLASSIFIERS))
+    require(not classifies or bool(set(meant) & set(CLASSIFIERS)), f"{told}; say one of {ways}")
     heads = present_heads(tensors, table)
     for head in meant:
         if head not in heads:
@@ -150,12 +152,23 @@ def read(folder: Path, allow_pickle: bool = False) -> Weights:
     return _without_identity(weights)
 
 
+def _stated_architecture(stored: dict[str, Any], path: Path) -> str:
+    """The class that config.json names; the pretraining one where it names none."""
+    stated = stored.get("architectures") or ["AlbertForPreTraining"]
+    is_list = isinstance(stated, list) and all(isinstance(name, str) for name in stated)
+    require(is_list, f"{path}: architectures: expected a list of names, got {stated!r}")
+    known = ", ".join(ARCHITECTURES)
+    require(stated[0] in ARCHITECTURES, f"{path}: architecture {stated[0]!r} is not read; known: {known}")
+    return stated[0]
+
+
 def _labels(stored: dict[str, Any], shapes: Mapping[str, Shape], path: Path) -> tuple[str, ...]:
     """The names of the classes, in the order of their numbers."""
     shape = shapes.get("classifier.bias", (0,))
     count = shape[0] if len(shape) == 1 else 0
     named = stored.get("id2label", {str(i): f"LABEL_{i}" for i in range(count)})
-    right = isinstance(named, dict) and sorted(named) == sorted(str(i) for i in range(count))
+    require(isinstance(named, dict), f"{path}: id2label: expected a table of number to name, got {named!r}")
+    right = sorted(named) == sorted(str(i) for i in range(count))
     require(right, f"{path}: id2label names {len(named)} classes, the classifier has {count}")
     return tuple(str(named[str(i)]) for i in range(count))
 
@@ -198,7 +211,11 @@ def write(weights: Weights, folder: Path) -> tuple[list[Mapped], list[str]]:
     """
     notes = []
     architecture = _architecture(weights.model.heads)
-    extra = set(weights.model.heads) - set(ARCHITECTURES[architecture])
+    meant, heads = set(ARCHITECTURES[architecture]), set(weights.model.heads)
+    extra = heads - meant
+    if meant - heads:
+        missing = ", ".join(sorted(meant - heads))
+        notes.append(f"no {missing}: {architecture} will start it from random numbers, and warn of it")
     if extra:
         notes.append(f"{', '.join(sorted(extra))}: stored beside what {architecture} reads, which will warn of it")
     config = weights.model.config
@@ -214,15 +231,15 @@ def write(weights: Weights, folder: Path) -> tuple[list[Mapped], list[str]]:
 
 
 def _architecture(heads: tuple[str, ...]) -> str:
-    for name, meant in ARCHITECTURES.items():
-        if set(meant) == set(heads):
-            return name
-    for name, meant in ARCHITECTURES.items():
-        if set(meant) <= set(heads):
-            return name
+    fitting = [name for name, meant in ARCHITECTURES.items() if set(meant) <= set(heads)]
+    own = set(heads) & set(CLASSIFIERS)
+    require(len(own) <= 1, f"{', '.join(sorted(own))}: all are 'classifier' in a Hugging Face folder, which holds one")
+    # The class of the classifier, where there is one: only it says which of the three a 'classifier' is.
+    fitting = [name for name in fitting if own <= set(ARCHITECTURES[name])]
     if not set(heads) - {"pooler"}:
         return "AlbertModel"
-    raise InputError(f"heads {', '.join(heads)} have no class in Hugging Face's transformers")
+    require(bool(fitting), f"heads {', '.join(heads)} have no class in Hugging Face's transformers")
+    return min(fitting, key=lambda name: set(ARCHITECTURES[name]) != set(heads))
 
 
 def _fits(config: AlbertConfig) -> bool:
@@ -255,9 +272,14 @@ def transformers_outputs(folder: Path, inputs: dict[str, np.ndarray]) -> dict[st
 
     architecture = read_json(folder / "config.json")["architectures"][0]
     network = getattr(transformers, architecture).from_pretrained(folder, dtype=torch.float32).eval()
+    batch = {name: torch.tensor(value) for name, value in inputs.items()}
+    if architecture == "AlbertForMultipleChoice":  # [B, choices, S]: each row is a question with one choice
+        batch = {name: value[:, None] for name, value in batch.items()}
     with torch.no_grad():
-        outputs = network(**{name: torch.tensor(value) for name, value in inputs.items()}, output_hidden_states=True)
+        outputs = network(**batch, output_hidden_states=True)
     found = {name: value.numpy() for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+    if architecture == "AlbertForMultipleChoice":
+        found["logits"] = found["logits"][:, 0]
     renamed = {"logits": "prediction_logits"} if architecture == "AlbertForMaskedLM" else {}
     found = {renamed.get(name, name): value for name, value in found.items()}
     return found | {"last_hidden_state": outputs.hidden_states[-1].numpy()}

@@ -36,10 +36,14 @@ MUST_BE: dict[str, tuple[Any, ...]] = {
 """Keys under which a network hides that this one is not."""
 
 
-def read_config(stored: dict[str, Any], path: Path) -> tuple[AlbertConfig, list[str]]:
+def read_config(stored: dict[str, Any], path: Path, also_used: tuple[str, ...] = ()) -> tuple[AlbertConfig, list[str]]:
     """The network that a released config describes, and its keys that say nothing of it.
 
     `num_hidden_groups` becomes `sharing`: 1 all, as many as layers none, else groups.  `hidden_act` is taken as it stands.
+
+    Args:
+      stored, path: the file's content, and its path for messages.
+      also_used: keys that the caller reads.
 
     Raises:
       InputError: a missing key, a value of the wrong type, or a network of another kind; the file is named.
@@ -62,7 +66,7 @@ def read_config(stored: dict[str, Any], path: Path) -> tuple[AlbertConfig, list[
         config = from_dict(AlbertConfig, values)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    used = {*REQUIRED, *OPTIONAL, *MUST_BE, "num_hidden_groups"}
+    used = {*REQUIRED, *OPTIONAL, *MUST_BE, *also_used, "num_hidden_groups"}
     return config, [f"config key {key}: {stored[key]!r}" for key in stored if key not in used]
 
 

@@ -11,9 +11,12 @@ from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert
 from albert_jax.model.sharing import PARTS, Sets, layer_sets
 
+CHANGES = ("sharing", "num_hidden_groups", "num_hidden_layers", "hidden_act")
+"""What a conversion may change of a model."""
+
 
 def reshare(weights: Weights, **changes: Any) -> Weights:
-    """The model with other `sharing`, `num_hidden_groups` or `num_hidden_layers`.
+    """The model with other `CHANGES`.
 
     A new parameter set is the mean of the old sets that its layers read; where they read one, it is that one, bit for
     bit, so unsharing leaves the network as it was.  Layer i of a deeper or shallower network is the old layer i * L // L':
@@ -23,6 +26,8 @@ def reshare(weights: Weights, **changes: Any) -> Weights:
       InputError: a combination that `AlbertConfig` refuses.
     """
     old = weights.model.config
+    if changes.get("sharing", "groups") != "groups":
+        changes = {"num_hidden_groups": 1} | changes
     new = dataclasses.replace(old, **changes)
     if new == old:
         return weights

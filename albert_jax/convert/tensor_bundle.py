@@ -24,8 +24,9 @@ FOOTER_BYTES = 48
 MAGIC = 0xDB4775248B80FB57
 TRAILER_BYTES = 5
 """After each block: how it is compressed, and a checksum."""
-MAX_INDEX_BYTES = 256 * 2**20
-"""The index of a large model has kilobytes."""
+MAX_INDEX_BYTES = 16 * 2**20
+MAX_KEY_BYTES, MAX_ENTRIES = 1024, 100_000
+"""The index of a large model has kilobytes; keys share prefixes, so that a small file could hold very much of them."""
 # tensorflow/core/framework/types.proto
 DTYPES: dict[int, Any] = {
     1: np.float32,
@@ -144,8 +145,13 @@ def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     at = 0
     for _ in range(2):  # the handle of the metaindex, which tensor bundles leave empty
         _, at = _varint(footer, at)
+    count = 0
     for _, handle in _block(data, *_handle(footer, at)):
-        yield from _block(data, *_handle(handle, 0))
+        for entry in _block(data, *_handle(handle, 0)):
+            count += 1
+            if count > MAX_ENTRIES:
+                raise _Damaged(f"more than {MAX_ENTRIES} tensors")
+            yield entry
 
 
 def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
@@ -167,6 +173,8 @@ def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
         length, at = _varint(block, at)
         if shared > len(key) or at + own + length > stop:
             raise _Damaged("an entry lies behind the end of its block")
+        if shared + own > MAX_KEY_BYTES:
+            raise _Damaged(f"a name of {shared + own} bytes")
         key = key[:shared] + block[at : at + own]
         yield key, block[at + own : at + own + length]
         at += own + length

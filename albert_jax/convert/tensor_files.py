@@ -117,6 +117,12 @@ class _Pickled:
             stored = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             raise InputError(f"{path}: torch refuses it ({str(error).splitlines()[0][:120]})") from None
+        known = isinstance(stored, dict) and all(
+            isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in stored.items()
+        )
+        require(
+            known, f"{path}: it holds something else than a table of tensors by name; save model.state_dict() alone"
+        )
         self._stored = {name: value.float().numpy() for name, value in stored.items()}
         self.shapes: Mapping[str, Shape] = {name: value.shape for name, value in self._stored.items()}
 
@@ -133,7 +139,7 @@ def _checksums(metadata: dict[str, str] | None, path: Path) -> dict[str, str]:
         return {}
     try:
         found = json.loads(metadata[CHECKSUMS])
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         found = None
     require(isinstance(found, dict), f"{path}: damaged: its checksums cannot be read; copy it again")
     return found

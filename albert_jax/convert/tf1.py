@@ -84,8 +84,7 @@ def find_prefix(folder: Path) -> Path | None:
     Raises:
       InputError: there are several.
     """
-    found = sorted([*folder.glob("*.index"), *folder.glob("variables/variables.index")])
-    found = [path for path in found if not path.name.endswith(".json.index")]
+    found = sorted([*folder.glob("[!.]*.index"), *folder.glob("variables/variables.index")])
     if not found:
         return None
     names = ", ".join(path.name for path in found)
@@ -118,7 +117,8 @@ def read(prefix: Path) -> tuple[Weights, Path | None]:
     missing = [head for head in PRETRAINING if head not in heads]
     if missing:
         notes.append(f"no {', '.join(missing)} in {prefix.name}: the model is without")
-    count = tensors.shapes["output_bias"][0] if "classifier" in heads and tensors.shapes["output_bias"] else 0
+    shape = tensors.shapes.get("output_bias", ())
+    count = shape[0] if "classifier" in heads and shape else 0
     labels = tuple(f"LABEL_{i}" for i in range(count))
     model = Albert(config, heads, labels)
     params, mapped = collect(model, tensors, NAMES)

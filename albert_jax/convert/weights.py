@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from albert_jax.config import InputError, require
-from albert_jax.model.heads import HEADS, Albert, param_shapes
+from albert_jax.model.heads import HEADS, POOLED, Albert, param_shapes
 from albert_jax.model.sharing import is_stacked
 
 Shape = tuple[int, ...]
@@ -93,8 +93,15 @@ def tensor_names(model: Albert, table: Mapping[str, Name]) -> dict[tuple[str, ..
 
 
 def present_heads(tensors: Tensors, table: Mapping[str, Name]) -> tuple[str, ...]:
-    """The heads of which the file has any tensor, in the order of `HEADS`."""
+    """The heads of which the file has any tensor, in the order of `HEADS`.
+
+    Raises:
+      InputError: one that reads the pooler is there, and the pooler is not.
+    """
     found = {ours.split("/")[0] for ours, name in table.items() if name.theirs in tensors.shapes}
+    needing = [head for head in POOLED if head in found]
+    pooler = table["pooler/kernel"].theirs
+    require("pooler" in found or not needing, f"{tensors.path}: 1 missing: '{pooler}', which {', '.join(needing)} read")
     return tuple(name for name in HEADS if name in found)
 
 

@@ -337,9 +337,13 @@ def _check(model: bytes, path: Path) -> None:
     """Refuses what is no SentencePiece model."""
     size = f"{path} is not a SentencePiece model ({len(model)} bytes)"
     require(not model.startswith(b"version https://git-lfs"), f"{size} but a Git LFS pointer; run 'git lfs pull'")
-    try:  # SentencePiece takes b"" for nothing to load and succeeds
-        loaded = bool(model) and sentencepiece.SentencePieceProcessor(model_proto=model) is not None
-    except RuntimeError:
+    try:  # SentencePiece takes b"" for nothing to load and succeeds; a piece that is no text it gives only when asked
+        loaded = bool(model)
+        if loaded:
+            found = sentencepiece.SentencePieceProcessor(model_proto=model)
+            for i in range(found.vocab_size()):
+                found.id_to_piece(i)
+    except (RuntimeError, UnicodeDecodeError):
         loaded = False
     require(loaded, f"{size}; name a spiece.model")
 

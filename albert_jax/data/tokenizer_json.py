@@ -77,7 +77,10 @@ def read(folder: Path, vocab: str | Path = "") -> Tokenizer | None:
     if vocab or (folder / VOCABULARY).is_file():
         return Tokenizer(vocab or folder / VOCABULARY, **switches)
     made = folder / "tokenizer.json"
-    return Tokenizer(made, **switches, model_proto=to_sentencepiece(made)) if made.is_file() else None
+    if not made.is_file():
+        return None
+    model_proto, own = to_sentencepiece(made)
+    return Tokenizer(made, **own, model_proto=model_proto)
 
 
 def _fast(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -149,8 +152,12 @@ def _escaped(symbol: str) -> str:
     return "".join(f"\\{c}" if c.isascii() and not c.isalnum() else c for c in symbol)
 
 
-def to_sentencepiece(path: Path) -> bytes:
-    """The SentencePiece model that a tokenizer.json was made from, near enough to give the same ids.
+NORMALIZERS = ("Replace", "NFKD", "StripAccents", "Lowercase", "Precompiled")
+"""What an ALBERT tokenizer does to text before it is cut; by anything else it would be another tokenizer."""
+
+
+def to_sentencepiece(path: Path) -> tuple[bytes, dict[str, bool]]:
+    """The SentencePiece model that a tokenizer.json was made from, near enough to give the same ids; and its switches.
 
     Raises:
       InputError: it is damaged, or not of an ALBERT tokenizer (Unigram).
@@ -160,11 +167,13 @@ def to_sentencepiece(path: Path) -> bytes:
     wanted = f"{path}: an ALBERT tokenizer's is a Unigram model"
     require(isinstance(model, dict) and model.get("type", "Unigram") == "Unigram" and "vocab" in model, wanted)
     assert model is not None  # for the type checker
+    unk_id = model.get("unk_id")
+    require(type(unk_id) is int and 0 <= unk_id < 2**24, f"{path}: damaged: unk_id is {unk_id!r}; copy it again")
     made = proto.ModelProto()
     kinds = proto.ModelProto.SentencePiece
     try:
         for number, (piece, score) in enumerate(model["vocab"]):
-            if number == model["unk_id"]:
+            if number == unk_id:
                 kind = kinds.UNKNOWN
             elif piece in SPECIAL_PIECES:
                 kind = kinds.CONTROL
@@ -172,15 +181,24 @@ def to_sentencepiece(path: Path) -> bytes:
                 kind = kinds.USER_DEFINED if piece in SYMBOLS and score == 0 else kinds.NORMAL
             require(isinstance(piece, str) and math.isfinite(score), f"{path}: piece {number} is damaged")
             made.pieces.add(piece=piece, score=score, type=kind)
-        steps = (stored.get("normalizer") or {}).get("normalizers", [])
-        charsmap = next((step["precompiled_charsmap"] for step in steps if step.get("type") == "Precompiled"), "")
+        first = stored.get("normalizer") or {"type": "Sequence", "normalizers": []}
+        steps = first["normalizers"] if first["type"] == "Sequence" else [first]
+        done = [step["type"] for step in steps]
+        charsmap = next((step["precompiled_charsmap"] for step in steps if step["type"] == "Precompiled"), "")
         made.normalizer_spec.precompiled_charsmap = base64.b64decode(charsmap, validate=True)
+        replaced = [step["pattern"].get("String", "") for step in steps if step["type"] == "Replace"]
     except InputError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(f"{path}: damaged ({type(error).__name__}: {error}); copy it again") from None
+    for step in done:
+        require(
+            step in NORMALIZERS,
+            f"{path}: normalizer {step!r} is no ALBERT tokenizer's; known: {', '.join(NORMALIZERS)}",
+        )
     made.normalizer_spec.name = "nmt_nfkc"
     made.trainer_spec.model_type = proto.TrainerSpec.UNIGRAM
     made.trainer_spec.vocab_size = len(made.pieces)
-    made.trainer_spec.unk_id = model["unk_id"]
-    return made.SerializeToString()
+    made.trainer_spec.unk_id = unk_id
+    switches = {"lower_case": "Lowercase" in done, "keep_accents": "StripAccents" not in done}
+    return made.SerializeToString(), switches | {"map_punctuation": "“" in replaced}

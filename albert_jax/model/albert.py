@@ -34,6 +34,9 @@ DTYPES = ("float32", "bfloat16")
 MAX_DEPTH = 10_000
 """Blocks; a deeper network is a damaged file."""
 
+MAX_SIZE = 2**24
+"""Of any one size: 32-bit indices hold products of two of them only so far, and a larger one is a mistake."""
+
 REMAT_POLICIES: dict[str, Any] = {
     "none": jax.checkpoint_policies.everything_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -93,6 +96,7 @@ class AlbertConfig:
         sizes = [field.name for field in fields(self) if field.type is int]
         for name in sizes:
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+            require(getattr(self, name) <= MAX_SIZE, f"{name} must be at most {MAX_SIZE}, got {getattr(self, name)}")
         require(
             self.hidden_size % self.num_attention_heads == 0,
             f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}",

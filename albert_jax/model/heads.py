@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from albert_jax.config import require
 from albert_jax.model.albert import (
     ACTIVATIONS,
     SITES_PER_BLOCK,
@@ -95,13 +96,16 @@ def _qa_outputs(config: AlbertConfig, outputs: Outputs, inputs: Inputs) -> Outpu
 HEADS: dict[str, Callable[[AlbertConfig, Outputs, Inputs], Outputs]] = {
     "pooler": _pooler,  # pooler_output [B, H]: tanh of a dense layer on the first token
     "predictions": _predictions,  # prediction_logits [B, P, V]
-    "sop_classifier": _sop_classifier,  # sop_logits [B, 2], 0 = in order, 1 = swapped; needs the pooler
-    "classifier": _classifier,  # logits [B, labels] of a text or a pair of texts; needs the pooler
+    "sop_classifier": _sop_classifier,  # sop_logits [B, 2], 0 = in order, 1 = swapped
+    "classifier": _classifier,  # logits [B, labels] of a text or a pair of texts
     "token_classifier": _token_classifier,  # logits [B, S, labels]
-    "choice_classifier": _choice_classifier,  # logits [B], the score of one choice a row; needs the pooler
+    "choice_classifier": _choice_classifier,  # logits [B], the score of one choice a row
     "qa_outputs": _qa_outputs,  # start_logits, end_logits [B, S]
 }
 """What may stand on the encoder, by the name of its parameters, in the order in which they are called."""
+
+POOLED = ("sop_classifier", "classifier", "choice_classifier")
+"""The heads that read `pooler_output`."""
 
 PRETRAINING = ("pooler", "predictions", "sop_classifier")
 """The heads of pretraining."""
@@ -129,6 +133,12 @@ class Albert(nn.Module):
     """Names of `HEADS`.  A checkpoint that was saved without one of its heads is a model without it."""
     labels: tuple[str, ...] = ()
     """Names of the classes, where a head classifies."""
+
+    def __post_init__(self) -> None:
+        for head in self.heads:
+            require(head in HEADS, f"heads: one of {', '.join(HEADS)}, got {head!r}")
+            require("pooler" in self.heads or head not in POOLED, f"heads: {head} reads the pooler, which is missing")
+        super().__post_init__()
 
     @nn.compact
     def __call__(
