@@ -130,11 +130,12 @@ PREDICT_TASKS = ("fill-mask", "sentence-order", "embed", "generate")
 
 def _exchange_jobs(job: Callable[..., argparse.ArgumentParser]) -> None:
     convert = job(
-        "convert", _convert, "Write any ALBERT as a Hugging Face folder, or as a run folder of ours.", CONVERT_EPILOG
+        "convert", _convert, "Write any ALBERT as a Hugging Face folder, or as a model folder of ours.", CONVERT_EPILOG
     )
     convert.add_argument("source", help=SOURCE)
     convert.add_argument("target", help="folder to make")
-    convert.add_argument("--to", default="huggingface", choices=("huggingface", "albert_jax"))
+    to = "albert_jax: what --init-from, predict and load read like a run (huggingface)"
+    convert.add_argument("--to", default="huggingface", choices=("huggingface", "albert_jax"), help=to)
     convert.add_argument("--sharing", help="share the layers another way: all, attention, ffn, none, groups")
     convert.add_argument("--num-hidden-groups", type=int, help="parameter sets of --sharing groups")
     convert.add_argument("--num-hidden-layers", type=int, help="grow (each layer repeated) or cut (layers left out)")

@@ -122,6 +122,8 @@ def load(cls: type[T], path: str, overrides: Sequence[str] = ()) -> T:
     require(file.is_file(), f"{path}: no such experiment file")
     if file.suffix == ".json":
         stored = read_json(file)
+        told = f"{path}: a model that 'albert-jax convert' wrote, no experiment"
+        require(stored.get("job") != "convert", f"{told}; name one, with --init-from {file.parent}")
         require(
             isinstance(stored.get("config"), dict),
             f"{path}: no table 'config' in it; a run folder's config.json is wanted",

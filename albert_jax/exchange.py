@@ -197,7 +197,7 @@ def convert(
     allow_pickle: bool = False,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Writes any ALBERT as a Hugging Face folder or as a run folder of ours, and checks what was written.
+    """Writes any ALBERT as a Hugging Face folder or as a model folder of ours, and checks what was written.
 
     Args:
       source, vocab, init_missing, allow_pickle: as `load`.

@@ -369,6 +369,8 @@ def test_convert_there_and_back(complete: Path, tmp_path: Path, capsys: pytest.C
     assert (again / "spiece.model").read_bytes() == (complete / "spiece.model").read_bytes()
     assert main(["convert", str(again), str(tmp_path / "un"), "--sharing", "none", "--num-hidden-layers", "6"]) == 0
     assert exchange.read(tmp_path / "un").weights.model.config.sharing == "none"
+    told = refused(["pretrain", str(ours / "config.json"), "--run-dir", str(tmp_path / "run")], capsys)
+    assert told.endswith(f"wrote, no experiment; name one, with --init-from {ours}")
     assert "exists; name another" in refused(["convert", str(again), str(tmp_path / "un")], capsys)
 
 

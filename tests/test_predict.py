@@ -136,6 +136,7 @@ def test_nothing_special_is_generated(loaded: Loaded) -> None:
 
 
 FEW = made(("predictions",))
+UNPAIRED: list[Any] = [["ab", "cd"], [("a", "b", "c")]]
 BAD: dict[str, tuple[Callable[[Loaded], Any], str]] = {
     "no mask": (lambda m: predict.fill_mask(*m, ["a [MASK]", "none"]), r"text 2 has no \[MASK\]: 'none'"),
     "mask cut off": (lambda m: predict.fill_mask(*m, ["a " * 100 + "[MASK]"]), r"text 1: a \[MASK\] lies beyond 80"),
@@ -146,8 +147,8 @@ BAD: dict[str, tuple[Callable[[Loaded], Any], str]] = {
     "nothing to fill": (lambda m: predict.generate(*m, "text"), r"no \[MASK\] to fill; or give --length"),
     "too long": (lambda m: predict.generate(*m, "text", length=80), "tokens with its masks, the model takes 80"),
     "absurd length": (lambda m: predict.generate(*m, "text", length=10**12), r"length must be in \[0, 80\]"),
-    "texts for pairs": (lambda m: predict.sentence_order(*m, ["ab", "cd"]), "pair 1: expected two texts, got 'ab'"),
-    "three for a pair": (lambda m: predict.sentence_order(*m, [("a", "b", "c")]), "pair 1: expected two texts"),
+    "texts for pairs": (lambda m: predict.sentence_order(*m, UNPAIRED[0]), "pair 1: expected two texts, got 'ab'"),
+    "three for a pair": (lambda m: predict.sentence_order(*m, UNPAIRED[1]), "pair 1: expected two texts"),
     "temperature": (lambda m: predict.generate(*m, "a", length=1, temperature=float("nan")), "temperature must be"),
     "seed": (lambda m: predict.generate(*m, "a", length=1, seed=-1), "seed must be in"),
     "length": (lambda m: predict.generate(*m, "a", length=-1), r"length must be in \[0, 80\]"),

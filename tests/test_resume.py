@@ -9,14 +9,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from albert_jax import checkpoint
+from albert_jax import checkpoint, exchange
 from albert_jax.cli import main
+from albert_jax.convert import huggingface
+from albert_jax.convert.weights import Weights
+from albert_jax.model.heads import Albert
 from albert_jax.run_folder import read_metrics
 
 Words = Callable[..., list[str]]
@@ -224,6 +228,44 @@ def test_init_from_another_shape(
     error = capsys.readouterr().err
     assert "encoder/ffn/intermediate/bias has shape (1, 256), the model (1, 128)" in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("model__num_attention_heads", 2, "model.num_attention_heads is 4 there, 2 here"),
+        ("model__hidden_act", "relu", "model.hidden_act is 'gelu_new' there, 'relu' here"),
+        ("model__layer_norm_eps", 1e-6, "model.layer_norm_eps is 1e-12 there, 1e-06 here"),
+    ],
+)
+def test_init_from_another_network_of_the_same_shapes(
+    field: str, value: Any, told: str, slow: Words, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(slow(tmp_path / "run", init_from=straight, **{field: value})) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_init_from_what_transformers_saved(
+    slow: Words, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """tokenizer.json alone, whose rebuilt vocabulary has other bytes; into a deeper network, as the paper's Table 11."""
+    source = tmp_path / "exported"
+    exchange.convert(straight, source)
+    (source / "spiece.model").unlink()
+    one = {"train__num_train_steps": 1, "optim__num_warmup_steps": 0, "model__num_hidden_layers": 5}
+    assert main(slow(tmp_path / "run", init_from=source, **one)) == 0
+    weights = exchange.read(source).weights
+    bare = Weights(
+        Albert(weights.model.config, ("predictions",)), {k: weights.params[k] for k in weights.params if k in BARE}
+    )
+    (source / "model.safetensors").unlink()
+    huggingface.write(bare, source)
+    assert main(slow(tmp_path / "other", init_from=source, **one)) == 2
+    assert "it has no pooler, sop_classifier; 'albert-jax convert" in capsys.readouterr().err
+
+
+BARE = ("embeddings", "encoder", "predictions")
 
 
 def predicted(run_dir: Path) -> subprocess.CompletedProcess[str]:
