@@ -245,14 +245,13 @@ def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
 def _predict(arguments: argparse.Namespace, overrides: list[str]) -> int:
     import json
 
-    from albert_jax import exchange, predict
+    from albert_jax import answers, exchange
 
-    options = predict.Options(**{name: getattr(arguments, name) for name in predict.Options.__dataclass_fields__})
+    options = answers.Options(**{name: getattr(arguments, name) for name in answers.Options.__dataclass_fields__})
     require(options.output is None or arguments.task == "embed", "--output is for --task embed; others print")
-    given = predict.read_texts(arguments.text, arguments.file) if arguments.text or arguments.file else None
+    given = answers.read_texts(arguments.text, arguments.file) if arguments.text or arguments.file else None
     loaded = exchange.load(arguments.source, **_reading(arguments))
-    texts = predict.read_texts((), None) if given is None else given
-    answers = predict.ANSWERS[arguments.task](*loaded, texts, options)
-    for record, lines in answers:
+    texts = answers.read_texts((), None) if given is None else given
+    for record, lines in answers.ANSWERS[arguments.task](*loaded, texts, options):
         print(json.dumps(record, ensure_ascii=False) if arguments.json else lines)
     return 0

@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "convert": {"config", "model"},
     "exchange": {"config", "convert", "data", "model", "checkpoint", "run_folder"},
     "predict": {"config", "data", "model"},
+    "answers": {"config", "data", "model", "predict"},
     "inspection": {"config", "data", "model"},
     "pretrain": {
         "config",
@@ -45,7 +46,7 @@ MAY_IMPORT = {
         "convert",
         "exchange",
     },
-    "cli": {"config", "data", "pretrain", "report", "train", "exchange", "predict"},
+    "cli": {"config", "data", "pretrain", "report", "train", "exchange", "answers"},
     "__main__": {"cli"},
     "__init__": {"exchange"},
 }

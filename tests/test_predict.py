@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from albert_jax import predict
+from albert_jax import answers, predict
 from albert_jax.cli import main
 from albert_jax.config import InputError
 from albert_jax.convert import huggingface
@@ -66,11 +66,11 @@ def test_fill_mask(loaded: Loaded) -> None:
     for text, masks in zip(TEXTS, found, strict=True):
         places = np.flatnonzero(tokenizer(text)["input_ids"][0] == tokenizer.mask_id)
         probabilities = np.asarray(jax.nn.softmax(outputs(loaded, text)["prediction_logits"][0, places]))
-        for wanted, answers in zip(probabilities, masks, strict=True):
+        for wanted, choices in zip(probabilities, masks, strict=True):
             best = np.argsort(-wanted)[:4]
-            assert [answer["id"] for answer in answers] == best.tolist()
-            assert [answer["token"] for answer in answers] == tokenizer.pieces(best)
-            assert [answer["probability"] for answer in answers] == pytest.approx(wanted[best], rel=1e-4)
+            assert [answer["id"] for answer in choices] == best.tolist()
+            assert [answer["token"] for answer in choices] == tokenizer.pieces(best)
+            assert [answer["probability"] for answer in choices] == pytest.approx(wanted[best], rel=1e-4)
 
 
 def test_sentence_order(loaded: Loaded) -> None:
@@ -225,7 +225,7 @@ def test_vectors_to_a_file(source: str, tmp_path: Path, loaded: Loaded, capsys: 
 def test_rows_are_the_lines_of_the_file(source: str, tmp_path: Path, loaded: Loaded) -> None:
     """A blank line is an empty text; form feeds and Unicode's own line ends are none of the file's; a BOM is no text."""
     (tmp_path / "texts.txt").write_bytes("\ufeffone\r\n\nthree\x0cthree\u2028three\x85\nfour".encode())
-    assert predict.read_texts((), tmp_path / "texts.txt") == ["one", "", "three\x0cthree\u2028three\x85", "four"]
+    assert answers.read_texts((), tmp_path / "texts.txt") == ["one", "", "three\x0cthree\u2028three\x85", "four"]
     assert (
         main(["predict", source, "--task", "embed", "--file", f"{tmp_path}/texts.txt", "--output", f"{tmp_path}/v.npy"])
         == 0
