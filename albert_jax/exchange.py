@@ -162,7 +162,7 @@ def _from_run(folder: Path, stored: dict[str, Any], vocab: str | Path) -> Source
 def _from_hub(source: str, vocab: str | Path, allow_pickle: bool) -> Source:
     require(HUB_ID.fullmatch(source) is not None, f"{source}: no such file or folder")
     installed = importlib.util.find_spec("huggingface_hub") is not None
-    require(installed, f"{source}: no such folder; to fetch it from the hub, pip install 'albert_jax[hub]'")
+    require(installed, f"{source}: no such folder; to fetch it from the hub, pip install huggingface_hub")
     from albert_jax.convert.hub import fetch
 
     name, _, revision = source.partition("@")
