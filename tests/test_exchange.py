@@ -552,6 +552,17 @@ def tar_with(path: Path, *names: str, **pax: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize("name", ["x.tar", "x.tgz"])
+def test_unpacked_files_are_whole(name: str, tmp_path: Path) -> None:
+    """Larger than any header may be, and than what is copied at once."""
+    (tmp_path / "data").write_bytes(np.random.default_rng(0).bytes(3 * 2**20 + 1))
+    with tarfile.open(tmp_path / name, "w:gz" if name == "x.tgz" else "w") as tar:
+        tar.add(tmp_path / "data", "folder/data")
+    (tmp_path / "out").mkdir()
+    files.unpack(tmp_path / name, tmp_path / "out")
+    assert (tmp_path / "out" / "data").read_bytes() == (tmp_path / "data").read_bytes()
+
+
 def test_a_mac_made_tar(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(GOLDEN / "tf1" / "inner", tmp_path / "tf1"))
     (folder / "._model.ckpt-best.index").write_bytes(b"a note of the Finder")
