@@ -3,6 +3,7 @@
 What is asked, `predict.py` computes.
 """
 
+import codecs
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -118,12 +119,13 @@ def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:
     name = str(file) if file else "standard input"
     try:
         raw = file.read_bytes() if file else sys.stdin.buffer.read()
+        text = raw.removeprefix(codecs.BOM_UTF8)
         # Not splitlines, which cuts at form feeds and U+2028 too: answers keep step with the lines of the file.
-        found = [line.removesuffix("\r") for line in raw.decode("utf-8-sig").removesuffix("\n").split("\n")]
+        found = [line.removesuffix("\r") for line in text.decode().removesuffix("\n").split("\n")]
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{name}:{line}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+        line, at = text.count(b"\n", 0, error.start) + 1, error.start + len(raw) - len(text)
+        raise InputError(f"{name}:{line}: not UTF-8 at byte {at}; save it as UTF-8") from None
     except OSError as error:
         raise InputError(f"{name}: {error.strerror}") from None
-    require(bool(raw.strip()), f"{name}: no text in it")
+    require(bool(text.strip()), f"{name}: no text in it")
     return found

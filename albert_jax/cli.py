@@ -40,15 +40,16 @@ def main(words: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and TFDS tell their every step
     try:
         plain, overrides = _split(words) if words[:1] and words[0] in EXPERIMENTS else (words, [])
-        end = plain.index("--") if "--" in plain else len(plain)
+        # argparse takes no more texts once an option stood between, not even behind `--`.
+        end = plain.index("--") if "--" in plain[2:] and plain[0] == "predict" and plain[1] != "--" else len(plain)
         arguments, rest = parser.parse_known_args(plain[:end])
         if "text" in arguments and not any(word.startswith("-") for word in rest):
-            arguments.text += rest + plain[end + 1 :]  # argparse takes no more words once an option stood between
+            arguments.text += rest + plain[end + 1 :]
             rest = []
-        else:
-            rest += plain[end:]
         require(not rest, f"unrecognized arguments: {' '.join(rest)}; see albert-jax {words[0]} --help")
-        return arguments.job(arguments, overrides)
+        code = arguments.job(arguments, overrides)
+        sys.stdout.flush()  # here, where a broken pipe is seen, not as the process ends
+        return code
     except InputError as error:
         print(f"albert-jax: error: {error}", file=sys.stderr)
         return 2

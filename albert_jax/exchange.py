@@ -222,9 +222,10 @@ def convert(
     found = read(source, vocab=vocab, init_missing=init_missing, allow_pickle=allow_pickle)
     inputs = sample_inputs(found.weights.model.config)
     wanted = outputs(found.weights, inputs)
+    act = found.weights.model.config.hidden_act
     weights, tokenizer, origin = reshare(found.weights, **changes), found.tokenizer, found.origin
     del found  # an unshared xxlarge takes 10 GB: one tree at a time
-    if "hidden_act" in changes:
+    if changes.get("hidden_act", act) != act:
         weights.notes.append(f"hidden_act changed to '{changes['hidden_act']}', as asked")
     need, free = 4 * _count(weights.model), shutil.disk_usage(_existing(path)).free
     require(need < free, f"{path}: needs {need:,} bytes, {free:,} are free")

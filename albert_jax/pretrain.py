@@ -20,7 +20,7 @@ from albert_jax.data.prepare import Prepared, prepare, token_counts
 from albert_jax.data.sources import DataConfig
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert, flops_per_token, init_params, param_shapes
-from albert_jax.model.sharing import is_stacked
+from albert_jax.model.sharing import is_stacked, layer_sets
 from albert_jax.objectives import pretraining
 from albert_jax.objectives.pretraining import ObjectiveConfig, Vocabulary
 from albert_jax.optim import OptimConfig, make_optimizer
@@ -60,7 +60,8 @@ class PretrainConfig:
         )
 
 
-NETWORK = ("sharing", "num_hidden_groups", "inner_group_num", "num_attention_heads", "hidden_act", "layer_norm_eps")
+SHARED = ("sharing", "num_hidden_groups")
+NETWORK = ("inner_group_num", "num_attention_heads", "hidden_act", "layer_norm_eps")
 """Fields of the model that leave all shapes as they are, and make another network of the same parameters."""
 
 
@@ -206,7 +207,12 @@ def _initial(config: PretrainConfig, prepared: Prepared, mesh: Mesh) -> Any:
         shapes = f"{'/'.join(path)} has shape {found.get(path)}, the model {wanted.get(path)}"
         same = found.get(path) == wanted.get(path)
         require(same, f"{told}: {shapes}; use its own model settings, or 'albert-jax convert'")
-    for name in NETWORK:  # what shapes do not show
+    # One layer, or as many groups as layers, has several names; at the same depth it is the same network.
+    tables = [
+        (c.num_hidden_layers, layer_sets(c.sharing, c.num_hidden_layers, c.num_hidden_groups, c.inner_group_num))
+        for c in (before.config, config.model)
+    ]
+    for name in NETWORK + (() if tables[0] == tables[1] else SHARED):
         theirs, ours = getattr(before.config, name), getattr(config.model, name)
         require(theirs == ours, f"{told}: model.{name} is {theirs!r} there, {ours!r} here; use its own")
     if source.tokenizer is not None:

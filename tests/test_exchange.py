@@ -300,6 +300,26 @@ def test_old_files_of_huggingface(golden: Path) -> None:
     assert found.model.heads == ("pooler",)
 
 
+def test_metadata_of_others(golden: Path) -> None:
+    """Such as torch's distributed checkpoints write; fails if any table of tensors' names is taken for our checksums."""
+    wanted = exchange.read(golden).weights.params
+    path = golden / "model.safetensors"
+    others = {QUERY: {"saved_offsets": [0, 0]}}, {QUERY: "float32"}
+    for table in others:
+        save_file(load_file(path), path, metadata={"format": "pt", "DCP_SHARDING_INFO": json.dumps(table)})
+        assert_same(exchange.read(golden).weights.params, wanted)
+
+
+def test_checksums_under_a_damaged_key(tmp_path: Path) -> None:
+    folder = write(random_weights(), tmp_path / "hf")
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes().replace(b'"crc32c"', b'"crc32a"'))
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"is damaged \(checksum differs\)"):
+        exchange.read(folder)
+
+
 def test_missing_heads_are_started_only_when_asked() -> None:
     found = exchange.read(HF / "masked_lm").weights
     assert found.model.heads == ("predictions",)
@@ -370,6 +390,8 @@ def test_convert_there_and_back(complete: Path, tmp_path: Path, capsys: pytest.C
     assert (again / "spiece.model").read_bytes() == (complete / "spiece.model").read_bytes()
     assert main(["convert", str(again), str(tmp_path / "un"), "--sharing", "none", "--num-hidden-layers", "6"]) == 0
     assert exchange.read(tmp_path / "un").weights.model.config.sharing == "none"
+    same = exchange.convert(again, tmp_path / "same", hidden_act="gelu_new")
+    assert not any("hidden_act changed" in note for note in same["notes"])
     told = refused(["pretrain", str(ours / "config.json"), "--run-dir", str(tmp_path / "run")], capsys)
     assert told.endswith(f"wrote, no experiment; name one, with --init-from {ours}")
     assert "exists; name another" in refused(["convert", str(again), str(tmp_path / "un")], capsys)
@@ -553,22 +575,26 @@ def tar_with(path: Path, *names: str, **pax: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["x.tar", "x.tgz"])
+@pytest.mark.parametrize("name", ["x.tar", "x.gz", "x.bz2", "x.xz"])
 def test_unpacked_files_are_whole(name: str, tmp_path: Path) -> None:
     """Larger than any header may be, and than what is copied at once."""
     (tmp_path / "data").write_bytes(np.random.default_rng(0).bytes(3 * 2**20 + 1))
-    with tarfile.open(tmp_path / name, "w:gz" if name == "x.tgz" else "w") as tar:
+    with tarfile.open(tmp_path / name, f"w:{name[2:].removeprefix('tar')}") as tar:
         tar.add(tmp_path / "data", "folder/data")
     (tmp_path / "out").mkdir()
     files.unpack(tmp_path / name, tmp_path / "out")
     assert (tmp_path / "out" / "data").read_bytes() == (tmp_path / "data").read_bytes()
 
 
-def test_a_mac_made_tar(tmp_path: Path) -> None:
+def test_a_mac_made_tar(vocabulary: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(GOLDEN / "tf1" / "inner", tmp_path / "tf1"))
-    (folder / "._model.ckpt-best.index").write_bytes(b"a note of the Finder")
-    assert_same(exchange.read(tar_of(folder, tmp_path / "a.tgz")).weights.params, _inner())
-    assert_same(exchange.read(folder).weights.params, _inner())
+    shutil.copy(vocabulary, folder / "30k-clean.model")
+    for name in ("._model.ckpt-best.index", "._30k-clean.model"):
+        (folder / name).write_bytes(b"a note of the Finder")
+    for source in (tar_of(folder, tmp_path / "a.tgz"), folder):
+        found = exchange.read(source)
+        assert_same(found.weights.params, _inner())
+        assert found.tokenizer is not None
 
 
 def damaged(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:

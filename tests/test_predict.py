@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -242,6 +243,12 @@ def test_a_text_may_begin_with_a_dash(source: str, capsys: pytest.CaptureFixture
     assert said(["predict", source, "--top-k", "1", "--", "-a [MASK]", "--b [MASK]"], capsys).count("-a [MASK]") == 1
 
 
+def test_two_dashes_before_everything(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = said(["predict", source, "a [MASK]"], capsys)
+    assert said(["predict", "--", source, "a [MASK]"], capsys) == wanted
+    assert main(["convert", "--", source, str(tmp_path / "out")]) == 0
+
+
 def test_a_reader_that_has_enough(source: str) -> None:
     """`| head -1`; fails if the broken pipe is told by a traceback, at the end of the process too."""
     words = f"{sys.executable} -m albert_jax predict {source} " + "'a [MASK]' " * 200
@@ -250,6 +257,9 @@ def test_a_reader_that_has_enough(source: str) -> None:
     )
     assert done.stdout == "a [MASK]\n"
     assert "Error" not in done.stderr
+    short = f"{sys.executable} -m albert_jax predict {source} 'a [MASK]' | true"
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    assert subprocess.run(short, shell=True, capture_output=True, env=buffered, check=True, timeout=300).stderr == b""
 
 
 def test_generated_text(source: str, loaded: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
@@ -267,6 +277,7 @@ REFUSED = [
     (["text", "--file", "x.txt"], "texts and --file: give one of them"),
     (["--file", "nowhere.txt"], "nowhere.txt: No such file or directory"),
     (["--file", "latin.txt"], "latin.txt:2: not UTF-8 at byte 8"),
+    (["--file", "bom.txt"], "bom.txt:2: not UTF-8 at byte 6"),
     (["--file", "empty.txt"], "empty.txt: no text in it"),
     (["--task", "embed", "a", "--output", "vectors.txt"], "its name must end in .npy"),
     (["--task", "embed", "a", "--output", "nowhere/vectors.npy"], "no folder "),
@@ -287,6 +298,7 @@ def test_refused(
     monkeypatch.chdir(tmp_path)
     Path("latin.txt").write_bytes(b"good\ncaf\xe9\n")
     Path("empty.txt").touch()
+    Path("bom.txt").write_bytes(b"\xef\xbb\xbfok\n\xe9")
     Path("pairs.tsv").write_text("a\tb\nc\td\n\n")
     assert message in refused(["predict", source, *words], capsys)
-    assert {path.name for path in tmp_path.iterdir()} == {"latin.txt", "empty.txt", "pairs.tsv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"latin.txt", "empty.txt", "pairs.tsv", "bom.txt"}

@@ -246,6 +246,12 @@ def test_init_from_another_network_of_the_same_shapes(
     assert not (tmp_path / "run").exists()
 
 
+def test_init_from_the_same_network_by_another_name(slow: Words, straight: Path, tmp_path: Path) -> None:
+    """One group is all; files elsewhere know one spelling alone."""
+    one = {"train__num_train_steps": 1, "optim__num_warmup_steps": 0, "model__sharing": "groups"}
+    assert main(slow(tmp_path / "run", init_from=straight, **one)) == 0
+
+
 def test_init_from_what_transformers_saved(
     slow: Words, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

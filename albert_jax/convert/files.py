@@ -1,15 +1,19 @@
 """Files from elsewhere: what they really are, told before anything parses them; archives unpacked without trusting them."""
 
+import bz2
 import contextlib
 import gzip
+import lzma
 import shutil
 import tarfile
 import zlib
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from albert_jax.config import InputError, require
 
+COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+"""How a compressed archive begins, and what opens it."""
 MAX_HEADER_BYTES = 2**20
 MAX_BYTES = 64 * 2**30
 """Of one unpacked archive; the largest released ALBERT is 0.9 GB, its unshared twin 10."""
@@ -65,12 +69,11 @@ def unpack(archive: Path, target: Path) -> None:
     try:
         with contextlib.ExitStack() as stack:
             packed = stack.enter_context(archive.open("rb"))
-            is_gzip = packed.read(2) == b"\x1f\x8b"
+            start = packed.read(6)
             packed.seek(0)
-            plain = stack.enter_context(gzip.open(packed)) if is_gzip else packed
-            tar = stack.enter_context(
-                tarfile.open(fileobj=cast(IO[bytes], _Limited(cast(IO[bytes], plain))), mode="r:")
-            )
+            opened = next((way(packed) for magic, way in COMPRESSED.items() if start.startswith(magic)), packed)
+            plain = stack.enter_context(cast(IO[bytes], opened))
+            tar = stack.enter_context(tarfile.open(fileobj=cast(IO[bytes], _Limited(plain)), mode="r:"))
             for member in tar:
                 name = Path(member.name).name
                 if not member.isfile() or name.startswith("._"):  # the latter are macOS's notes on the others
@@ -88,7 +91,7 @@ def unpack(archive: Path, target: Path) -> None:
                     shutil.copyfileobj(source, file, 1 << 20)
                 written = (target / name).stat().st_size
                 require(written == member.size, f"{archive}: {name} is cut short; download it again")
-    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(

@@ -6,6 +6,7 @@ Decides what is trusted of a file and how damage is told; knows no tensor by its
 import contextlib
 import importlib.util
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -136,17 +137,29 @@ def _crc(value: np.ndarray) -> str:
 
 def _checksums(metadata: dict[str, str] | None, names: set[str], path: Path) -> dict[str, str]:
     """The checksum of each tensor; nothing where the file carries none."""
-    for key, text in (metadata or {}).items():
-        try:
-            found = json.loads(text)
-        except (ValueError, RecursionError):
-            found = None
-        # Known by what it holds: a flipped bit in its key must not switch checking off.
-        if key == CHECKSUMS or (isinstance(found, dict) and names & found.keys()):
-            whole = isinstance(found, dict) and found.keys() == names
-            require(whole, f"{path}: damaged: its checksums cannot be read; copy it again")
-            return found
-    return {}
+    metadata = metadata or {}
+    # A flipped bit in the key must not switch checking off: a table under another name is ours if it looks like it.
+    ours = CHECKSUMS if CHECKSUMS in metadata else next((key for key in metadata if _sums(metadata[key])), None)
+    if ours is None:
+        return {}
+    found = _sums(metadata[ours])
+    require(
+        found is not None and found.keys() == names, f"{path}: damaged: its checksums cannot be read; copy it again"
+    )
+    assert found is not None  # for the type checker
+    return found
+
+
+def _sums(text: str) -> dict[str, str] | None:
+    """The table of name to checksum that a text is; None if it is none.  A damaged sum or two leave it one."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        return None
+    right = sum(re.fullmatch("[0-9a-f]{8}", value) is not None for value in found.values())
+    return found if 2 * right > len(found) else None
 
 
 @contextlib.contextmanager

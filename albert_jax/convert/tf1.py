@@ -125,7 +125,7 @@ def read(prefix: Path) -> tuple[Weights, Path | None]:
     weights = Weights(model, params, mapped, left + tensors.left, notes)
     layers, groups = config.num_hidden_layers, num_groups(config)
     weights = follow(weights, tuple(int(i / layers * groups) for i in range(layers)))  # modeling.py's own formula
-    vocabularies = sorted(path for place in places for path in place.glob("*.model"))
+    vocabularies = sorted(path for place in places for path in place.glob("[!.]*.model"))
     return weights, vocabularies[0] if vocabularies else None
 
 
