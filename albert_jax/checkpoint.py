@@ -92,6 +92,17 @@ class Checkpoints:
         _verify(found[STATE], found[META]["fingerprints"])
         return found[STATE], found[META]["progress"]
 
+    def read_progress(self, step: int) -> dict[str, Any]:
+        """The `progress` alone that was saved with a step."""
+        args = ocp.args.Composite(**{META: ocp.args.JsonRestore()})
+        return self._manager.restore(step, args=args)[META]["progress"]
+
+    def discard_from(self, step: int) -> None:
+        """Deletes a step and those after it: a run that was resumed before them, and went another way, takes their place."""
+        self.wait()
+        for later in [number for number in _steps(self.folder) if number >= step]:
+            self._manager.delete(later)
+
     def wait(self) -> None:
         """Returns when everything that was begun is on disk; raises what went wrong in the background."""
         self._manager.wait_until_finished()
@@ -99,6 +110,30 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, then lets go of threads and files."""
         self._manager.close()
+
+
+class Best:
+    """The parameters of a run's best evaluation, in a folder of their own beside its checkpoints."""
+
+    def __init__(self, folder: Path) -> None:
+        self._checkpoints = Checkpoints(folder, keep=1)
+        self.step: int | None = self._checkpoints.latest_step()
+        """The step of that evaluation; None before the first."""
+        self.progress: dict[str, Any] = {} if self.step is None else self._checkpoints.read_progress(self.step)
+        """What `offer` was given with it."""
+
+    def offer(self, step: int, value: float, params: Any, progress: dict[str, Any]) -> None:
+        """Keeps the parameters if `value` is larger than all before."""
+        if self.step is not None and not value > self.progress["value"]:
+            return
+        self._checkpoints.discard_from(step)
+        self.step, self.progress = step, progress | {"value": value}
+        self._checkpoints.save(step, {"params": params}, self.progress)
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._checkpoints.wait()
+        self._checkpoints.close()
 
 
 def restore_params(folder: Path, target: Any) -> Any:

@@ -12,13 +12,22 @@ from typing import Any, NoReturn
 
 from albert_jax.config import InputError, load, require
 
-EXPERIMENTS = ("pretrain", "prepare", "vocab")
+EXPERIMENTS = ("pretrain", "prepare", "vocab", "finetune")
 """Jobs that take an experiment, and any field of it as an option."""
+
+OWN_OPTIONS = {"finetune": ("--seeds", "--scale")}
+"""Options of such jobs that are no fields."""
 
 EPILOG = """\
 Any field of an experiment can be overridden: --train.global-batch-size 256, --data.source 'text/*.jsonl.gz', --model.sharing none.
   albert-jax pretrain experiments/pretrain/tiny.py --help   lists the fields, their meaning and this experiment's values.
 A run folder's config.json is an experiment too: albert-jax pretrain runs/tiny/config.json --run-dir runs/again
+"""
+FINETUNE_EPILOG = """\
+Any field of the experiment can be overridden, as of a pretraining one; --help after the file lists them.
+  albert-jax finetune experiments/finetune/sst2.py --init albert/albert-base-v2 --data.dir glue/SST-2
+  albert-jax finetune experiments/finetune/rte.py --init runs/mnli --data.dir glue/RTE --seeds 5
+  albert-jax finetune experiments/finetune/text.py --init runs/small --data.train-file mine.csv --data.dev-file dev.csv
 """
 
 
@@ -39,7 +48,9 @@ def main(words: Sequence[str] | None = None) -> int:
     logging.getLogger("albert_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and TFDS tell their every step
     try:
-        plain, overrides = _split(words) if words[:1] and words[0] in EXPERIMENTS else (words, [])
+        plain, overrides = (
+            _split(words, OWN_OPTIONS.get(words[0], ())) if words[:1] and words[0] in EXPERIMENTS else (words, [])
+        )
         # argparse takes no more texts once an option stood between, not even behind `--`.
         end = plain.index("--") if "--" in plain[2:] and plain[0] == "predict" and plain[1] != "--" else len(plain)
         arguments, rest = parser.parse_known_args(plain[:end])
@@ -61,8 +72,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
-def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words that argparse reads, and the overrides with their values, wherever they stand."""
+def _split(words: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words that argparse reads, `own` options among them, and the overrides with their values, wherever they stand."""
     plain: list[str] = []
     overrides: list[str] = []
     rest = list(words)
@@ -71,9 +82,10 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
         if not word.startswith("--") or word == "--help":
             plain.append(word)
             continue
-        overrides.append(word)
+        chosen = plain if word.partition("=")[0] in own else overrides
+        chosen.append(word)
         if "=" not in word and rest:
-            overrides.append(rest.pop(0))
+            chosen.append(rest.pop(0))
     return plain, overrides
 
 
@@ -104,6 +116,16 @@ def _parser() -> argparse.ArgumentParser:
     vocab = job("vocab", _vocab, "Train a SentencePiece vocabulary on an experiment's source, with the released flags.")
     vocab.add_argument("experiment", help=experiment)
     vocab.add_argument("target", type=Path, help="file to write, such as spiece.model")
+    finetune = job(
+        "finetune",
+        _finetune,
+        "Fine-tune on a task, write its predictions; the same command again resumes.",
+        FINETUNE_EPILOG,
+    )
+    finetune.add_argument("experiment", help=experiment)
+    finetune.add_argument("--seeds", type=int, default=1, help="so many runs, with median, mean and spread (1)")
+    scales = "tiny: minutes on two CPU cores, whatever the experiment (paper)"
+    finetune.add_argument("--scale", default="paper", choices=("paper", "tiny"), help=scales)
     _exchange_jobs(job)
     job("report", _report, "Draw a run's curves again and print its last numbers.", "").add_argument(
         "run_dir", type=Path
@@ -169,24 +191,43 @@ def _exchange_jobs(job: Callable[..., argparse.ArgumentParser]) -> None:
 def _help(job: str, experiment: str) -> int:
     import tyro
 
+    from albert_jax.finetune import FinetuneConfig
     from albert_jax.pretrain import PretrainConfig
 
+    kind: Any = FinetuneConfig if job == "finetune" else PretrainConfig
     try:
-        config = load(PretrainConfig, experiment)
+        config = load(kind, experiment)
     except InputError as error:
         print(f"albert-jax: error: {error}", file=sys.stderr)
         return 2
     kept = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
-    tyro.cli(PretrainConfig, default=config, args=["--help"], prog=f"albert-jax {job} {experiment}", config=kept)
+    tyro.cli(kind, default=config, args=["--help"], prog=f"albert-jax {job} {experiment}", config=kept)
     return 0
 
 
 def _pretrain(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from albert_jax.pretrain import PretrainConfig, pretrain
+
+    config = load(PretrainConfig, arguments.experiment, overrides)
+    return _trained(lambda: pretrain(config))
+
+
+def _finetune(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from albert_jax.finetune import RUN_FIELDS, FinetuneConfig, finetune, finetune_seeds, scaled
+
+    config = load(FinetuneConfig, arguments.experiment, [*scaled(arguments.scale), *overrides])
+    for word in overrides if config.init else ():
+        section, _, name = word.partition("=")[0].removeprefix("--").replace("-", "_").partition(".")
+        told = f"{word}: with --init {config.init} the network is that one's; of the model {', '.join(RUN_FIELDS)} can be given"
+        require(section != "model" or name in RUN_FIELDS, told)
+    return _trained(lambda: finetune(config) if arguments.seeds == 1 else finetune_seeds(config, arguments.seeds))
+
+
+def _trained(run: Callable[[], Any]) -> int:
     from albert_jax.train import Interrupted
 
     try:
-        pretrain(load(PretrainConfig, arguments.experiment, overrides))
+        run()
     except Interrupted as stop:
         print(f"albert-jax: {stop}", file=sys.stderr)
         return 128 + stop.signum

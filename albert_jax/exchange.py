@@ -40,6 +40,8 @@ FREE = (
     "classifier_dropout_prob",
 )
 """Fields of `AlbertConfig` that `load` may change: how the network is run and trained, and the activation, which configs get wrong."""
+RUN_PARTS = ("best", "checkpoints")
+"""The folders of a run that hold parameters, in the order in which they are taken; each can also be named itself."""
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?")
 
 
@@ -120,9 +122,13 @@ def read(
 
 
 def _from_folder(folder: Path, vocab: str | Path, allow_pickle: bool) -> Source:
+    part = folder.name if folder.name in RUN_PARTS and (folder.parent / "config.json").is_file() else ""
+    folder = folder.parent if part else folder
     config = folder / "config.json"
     if config.is_file() and "job" in (stored := read_json(config)):
-        return _from_run(folder, stored, vocab)
+        # A fine-tuned run means its best parameters; runs/x/checkpoints its last.
+        there = [name for name in RUN_PARTS if (folder / name).is_dir()]
+        return _from_run(folder, stored, vocab, part or next(iter(there), RUN_PARTS[-1]))
     if not config.is_file() and (prefix := tf1.find_prefix(folder)) is not None:
         return _from_tf1(prefix, vocab)
     require(
@@ -138,16 +144,16 @@ def _from_tf1(prefix: Path, vocab: str | Path) -> Source:
     return Source("tf1", weights, Tokenizer(vocabulary) if vocabulary else None)
 
 
-def _from_run(folder: Path, stored: dict[str, Any], vocab: str | Path) -> Source:
+def _from_run(folder: Path, stored: dict[str, Any], vocab: str | Path, part: str) -> Source:
     from albert_jax import checkpoint  # Orbax takes seconds to load
 
     path, table = folder / "config.json", stored.get("config")
     require(isinstance(table, dict) and "model" in table, f"{path}: no table 'config.model' in it")
     assert table is not None  # for the type checker
-    names = {"heads": list(PRETRAINING), "labels": []} | table
+    names = {"heads": list(PRETRAINING), "labels": []} | stored
     for key in ("heads", "labels"):
         is_list = isinstance(names[key], list) and all(isinstance(name, str) for name in names[key])
-        require(is_list, f"{path}: config.{key}: expected a list of names, got {names[key]!r}")
+        require(is_list, f"{path}: {key}: expected a list of names, got {names[key]!r}")
     try:
         config = from_dict(AlbertConfig, table["model"], "config.model")
         model = Albert(config, tuple(names["heads"]), tuple(names["labels"]))
@@ -155,7 +161,7 @@ def _from_run(folder: Path, stored: dict[str, Any], vocab: str | Path) -> Source
         raise InputError(f"{path}: {error}") from None
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), param_shapes(model))
-    params = jax.tree.map(np.asarray, checkpoint.restore_params(folder / "checkpoints", target))
+    params = jax.tree.map(np.asarray, checkpoint.restore_params(folder / part, target))
     return Source("run", Weights(model, params), tokenizer_json.read(folder, vocab))
 
 
@@ -267,8 +273,9 @@ def _write(weights: Weights, tokenizer: Tokenizer | None, folder: Path, to: str)
         return written, notes + more
     from albert_jax import checkpoint
 
-    table = {"model": to_dict(weights.model.config), "heads": weights.model.heads, "labels": weights.model.labels}
-    write_json(folder / "config.json", {"job": "convert", "config": table})
+    model = weights.model
+    table = {"job": "convert", "config": {"model": to_dict(model.config)}, "heads": model.heads, "labels": model.labels}
+    write_json(folder / "config.json", table)
     saved = checkpoint.Checkpoints(folder / "checkpoints", keep=1)
     saved.save(0, {"params": jax.device_put(weights.params)}, {})
     saved.close()

@@ -44,12 +44,15 @@ class PretrainConfig:
     objective: ObjectiveConfig
     optim: OptimConfig
     train: TrainConfig
+    max_eval_steps: int = 100
+    """Most batches an evaluation takes."""
     init_from: str = ""
     """What this run's parameters start from: anything that `albert_jax.load` reads, such as a run folder."""
 
     def __post_init__(self) -> None:
         check_types(self)
         require(self.run_dir != "", "run_dir is empty: name the run folder")
+        require(self.max_eval_steps >= 1, f"max_eval_steps must be at least 1, got {self.max_eval_steps}")
         require(
             self.objective.max_seq_length <= self.model.max_position_embeddings,
             f"objective.max_seq_length {self.objective.max_seq_length} > model.max_position_embeddings {self.model.max_position_embeddings}",
@@ -171,7 +174,7 @@ def make_evaluate(
 
     def evaluate(params: Any) -> dict[str, dict[str, float]]:
         total: Any = None
-        batches = loader.eval_batches(heldout, config.train.eval_batch_size, config.train.max_eval_steps)
+        batches = loader.eval_batches(heldout, config.train.eval_batch_size, config.max_eval_steps)
         for number, batch in enumerate(batches):
             rows = {name: jax.device_put(value, partition.by_rows(mesh)) for name, value in batch.items()}
             sums = jax.device_get(jitted(params, rows, jax.device_put(np.uint32(number), partition.replicated(mesh))))

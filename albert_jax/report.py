@@ -6,7 +6,7 @@ from typing import Any
 from albert_jax.config import read_json
 from albert_jax.run_folder import read_metrics
 
-PANELS = {
+PRETRAINING_PANELS: dict[str, tuple[str, ...]] = {
     "loss (nats)": ("mlm_loss", "loss"),
     "masked-LM accuracy": ("mlm_accuracy",),
     "sentence loss (nats)": ("sop_loss", "nsp_loss"),
@@ -15,8 +15,18 @@ PANELS = {
 """Axis label -> the metrics in that panel."""
 
 
+def panels(records: list[dict[str, float]]) -> dict[str, tuple[str, ...]]:
+    """The panels for a run's log: pretraining's, or the training loss and a panel for each dev metric."""
+    names = {name for record in records for name in record}
+    if "train/mlm_loss" in names:
+        return PRETRAINING_PANELS
+    # Of thresholds and counts there is no picture.
+    metrics = sorted(name.removeprefix("eval/") for name in names if name.startswith("eval/"))
+    return {"training loss": ("loss",)} | {name: (name,) for name in metrics if "threshold" not in name}
+
+
 def plot_curves(run_dir: Path) -> Path:
-    """Draws `curves.png`: losses and accuracies by step, in training and held out, with what needs no model.
+    """Draws `curves.png`: losses and metrics by step, in training and held out, with what needs no model.
 
     Raises:
       InputError: no log there.
@@ -25,8 +35,13 @@ def plot_curves(run_dir: Path) -> Path:
 
     records = read_metrics(run_dir)
     summary = read_json(run_dir / "summary.json") if (run_dir / "summary.json").exists() else {}
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    for axes, (label, metrics) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+    drawn = panels(records)
+    lines = -(-len(drawn) // 2)
+    figure = Figure(figsize=(10, 3.5 * lines), layout="constrained")
+    grid = figure.subplots(lines, 2, squeeze=False).flatten()
+    for axes in grid[len(drawn) :]:
+        axes.remove()
+    for axes, (label, metrics) in zip(grid, drawn.items(), strict=False):
         for number, name in enumerate(metrics):
             color = f"C{number}"
             for split, style in (("train", "-"), ("eval", "o--")):
@@ -52,10 +67,38 @@ def plot_curves(run_dir: Path) -> Path:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The held-out metrics beside those that need no model, as Markdown."""
-    rows = ["| held out | model | no model |", "|---|---|---|"]
-    for name, value in summary["eval"].items():
-        base = summary["baseline"].get(name)
-        rows.append(f"| {name} | {value:.4f} | {'-' if base is None else f'{base:.4f}'} |")
+    """The held-out metrics beside those that need no model, as Markdown; of fine-tuning the best and the last."""
+    columns = {"model": summary["eval"]}
+    if "best" in summary:
+        columns = {f"best (step {summary['best']['step']})": summary["best"], "last": summary["eval"]}
+    columns["no model"] = summary["baseline"]
+    rows = [f"| {' | '.join(['held out', *columns])} |", "|---" * (len(columns) + 1) + "|"]
+    for name in summary["eval"]:
+        rows.append(f"| {' | '.join([name, *(_figure(values.get(name)) for values in columns.values())])} |")
+    for split, metrics in summary.get("test", {}).items():
+        rows += [
+            f"| {split}: {name} | {_figure(value)} |" + " - |" * (len(columns) - 1) for name, value in metrics.items()
+        ]
     speed = f"{summary['steps']} steps, {summary['tokens']:,.0f} tokens, {summary['seconds']:.0f} s, {summary['tokens_per_second']:,.0f} tokens/s"
-    return "\n".join(["", *rows, "", speed])
+    degenerate = ["", "degenerate: the best parameters predict the same of everything"] * summary.get(
+        "degenerate", False
+    )
+    return "\n".join(["", *rows, *degenerate, "", speed])
+
+
+def seeds_table(summary: dict[str, Any]) -> str:
+    """The best checkpoints of several seeds: median, mean and standard deviation, best and worst, as Markdown."""
+    count, failed = len(summary["seeds"]), summary["degenerate"]
+    rows = [f"| dev, {count} seeds | median | mean ± std | best | worst | no model |", "|---|---|---|---|---|---|"]
+    for name, spread in summary["metrics"].items():
+        mean = f"{_figure(spread['mean'])} ± {_figure(spread['std'])}"
+        cells = [_figure(spread["median"]), mean, _figure(spread["best"]), _figure(spread["worst"])]
+        rows.append(f"| {' | '.join([name, *cells, _figure(summary['baseline'].get(name))])} |")
+    told = ", ".join(map(str, failed)) or "none"
+    return "\n".join(
+        ["", *rows, "", f"degenerate, and counted above: {told} of seeds {', '.join(map(str, summary['seeds']))}"]
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,14 @@ def check(run_dir: Path, job: str, config: Any) -> None:
     )
 
 
-def claim(run_dir: Path, job: str, config: dict[str, Any], fingerprints: dict[str, str]) -> None:
+def claim(
+    run_dir: Path,
+    job: str,
+    config: dict[str, Any],
+    fingerprints: dict[str, str],
+    heads: Sequence[str] = (),
+    labels: Sequence[str] = (),
+) -> None:
     """Writes `config.json`, or checks that the one there was written for the same data.
 
     Args:
@@ -52,6 +60,7 @@ def claim(run_dir: Path, job: str, config: dict[str, Any], fingerprints: dict[st
       job: the subcommand.
       config: the resolved configuration, as nested dicts.
       fingerprints: of what the run reads: data and vocabulary.
+      heads, labels: of the model, where it is not pretraining's.
 
     Raises:
       InputError: the data changed since.
@@ -60,7 +69,8 @@ def claim(run_dir: Path, job: str, config: dict[str, Any], fingerprints: dict[st
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
     if not path.exists():
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"job": job, "config": config, "fingerprints": fingerprints, "versions": versions})
+        table = {"job": job, "config": config, "fingerprints": fingerprints, "versions": versions}
+        write_json(path, table | ({"heads": list(heads), "labels": list(labels)} if heads else {}))
         return
     stored = read_json(path)
     changed = differences(stored["fingerprints"], fingerprints)

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from albert_jax import partition
-from albert_jax.checkpoint import Checkpoints
+from albert_jax.checkpoint import Best, Checkpoints
 from albert_jax.config import InputError, check_types, require
 from albert_jax.optim import Optimizer
 from albert_jax.run_folder import MetricsLog
@@ -53,8 +53,6 @@ class TrainConfig:
     """The newest ones are kept."""
     eval_batch_size: int = 64
     """Sequences an evaluation batch, over all devices."""
-    max_eval_steps: int = 100
-    """Most batches an evaluation takes."""
     platform: Literal["any", "cpu", "gpu", "tpu"] = "any"
     """Refuse to start on anything else."""
 
@@ -69,7 +67,6 @@ class TrainConfig:
             "checkpoint_every",
             "keep_checkpoints",
             "eval_batch_size",
-            "max_eval_steps",
         ):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         require(0 <= self.seed < 2**32, f"seed must be in [0, 2**32), got {self.seed}")
@@ -91,6 +88,8 @@ class Task:
     """parameters -> `eval`, metrics on held-out data, and `baseline`, what needs no model."""
     flops_per_token: float
     """Matmul FLOPs of a training step for each token."""
+    select: str = ""
+    """The metric of `eval`, larger being better, whose best parameters are kept in the run folder's `best/`; empty: none."""
 
 
 class TrainState(NamedTuple):
@@ -161,7 +160,8 @@ def run(
     The order within a step: next batch, step, log, evaluate, checkpoint; an evaluation ends the run.
 
     Returns:
-      The last state; its evaluation with `steps`, `tokens`, `seconds`, `tokens_per_second` of the whole run.
+      The last state; its evaluation with `steps`, `tokens`, `seconds`, `tokens_per_second` of the whole run, and `best`,
+      the best evaluation's metrics and step, where the task selects by one.
 
     Raises:
       InputError: the loss is not finite; nothing of that step is saved.
@@ -188,9 +188,21 @@ def run(
             tqdm(total=config.num_train_steps, initial=start, unit=" steps", disable=not sys.stderr.isatty())
         )
         meter = Meter(config, task, mesh, metrics_log, progress, bar)
+        best = Best(run_dir / "best") if task.select else None
+        if best is not None:
+            stack.callback(best.close)
+
+        def evaluate(step: int) -> dict[str, Any]:
+            evaluation: dict[str, Any] = task.evaluate(state.params)
+            if step not in metrics_log.evaluated:
+                log_evaluation(metrics_log, step, evaluation)
+            if best is not None:
+                best.offer(step, evaluation["eval"][task.select], state.params, evaluation["eval"])
+            return evaluation
+
         signals = stack.enter_context(caught_signals())
         if start and start % config.eval_every == 0 and start not in metrics_log.evaluated:  # a signal came before it
-            log_evaluation(metrics_log, start, task.evaluate(state.params))
+            evaluate(start)
         for step in range(start + 1, config.num_train_steps + 1):
             batch = next(batches)
             with jax.transfer_guard("disallow"):
@@ -199,7 +211,7 @@ def run(
             stop, last = signals[:1], step == config.num_train_steps
             if step % config.eval_every == 0 and not (last or stop):
                 with meter.paused(run_dir):
-                    log_evaluation(metrics_log, step, task.evaluate(state.params))
+                    evaluate(step)
             if step % config.checkpoint_every == 0 or last or stop:
                 with meter.paused(run_dir):
                     checkpoints.save(step, state, meter.state())
@@ -208,9 +220,9 @@ def run(
                 raise Interrupted(stop[0], step)
             bar.update()
         checkpoints.wait()
-        evaluation = task.evaluate(state.params)
-        if config.num_train_steps not in metrics_log.evaluated:
-            log_evaluation(metrics_log, config.num_train_steps, evaluation)
+        evaluation = evaluate(config.num_train_steps)
+        if best is not None:
+            evaluation |= {"best": {"step": best.step} | best.progress}
     return state, evaluation | meter.summary()
 
 

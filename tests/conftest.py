@@ -56,7 +56,7 @@ def small(corpus: Path, cache: Path) -> Callable[..., list[str]]:
         "train.num_train_steps": 40,
         "train.global_batch_size": 16,
         "train.eval_batch_size": 16,
-        "train.max_eval_steps": 2,
+        "max_eval_steps": 2,
         "train.log_every": 1,
         "train.eval_every": 100,
         "train.checkpoint_every": 20,

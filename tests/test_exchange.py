@@ -229,10 +229,10 @@ def test_an_encoder_without_pooler_is_told(tmp_path: Path) -> None:
 
 
 RUNS: dict[str, tuple[dict[str, Any], str]] = {
-    "heads": ({"heads": 5}, "config.heads: expected a list of names, got 5"),
+    "heads": ({"heads": 5}, "heads: expected a list of names, got 5"),
     "a head": ({"heads": ["evil"]}, "heads: one of pooler, .*got 'evil'"),
     "no pooler": ({"heads": ["classifier"]}, "classifier reads the pooler, which is missing"),
-    "labels": ({"labels": [1]}, "config.labels: expected a list of names"),
+    "labels": ({"labels": [1]}, "labels: expected a list of names"),
     "a key": ({"model": {"hiden": 1}}, "config.json: unknown key 'config.model.hiden'"),
     "no model": ({"model": None}, "config.json: config.model: expected a table"),
 }

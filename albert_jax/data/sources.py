@@ -120,8 +120,12 @@ def _kind(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).suffix
 
 
-def _lines(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[tuple[int, str]]:
-    """Numbered lines as text, without line ends, byte-order mark and NUL; one line is in memory at a time."""
+def lines(path: Path, encoding_errors: str, repairs: Counter[str]) -> Iterator[tuple[int, str]]:
+    """Numbered lines as text, without line ends, byte-order mark and NUL; one line is in memory at a time.
+
+    Raises:
+      InputError: a damaged archive, a line too long, or invalid UTF-8 where `encoding_errors` is "error".
+    """
     offset = 0
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as opened:
         file: IO[bytes] = opened  # type: ignore[assignment]
@@ -141,7 +145,7 @@ def _lines(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[tu
             try:
                 line = raw.decode("utf-8")
             except UnicodeDecodeError as error:
-                if config.encoding_errors == "error":
+                if encoding_errors == "error":
                     at = offset + error.start
                     raise InputError(
                         f"{path}:{number}: invalid UTF-8 at byte {at}; mend it or pass --data.encoding-errors replace"
@@ -163,7 +167,7 @@ def _lines(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[tu
 def _text(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[str]:
     held: list[str] = []
     size = 0
-    for number, line in _lines(path, config, repairs):
+    for number, line in lines(path, config.encoding_errors, repairs):
         if config.txt_documents == "blank-line" and not line.strip():
             if held:
                 yield "\n".join(held)
@@ -180,7 +184,7 @@ def _text(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[str
 
 
 def _jsonl(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[str]:
-    for number, line in _lines(path, config, repairs):
+    for number, line in lines(path, config.encoding_errors, repairs):
         if not line.strip():
             continue
         try:

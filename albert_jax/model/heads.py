@@ -38,6 +38,60 @@ class MaskedLMHead(nn.Module):
         return logits + self.param("bias", nn.initializers.zeros, (config.vocab_size,))
 
 
+class AnswerClassHead(nn.Module):
+    """Start, end given the start, and whether there is an answer (google-research/albert run_squad_v2.py, after XLNet).
+
+    Without `start_positions` the ends are those of the best starts, `ANSWER_BEAM` of each.
+    """
+
+    config: AlbertConfig
+
+    @nn.compact
+    def __call__(self, hidden: Array, inputs: "Inputs") -> Outputs:
+        config = self.config
+        hidden = hidden.astype(jnp.float32)
+        place = jnp.arange(hidden.shape[1])
+        allowed = (inputs.answer_mask == 1) | (place == 0)  # [CLS] stands for no answer
+        start_logits = jnp.where(allowed, _linear(config, hidden, 1, "start_logits")[..., 0], NO_ANSWER_HERE)
+        end_hidden = nn.Dense(config.hidden_size, kernel_init=initializer(config), name="end_dense")
+        end_norm = nn.LayerNorm(epsilon=config.layer_norm_eps, name="end_layer_norm")
+        end_linear = nn.Dense(1, kernel_init=initializer(config), name="end_logits")
+
+        def ends(index: Array) -> Array:
+            """[B, K] starts -> [B, K, S] logits of the ends."""
+            starts = jnp.take_along_axis(hidden, index[..., None], axis=1)
+            shape = (*index.shape, *hidden.shape[1:])
+            both = [jnp.broadcast_to(hidden[:, None], shape), jnp.broadcast_to(starts[:, :, None], shape)]
+            x = end_linear(end_norm(jnp.tanh(end_hidden(jnp.concatenate(both, axis=-1)))))[..., 0]
+            return jnp.where(allowed[:, None], x, NO_ANSWER_HERE)
+
+        outputs = {"start_logits": start_logits}
+        if inputs.start_positions is not None:
+            outputs["end_logits"] = ends(inputs.start_positions[:, None])[:, 0]
+        else:
+            beam = min(ANSWER_BEAM, hidden.shape[1])
+            start_top, index = jax.lax.top_k(jax.nn.log_softmax(start_logits), beam)
+            end_top, end_index = jax.lax.top_k(jax.nn.log_softmax(ends(index)), beam)
+            outputs |= {
+                "start_top_log_probs": start_top,
+                "start_top_index": index,
+                "end_top_log_probs": end_top,
+                "end_top_index": end_index,
+            }
+        where = jnp.einsum("bs,bsh->bh", jax.nn.softmax(start_logits), hidden)
+        x = _linear(config, jnp.concatenate([where, hidden[:, 0]], axis=-1), config.hidden_size, "answer_dense")
+        x = _dropped(config, jnp.tanh(x), inputs)
+        x = nn.Dense(1, use_bias=False, kernel_init=initializer(config), name="answer_class")(x)
+        return outputs | {"answer_class_logits": x[:, 0]}
+
+
+NO_ANSWER_HERE = -1e30
+"""The logit of a place where no answer may begin or end."""
+
+ANSWER_BEAM = 5
+"""Starts, and ends of each, that `AnswerClassHead` looks at (run_squad_v2.py, start_n_top and end_n_top)."""
+
+
 class Inputs(NamedTuple):
     """What a head may read beside the outputs that stand before it."""
 
@@ -46,6 +100,9 @@ class Inputs(NamedTuple):
     masked_lm_positions: Array | None
     dropout_keys: Array | None
     num_labels: int
+    answer_mask: Array
+    """[B, S]: 1 where an answer may begin or end."""
+    start_positions: Array | None
 
 
 def _pooler(config: AlbertConfig, outputs: Outputs, inputs: Inputs) -> Outputs:
@@ -93,6 +150,10 @@ def _qa_outputs(config: AlbertConfig, outputs: Outputs, inputs: Inputs) -> Outpu
     return {"start_logits": start, "end_logits": end}
 
 
+def _answer_class(config: AlbertConfig, outputs: Outputs, inputs: Inputs) -> Outputs:
+    return AnswerClassHead(config, name="answer_class")(outputs["last_hidden_state"], inputs)
+
+
 HEADS: dict[str, Callable[[AlbertConfig, Outputs, Inputs], Outputs]] = {
     "pooler": _pooler,  # pooler_output [B, H]: tanh of a dense layer on the first token
     "predictions": _predictions,  # prediction_logits [B, P, V]
@@ -101,6 +162,7 @@ HEADS: dict[str, Callable[[AlbertConfig, Outputs, Inputs], Outputs]] = {
     "token_classifier": _token_classifier,  # logits [B, S, labels]
     "choice_classifier": _choice_classifier,  # logits [B], the score of one choice a row
     "qa_outputs": _qa_outputs,  # start_logits, end_logits [B, S]
+    "answer_class": _answer_class,  # SQuAD 2.0's: start_logits [B, S], end_logits or the best of both, answer_class_logits [B]
 }
 """What may stand on the encoder, by the name of its parameters, in the order in which they are called."""
 
@@ -119,6 +181,8 @@ class Albert(nn.Module):
       attention_mask: [B, S], 1 = attend; everything by default.
       token_type_ids: [B, S] segment of each token; 0 by default.
       masked_lm_positions: [B, P] where to predict; every position by default.
+      answer_mask: [B, S], 1 where an answer may begin or end, for the head `answer_class`; everywhere by default.
+      start_positions: [B] where the answer begins, for the same head in training.
       dropout_keys: [B] random keys, one a row, or None for no dropout.
       output_hidden_states, output_attentions: also return `hidden_states` [L + 1, B, S, H] (the first is the
         embedding's) and `attentions` [L * inner_group_num, B, N, S, S].
@@ -150,6 +214,8 @@ class Albert(nn.Module):
         dropout_keys: Array | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        answer_mask: Array | None = None,
+        start_positions: Array | None = None,
     ) -> Outputs:
         config = self.config
         if attention_mask is None:
@@ -162,7 +228,8 @@ class Albert(nn.Module):
         collect = output_hidden_states or output_attentions
         hidden, collected = Encoder(config, name="encoder")(x, bias, dropout_keys, collect)
         outputs = {"last_hidden_state": hidden}
-        inputs = Inputs(table, masked_lm_positions, dropout_keys, len(self.labels))
+        allowed = attention_mask if answer_mask is None else answer_mask
+        inputs = Inputs(table, masked_lm_positions, dropout_keys, len(self.labels), allowed, start_positions)
         for name, head in HEADS.items():
             if name in self.heads:
                 outputs |= head(config, outputs, inputs)

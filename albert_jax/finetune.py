@@ -1,0 +1,356 @@
+"""Fine-tuning: the composition root that puts a task's data, a pretrained model and the optimiser into the train loop."""
+
+import functools
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from albert_jax import checkpoint, exchange, partition, report, run_folder, train
+from albert_jax.config import InputError, check_types, from_dict, read_json, require, to_dict
+from albert_jax.data import batches, tokenizer_json
+from albert_jax.data.tokenizer import Tokenizer, train_vocabulary
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.model.heads import HEADS, Albert, flops_per_token, init_params, param_shapes
+from albert_jax.model.sharing import is_stacked
+from albert_jax.optim import OptimConfig, make_optimizer
+from albert_jax.tasks import family, files
+from albert_jax.tasks.files import TaskDataConfig
+from albert_jax.tasks.table import TASKS
+from albert_jax.train import Task, TrainConfig
+
+log = logging.getLogger(__name__)
+
+RUN_FIELDS = (
+    "dtype",
+    "remat",
+    "scan_unroll",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "classifier_dropout_prob",
+)
+"""Fields of the model that stay the experiment's with --init; all others are the network's that it starts from."""
+
+SCALES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "tiny": {
+        "model.vocab_size": 1000,
+        "model.embedding_size": 64,
+        "model.hidden_size": 128,
+        "model.num_hidden_layers": 4,
+        "model.num_attention_heads": 4,
+        "model.intermediate_size": 512,
+        "model.max_position_embeddings": 128,
+        "model.scan_unroll": 4,
+        "data.max_seq_length": 128,
+        "data.max_query_length": 32,
+        "data.doc_stride": 48,
+        "data.max_qa_length": 48,
+        "data.max_eval_samples": 1000,
+        "optim.learning_rate": 5e-4,
+        "optim.num_warmup_steps": 30,
+        "train.num_train_steps": 300,
+        "train.global_batch_size": 16,
+        "train.log_every": 50,
+        "train.eval_every": 100,
+        "train.checkpoint_every": 100,
+        "train.eval_batch_size": 32,
+    },
+}
+"""Sizes for --scale: fields that go before the experiment's; the command line goes before both."""
+
+LARGE = 1024
+"""H from which learning rates above `SAFE_RATE` are known to diverge for v2 checkpoints."""
+SAFE_RATE = 2e-5
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """A fine-tuning run."""
+
+    run_dir: str
+    """The run folder; the same command again resumes from it."""
+    model: AlbertConfig
+    """With --init only dropout, dtype, remat and scan_unroll count: the network is that one's.  With --data.vocab its size."""
+    data: TaskDataConfig
+    optim: OptimConfig
+    train: TrainConfig
+    init: str = ""
+    """What the run starts from: anything that `albert_jax.load` reads; empty: random weights."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.run_dir != "", "run_dir is empty: name the run folder")
+        require(
+            self.optim.num_warmup_steps < self.train.num_train_steps,
+            f"optim.num_warmup_steps ({self.optim.num_warmup_steps}) must be < train.num_train_steps ({self.train.num_train_steps})",
+        )
+        known = ", ".join(TASKS)
+        require(self.data.task in TASKS, f"data.task: one of {known}, got {self.data.task!r}")
+
+
+def finetune(config: FinetuneConfig) -> dict[str, Any]:
+    """Reads the task, trains, evaluates, writes predictions and the run folder; resumes what the folder already holds.
+
+    Returns:
+      The content of `summary.json`: `eval`, the dev metrics of the last parameters; `best`, those of the best, with
+      `step`; `baseline`, without a model; `test`, where the test files have labels; `degenerate`, whether the best
+      predicts always the same; `predictions`, files; `steps`, `tokens`, `seconds`, `tokens_per_second`.
+
+    Raises:
+      InputError: whatever in the configuration, the data or the folder cannot be used.
+      train.Interrupted: a signal came; the state is saved.
+    """
+    run_dir = Path(config.run_dir).expanduser()
+    mesh = partition.make_mesh(config.train.platform)
+    accumulation = config.train.gradient_accumulation
+    partition.check_batch("train.global_batch_size", config.train.global_batch_size, accumulation, mesh)
+    partition.check_batch("train.eval_batch_size", config.train.eval_batch_size, 1, mesh)
+    task = TASKS[config.data.task]
+    sources = files.find(config.data, task.splits)
+    source = _source(config, run_dir)
+    config = _resolved(config, source)
+    run_folder.check(run_dir, "finetune", config)
+    for split, found in sources.items():
+        log.info("%s: %s", split, ", ".join(map(str, found.paths)) or f"tfds:{found.tfds}/{found.split}")
+    examples, labels = task.read(sources, config.data)
+    tokenizer = _tokenizer(config, run_dir, source, task.texts(examples["train"]))
+    rows = {split: task.rows(found, tokenizer, config.data, labels, split) for split, found in examples.items()}
+    batches.check_batch(rows["train"], config.train.global_batch_size)
+    fingerprints = {"data": files.fingerprint(sources, config.data), "vocab": tokenizer.sha256}
+    model = Albert(config.model, tuple(head for head in HEADS if head in task.heads(config.data)), labels)
+    run_folder.claim(run_dir, "finetune", to_dict(config), fingerprints, model.heads, labels)
+    tokenizer_json.write_vocabulary(tokenizer, config.model.max_position_embeddings, run_dir)
+    _tell(config, rows)
+
+    dev = [split for split in examples if split.startswith("dev")]
+    dev_metrics = functools.partial(_dev_metrics, examples, dev, labels)
+    step = _outputs_step(model, task, config.data, mesh)
+    infer = functools.partial(_infer, step, rows, config, mesh)
+    baseline = dev_metrics({split: task.baseline(examples["train"], examples[split], labels) for split in dev})
+
+    def evaluate(params: Any) -> dict[str, dict[str, float]]:
+        scored = {split: task.score(examples[split], rows[split], infer(params, split), labels) for split in dev}
+        return {"eval": dev_metrics({name: value.metrics for name, value in scored.items()}), "baseline": baseline}
+
+    lengths = rows["train"].lengths
+    trained = Task(
+        init=functools.partial(init_params, model),
+        draw=family.draw,
+        loss=functools.partial(task.loss, model.apply, train=True),
+        batches=functools.partial(
+            batches.train_batches,
+            rows["train"],
+            config.train.global_batch_size,
+            config.data.max_seq_length,
+            config.train.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ),
+        evaluate=evaluate,
+        flops_per_token=flops_per_token(config.model, int(lengths.mean()), 0),
+        select=task.select,
+    )
+    initial = None if source is None else functools.partial(_initial, config, source, model, mesh)
+    optimizer = make_optimizer(config.optim, config.train.num_train_steps, is_stacked)
+    _, summary = train.run(config.train, trained, optimizer, mesh, run_dir, initial)
+
+    here = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=partition.replicated(mesh)),
+        param_shapes(model),
+    )
+    params = checkpoint.restore_params(run_dir / "best", here)
+    folder = run_dir / "predictions"
+    folder.mkdir(exist_ok=True)
+    written, tested, same = [], {}, []
+    for split in [name for name in examples if name != "train"]:
+        scored = task.score(examples[split], rows[split], infer(params, split), labels)
+        written.append(str(task.write(folder, split, examples[split], scored.predictions)))
+        if split in dev:
+            same.append(scored.degenerate)
+        elif scored.metrics:
+            tested[split] = scored.metrics
+    summary |= {"degenerate": all(same), "predictions": written} | ({"test": tested} if tested else {})
+    run_folder.write_json(run_dir / "summary.json", summary)
+    report.plot_curves(run_dir)
+    log.info("%s", report.table(summary))
+    log.info("curves, log, checkpoints, predictions and summary: %s", run_dir)
+    return summary
+
+
+def finetune_seeds(config: FinetuneConfig, seeds: int) -> dict[str, Any]:
+    """`finetune` with `seeds` seeds from train.seed on, one after another, each in a folder of its own; finished ones are kept.
+
+    Returns:
+      The content of `summary.json`: for each dev metric of the best checkpoints `median`, `mean`, `std` (over n - 1), `best`,
+      `worst` and `values`; `degenerate`, the seeds whose best predicts always the same; they are counted in all of it.
+
+    Raises:
+      InputError, train.Interrupted: as `finetune`.
+    """
+    run_dir = Path(config.run_dir).expanduser()
+    require(seeds >= 2, f"--seeds must be at least 2, got {seeds}")
+    own = run_dir / "config.json"
+    require(not own.exists(), f"--run-dir {run_dir} holds a single run; give another for {seeds} seeds")
+    summaries = {}
+    for seed in range(config.train.seed, config.train.seed + seeds):
+        log.info("seed %d", seed)
+        folder = run_dir / f"seed-{seed}"
+        one = replace(config, run_dir=str(folder), train=replace(config.train, seed=seed))
+        summaries[seed] = finetune(one)
+    metrics = {
+        name: _spread([summary["best"][name] for summary in summaries.values()])
+        for name in next(iter(summaries.values()))["eval"]
+    }
+    together = {
+        "seeds": list(summaries),
+        "degenerate": [seed for seed, summary in summaries.items() if summary["degenerate"]],
+        "metrics": metrics,
+        "baseline": next(iter(summaries.values()))["baseline"],
+    }
+    run_folder.write_json(run_dir / "summary.json", together)
+    log.info("%s", report.seeds_table(together))
+    log.info("a folder a seed, and the summary of all: %s", run_dir)
+    return together
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    figures = np.array(values)
+    return {
+        "median": float(np.median(figures)),
+        "mean": float(figures.mean()),
+        "std": float(figures.std(ddof=1)),
+        "best": float(figures.max()),
+        "worst": float(figures.min()),
+        "values": list(values),
+    }
+
+
+def _dev_metrics(
+    examples: Any, dev: Sequence[str], labels: Any, of_splits: dict[str, dict[str, float]]
+) -> dict[str, float]:
+    """The metrics of all dev splits in one table; of several, each by the end of its split's name."""
+    if len(dev) == 1:
+        return of_splits[dev[0]]
+    return {
+        f"{name}_{split.removeprefix('dev_')}": value
+        for split, metrics in of_splits.items()
+        for name, value in metrics.items()
+    }
+
+
+def _outputs_step(model: Albert, task: family.Family, config: TaskDataConfig, mesh: Mesh) -> Any:
+    return jax.jit(
+        lambda params, batch: task.outputs(model.apply, params, batch, config),
+        out_shardings=partition.replicated(mesh),
+    )
+
+
+def _infer(step: Any, rows: Any, config: FinetuneConfig, mesh: Mesh, params: Any, split: str) -> family.Found:
+    def put(batch: Any) -> Any:
+        return {name: jax.device_put(value, partition.by_rows(mesh)) for name, value in batch.items()}
+
+    return family.infer(step, params, rows[split], config.train.eval_batch_size, config.data.max_seq_length, put)
+
+
+def _source(config: FinetuneConfig, run_dir: Path) -> exchange.Source | None:
+    """The model that the run starts from; None for random weights, and where the run has checkpoints of its own."""
+    if not config.init or any((run_dir / "checkpoints").glob("[0-9]*")):
+        return None
+    source = exchange.read(config.init)
+    for note in source.weights.notes:
+        log.info("%s: %s", config.init, note)
+    return source
+
+
+def _resolved(config: FinetuneConfig, source: exchange.Source | None) -> FinetuneConfig:
+    """With the network that the run starts from, or goes on with, in the place of the experiment's.
+
+    Raises:
+      InputError: inputs longer than it takes.
+    """
+    model = config.model
+    if config.init:
+        if source is not None:
+            network = source.weights.model.config
+        else:
+            stored = read_json(Path(config.run_dir).expanduser() / "config.json")
+            network = from_dict(AlbertConfig, stored["config"]["model"], "config.model")
+        model = replace(network, **{name: getattr(model, name) for name in RUN_FIELDS})
+    elif config.data.vocab:
+        model = replace(model, vocab_size=Tokenizer(config.data.vocab).vocab_size)
+    most, length = model.max_position_embeddings, config.data.max_seq_length
+    told = f"data.max_seq_length {length} > model.max_position_embeddings {most}"
+    require(length <= most, f"{told}; --data.max-seq-length {most} is the longest that it takes")
+    if model.hidden_size >= LARGE and config.optim.learning_rate > SAFE_RATE:
+        told = "optim.learning_rate %g: v2 checkpoints of this size are known to diverge above %g; see --seeds"
+        log.warning(told, config.optim.learning_rate, SAFE_RATE)
+    return replace(config, model=model)
+
+
+def _tokenizer(
+    config: FinetuneConfig, run_dir: Path, source: exchange.Source | None, texts: Sequence[str]
+) -> Tokenizer:
+    """The one that is named, that of --init, the run's own, or one trained on the task's text."""
+    data, size = config.data, config.model.vocab_size
+    if data.vocab:
+        tokenizer = Tokenizer(data.vocab, map_punctuation=data.map_punctuation)
+        pieces = tokenizer.vocab_size
+        require(pieces == size, f"data.vocab {data.vocab} has {pieces} pieces, --init {config.init} {size}")
+        return tokenizer
+    if source is not None:
+        told = f"--init {config.init}: no vocabulary in it; name its SentencePiece model with --data.vocab"
+        require(source.tokenizer is not None, told)
+    own = tokenizer_json.read(run_dir, "") if source is None and (run_dir / "config.json").exists() else None
+    if found := source.tokenizer if source is not None else own:
+        return found
+    log.info("no --data.vocab: training one of %d pieces on %d texts", size, len(texts))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "spiece.model"
+        try:
+            train_vocabulary(texts, path, size, map_punctuation=data.map_punctuation)
+        except InputError as error:
+            raise InputError(f"{error}; --model.vocab-size makes it smaller, --data.vocab names one") from None
+        return Tokenizer(path, map_punctuation=data.map_punctuation)
+
+
+def _initial(config: FinetuneConfig, source: exchange.Source, model: Albert, mesh: Mesh) -> Any:
+    """Fresh parameters with everything that the source has in their place; a head only where its classes are the same."""
+    before = source.weights.model
+    fresh = jax.jit(functools.partial(init_params, model))(jax.random.key(config.train.seed))
+    params, new = {}, []
+    for name, value in fresh.items():
+        head = name in HEADS and name != "pooler"
+        kept = name in source.weights.params and (not head or before.labels == model.labels)
+        params[name] = source.weights.params[name] if kept else value
+        new += [] if kept else [name]
+    left = [head for head in before.heads if head not in params or head in new]
+    told = f"; of it {', '.join(left)} left out" if left else ""
+    log.info("started from %s%s%s", config.init, f"; {', '.join(new)} from random numbers" if new else "", told)
+    return jax.device_put(params, partition.replicated(mesh))
+
+
+def _tell(config: FinetuneConfig, rows: dict[str, batches.Rows]) -> None:
+    size = len(rows["train"])
+    epochs = config.train.num_train_steps * config.train.global_batch_size / size
+    log.info(
+        "%d training rows of %.0f tokens (mean), %s; %d steps are %.1f epochs; on %d %s",
+        size,
+        rows["train"].lengths.mean(),
+        ", ".join(f"{len(found)} {split}" for split, found in rows.items() if split != "train"),
+        config.train.num_train_steps,
+        epochs,
+        len(jax.devices()),
+        jax.default_backend(),
+    )
+
+
+def scaled(scale: str) -> list[str]:
+    """The command-line words of a scale."""
+    return [word for name, value in SCALES[scale].items() for word in (f"--{name}", str(value))]

@@ -1,0 +1,21 @@
+"""SST-2: is a sentence of a film review positive or negative?  Accuracy.
+
+    albert-jax finetune experiments/finetune/sst2.py --init albert/albert-base-v2 --data.dir glue/SST-2
+
+Recipe: the paper's Table 14.  Expected (dev, from the paper's tables): base v2 92.9, large v2 94.9, xlarge v2 95.4, xxlarge v2 96.8.
+Not run here at this size; see experiments/LOG.md for what was.
+"""
+
+from albert_jax.finetune import FinetuneConfig
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.optim import OptimConfig
+from albert_jax.tasks.files import TaskDataConfig
+from albert_jax.train import TrainConfig
+
+config = FinetuneConfig(
+    run_dir="runs/sst2",
+    model=AlbertConfig(),
+    data=TaskDataConfig(task="sst2", max_seq_length=512),
+    optim=OptimConfig(optimizer="adamw", learning_rate=1e-5, num_warmup_steps=1256),
+    train=TrainConfig(num_train_steps=20_935, global_batch_size=32, eval_every=500, checkpoint_every=500),
+)
