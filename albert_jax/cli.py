@@ -145,10 +145,14 @@ PREDICT_EPILOG = """\
   albert-jax predict runs/tiny --task sentence-order 'It rained.' 'So we stayed in.'      or lines of two texts and a tab
   albert-jax predict runs/tiny --task embed --file texts.txt --output vectors.npy
   albert-jax predict runs/tiny --task generate 'the function returns' --length 12 --temperature 0.7
+  albert-jax predict runs/sst2 'A film to remember.'            of a fine-tuned run, or folder of anybody's: its labels
+  albert-jax predict runs/rte --pair 'It rained all day.' 'The sun shone.'      two texts, or lines of two and a tab
+  albert-jax predict runs/squad1 'Who wrote it?' 'The book was written by Jane Austen in 1811.'
+  albert-jax predict runs/race 'Tom has a dog.' 'What has Tom?' 'a cat' 'a dog'
 """
 
 
-PREDICT_TASKS = ("fill-mask", "sentence-order", "embed", "generate")
+PREDICT_TASKS = ("fill-mask", "sentence-order", "embed", "generate", "classify", "entities", "answer", "choose")
 
 
 def _exchange_jobs(job: Callable[..., argparse.ArgumentParser]) -> None:
@@ -170,9 +174,13 @@ def _exchange_jobs(job: Callable[..., argparse.ArgumentParser]) -> None:
     predict.add_argument("source", help=SOURCE)
     predict.add_argument("text", nargs="*", help="texts; without any, and without --file, lines of standard input")
     predict.add_argument("--file", type=Path, help="a text a line")
-    predict.add_argument("--task", default="fill-mask", choices=PREDICT_TASKS)
+    task = "what is asked; without it, what the model was fine-tuned for, else fill-mask"
+    predict.add_argument("--task", choices=PREDICT_TASKS, help=task)
     predict.add_argument("--json", action="store_true", help="print a line of JSON a text")
-    predict.add_argument("--top-k", type=int, default=5, help="fill-mask: pieces at each [MASK] (5)")
+    predict.add_argument("--top-k", type=int, default=5, help="fill-mask, answer: the best so many (5)")
+    predict.add_argument("--pair", action="store_true", help="classify: texts are taken two by two")
+    threshold = "answer: none where the odds of no answer are above this (summary.json of a SQuAD 2.0 run says which)"
+    predict.add_argument("--null-threshold", type=float, help=threshold)
     predict.add_argument("--pooling", default="mean", choices=("mean", "pooler"), help="embed: of hidden states (mean)")
     predict.add_argument("--output", type=Path, help="embed: .npy file to write, float32 [texts, H]")
     predict.add_argument("--length", type=int, default=0, help="generate: pieces to continue the text by (0)")
@@ -294,6 +302,7 @@ def _predict(arguments: argparse.Namespace, overrides: list[str]) -> int:
     given = answers.read_texts(arguments.text, arguments.file) if arguments.text or arguments.file else None
     loaded = exchange.load(arguments.source, **_reading(arguments))
     texts = answers.read_texts((), None) if given is None else given
-    for record, lines in answers.ANSWERS[arguments.task](*loaded, texts, options):
+    task = arguments.task or answers.task_of(loaded[0])
+    for record, lines in answers.ANSWERS[task](*loaded, texts, options):
         print(json.dumps(record, ensure_ascii=False) if arguments.json else lines)
     return 0

@@ -22,7 +22,8 @@ def panels(records: list[dict[str, float]]) -> dict[str, tuple[str, ...]]:
         return PRETRAINING_PANELS
     # Of thresholds and counts there is no picture.
     metrics = sorted(name.removeprefix("eval/") for name in names if name.startswith("eval/"))
-    return {"training loss": ("loss",)} | {name: (name,) for name in metrics if "threshold" not in name}
+    found: dict[str, tuple[str, ...]] = {name: (name,) for name in metrics if "threshold" not in name}
+    return {"training loss": ("loss",)} | found
 
 
 def plot_curves(run_dir: Path) -> Path:

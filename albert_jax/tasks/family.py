@@ -147,4 +147,4 @@ def infer(
 def tell_cut(split: str, cut: int, total: int, what: str, limit: int) -> None:
     """Says how many of a split's texts were too long."""
     if cut:
-        log.info("%s: %d of %d %s cut to fit %d tokens", split, cut, total, what, limit)
+        log.info("%s%d of %d %s cut to fit %d tokens", f"{split}: " * bool(split), cut, total, what, limit)

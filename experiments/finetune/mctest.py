@@ -1,0 +1,21 @@
+"""MCTest: which of four options answers a question on a children's story?  Accuracy, mc160 and mc500.
+
+    albert-jax finetune experiments/finetune/mctest.py --init albert/albert-base-v2 --data.dir mctest
+
+The paper has no such recipe: RACE's, made shorter.  A model fine-tuned on RACE is a good start: --init runs/race.
+Not run here with released weights; see experiments/LOG.md for what was.
+"""
+
+from albert_jax.finetune import FinetuneConfig
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.optim import OptimConfig
+from albert_jax.tasks.files import TaskDataConfig
+from albert_jax.train import TrainConfig
+
+config = FinetuneConfig(
+    run_dir="runs/mctest",
+    model=AlbertConfig(),
+    data=TaskDataConfig(task="mctest", max_seq_length=512),
+    optim=OptimConfig(optimizer="adamw", learning_rate=1e-5, num_warmup_steps=100),
+    train=TrainConfig(num_train_steps=1000, global_batch_size=32, eval_every=100, checkpoint_every=100),
+)

@@ -1,0 +1,23 @@
+"""MNLI: does one sentence follow from another, contradict it, or neither?  Accuracy, matched and mismatched.
+
+    albert-jax finetune experiments/finetune/mnli.py --init albert/albert-base-v2 --data.dir glue/MNLI
+
+Recipe: the paper's Table 14.  With the diagnostic set's diagnostic.tsv in the folder, predictions of it are written
+too (AX.tsv).  Expected (dev): base v2 84.6, large v2 86.5, xlarge v2 87.9, xxlarge v2 90.6 (google-research/albert,
+README).
+Not run here with released weights; see experiments/LOG.md for what was.
+"""
+
+from albert_jax.finetune import FinetuneConfig
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.optim import OptimConfig
+from albert_jax.tasks.files import TaskDataConfig
+from albert_jax.train import TrainConfig
+
+config = FinetuneConfig(
+    run_dir="runs/mnli",
+    model=AlbertConfig(),
+    data=TaskDataConfig(task="mnli", max_seq_length=512),
+    optim=OptimConfig(optimizer="adamw", learning_rate=3e-5, num_warmup_steps=1000),
+    train=TrainConfig(num_train_steps=10_000, global_batch_size=128, eval_every=500, checkpoint_every=500),
+)

@@ -1,0 +1,22 @@
+"""MRPC: do two sentences say the same?  Accuracy and F1.
+
+    albert-jax finetune experiments/finetune/mrpc.py --init albert/albert-base-v2 --data.dir glue/MRPC
+
+Recipe: the paper's Table 14.  The paper starts from a model fine-tuned on MNLI: --init runs/mnli.  Expected (dev):
+xxlarge 90.9 (paper, Table 9).
+Not run here with released weights; see experiments/LOG.md for what was.
+"""
+
+from albert_jax.finetune import FinetuneConfig
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.optim import OptimConfig
+from albert_jax.tasks.files import TaskDataConfig
+from albert_jax.train import TrainConfig
+
+config = FinetuneConfig(
+    run_dir="runs/mrpc",
+    model=AlbertConfig(),
+    data=TaskDataConfig(task="mrpc", max_seq_length=512),
+    optim=OptimConfig(optimizer="adamw", learning_rate=2e-5, num_warmup_steps=200),
+    train=TrainConfig(num_train_steps=800, global_batch_size=32, eval_every=100, checkpoint_every=100),
+)

@@ -1,0 +1,22 @@
+"""STS-B: how alike are two sentences, from 0 to 5?  Pearson and Spearman correlation.
+
+    albert-jax finetune experiments/finetune/stsb.py --init albert/albert-base-v2 --data.dir glue/STS-B
+
+Recipe: the paper's Table 14.  The paper starts from a model fine-tuned on MNLI: --init runs/mnli.  Expected (dev):
+xxlarge 93.0 (paper, Table 9).
+Not run here with released weights; see experiments/LOG.md for what was.
+"""
+
+from albert_jax.finetune import FinetuneConfig
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.optim import OptimConfig
+from albert_jax.tasks.files import TaskDataConfig
+from albert_jax.train import TrainConfig
+
+config = FinetuneConfig(
+    run_dir="runs/stsb",
+    model=AlbertConfig(),
+    data=TaskDataConfig(task="stsb", max_seq_length=512),
+    optim=OptimConfig(optimizer="adamw", learning_rate=2e-5, num_warmup_steps=214),
+    train=TrainConfig(num_train_steps=3598, global_batch_size=16, eval_every=200, checkpoint_every=200),
+)

@@ -1,0 +1,22 @@
+"""Your own texts and classes: .csv, .tsv (no quotes) or .jsonl.  Accuracy and macro F1.
+
+    albert-jax finetune experiments/finetune/text.py --init albert/albert-base-v2 \
+        --data.train-file train.csv --data.dev-file dev.csv --data.text-column text --data.label-column label
+
+--data.text-pair-column names a second text.  The classes are those of the training file.
+Not run here with released weights; see experiments/LOG.md for what was.
+"""
+
+from albert_jax.finetune import FinetuneConfig
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.optim import OptimConfig
+from albert_jax.tasks.files import TaskDataConfig
+from albert_jax.train import TrainConfig
+
+config = FinetuneConfig(
+    run_dir="runs/text",
+    model=AlbertConfig(),
+    data=TaskDataConfig(task="text", max_seq_length=256),
+    optim=OptimConfig(optimizer="adamw", learning_rate=2e-5, num_warmup_steps=100),
+    train=TrainConfig(num_train_steps=1000, global_batch_size=32, eval_every=100, checkpoint_every=100),
+)
