@@ -119,16 +119,16 @@ class Best:
         self._checkpoints = Checkpoints(folder, keep=1)
         self.step: int | None = self._checkpoints.latest_step()
         """The step of that evaluation; None before the first."""
-        self.progress: dict[str, Any] = {} if self.step is None else self._checkpoints.read_progress(self.step)
-        """What `offer` was given with it."""
+        self.metrics: dict[str, float] = {} if self.step is None else self._checkpoints.read_progress(self.step)
+        """What it came to."""
 
-    def offer(self, step: int, value: float, params: Any, progress: dict[str, Any]) -> None:
-        """Keeps the parameters if `value` is larger than all before."""
-        if self.step is not None and not value > self.progress["value"]:
+    def offer(self, step: int, select: str, params: Any, metrics: dict[str, float]) -> None:
+        """Keeps the parameters if the metric `select` is larger than at all evaluations before."""
+        if self.step is not None and not metrics[select] > self.metrics[select]:
             return
         self._checkpoints.discard_from(step)
-        self.step, self.progress = step, progress | {"value": value}
-        self._checkpoints.save(step, {"params": params}, self.progress)
+        self.step, self.metrics = step, dict(metrics)
+        self._checkpoints.save(step, {"params": params}, self.metrics)
 
     def close(self) -> None:
         """Waits until everything is on disk."""

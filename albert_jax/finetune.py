@@ -168,14 +168,13 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     params = checkpoint.restore_params(run_dir / "best", here)
     folder = run_dir / "predictions"
     folder.mkdir(exist_ok=True)
-    written, tested, same = [], {}, []
-    for split in [name for name in examples if name != "train"]:
-        scored = task.score(examples[split], rows[split], infer(params, split), labels)
-        written.append(str(task.write(folder, split, examples[split], scored.predictions)))
-        if split in dev:
-            same.append(scored.degenerate)
-        elif scored.metrics:
-            tested[split] = scored.metrics
+    scored = {split: task.score(examples[split], rows[split], infer(params, split), labels) for split in dev}
+    tuned = scored[dev[0]].metrics
+    for split in [name for name in examples if name not in ("train", *dev)]:
+        scored[split] = task.score(examples[split], rows[split], infer(params, split), labels, tuned)
+    written = [str(task.write(folder, split, examples[split], found.predictions)) for split, found in scored.items()]
+    tested = {split: found.metrics for split, found in scored.items() if split not in dev and found.metrics}
+    same = [scored[split].degenerate for split in dev]
     summary |= {"degenerate": all(same), "predictions": written} | ({"test": tested} if tested else {})
     run_folder.write_json(run_dir / "summary.json", summary)
     report.plot_curves(run_dir)

@@ -197,7 +197,7 @@ def run(
             if step not in metrics_log.evaluated:
                 log_evaluation(metrics_log, step, evaluation)
             if best is not None:
-                best.offer(step, evaluation["eval"][task.select], state.params, evaluation["eval"])
+                best.offer(step, task.select, state.params, evaluation["eval"])
             return evaluation
 
         signals = stack.enter_context(caught_signals())
@@ -222,7 +222,7 @@ def run(
         checkpoints.wait()
         evaluation = evaluate(config.num_train_steps)
         if best is not None:
-            evaluation |= {"best": {"step": best.step} | best.progress}
+            evaluation |= {"best": {"step": best.step} | best.metrics}
     return state, evaluation | meter.summary()
 
 

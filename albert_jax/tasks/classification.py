@@ -210,7 +210,14 @@ class Classification:
         logits = family.run(apply, params, batch, None)["logits"]
         return {"score": logits[:, 0]} if self.regression else {"probabilities": jax.nn.softmax(logits)}
 
-    def score(self, examples: Sequence[Any], rows: Any, found: family.Found, labels: tuple[str, ...]) -> family.Scored:
+    def score(
+        self,
+        examples: Sequence[Any],
+        rows: Any,
+        found: family.Found,
+        labels: tuple[str, ...],
+        dev: Mapping[str, float] | None = None,
+    ) -> family.Scored:
         if self.regression:
             values = np.array([float(row["score"]) for row in found])
             gold = [row.label for row in examples]

@@ -71,8 +71,19 @@ class Family(Protocol):
     def outputs(self, apply: Any, params: Any, batch: Batch, config: TaskDataConfig) -> Outputs:
         """What `score` needs of the model, [B, ...] each; runs jitted."""
 
-    def score(self, examples: Sequence[Any], rows: Any, found: Found, labels: tuple[str, ...]) -> Scored:
-        """Metrics and predictions from the outputs for all rows of a split."""
+    def score(
+        self,
+        examples: Sequence[Any],
+        rows: Any,
+        found: Found,
+        labels: tuple[str, ...],
+        dev: Mapping[str, float] | None = None,
+    ) -> Scored:
+        """Metrics and predictions from the outputs for all rows of a split.
+
+        What is tuned, such as a threshold, is tuned on these examples, or taken from `dev`, the metrics of those it was
+        tuned on.
+        """
 
     def baseline(self, train: Sequence[Any], dev: Sequence[Any], labels: tuple[str, ...]) -> dict[str, float]:
         """The metrics without a model, such as those of the commonest class."""

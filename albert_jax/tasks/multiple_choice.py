@@ -165,7 +165,14 @@ class MultipleChoice:
         """`probabilities` [B, choices]."""
         return {"probabilities": jax.nn.softmax(self._logits(apply, params, batch, None))}
 
-    def score(self, examples: Sequence[Any], rows: Any, found: family.Found, labels: tuple[str, ...]) -> family.Scored:
+    def score(
+        self,
+        examples: Sequence[Any],
+        rows: Any,
+        found: family.Found,
+        labels: tuple[str, ...],
+        dev: Mapping[str, float] | None = None,
+    ) -> family.Scored:
         chosen = [int(np.argmax(row["probabilities"])) for row in found]
         predictions = [LETTERS[number] for number in chosen]
         degenerate = len(examples) > 1 and len(set(chosen)) == 1

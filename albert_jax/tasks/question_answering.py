@@ -275,7 +275,12 @@ class QuestionAnswering:
         return {"start": flat[0], "end": flat[1], "score": flat[2], "null": start[:, 0] + end[:, 0]}
 
     def score(
-        self, examples: Sequence[Any], rows: Windows, found: family.Found, labels: tuple[str, ...]
+        self,
+        examples: Sequence[Any],
+        rows: Windows,
+        found: family.Found,
+        labels: tuple[str, ...],
+        dev: Mapping[str, float] | None = None,
     ) -> family.Scored:
         answers, odds = self.answers(len(examples), rows, found)
         best = {row.id: (n_best[0]["text"] if n_best else "") for row, n_best in zip(examples, answers, strict=True)}
@@ -284,13 +289,16 @@ class QuestionAnswering:
         gold = {row.id: [text for text, _ in row.answers] for row in examples}
         metrics: dict[str, float] = {}
         predicted = best
-        if self.unanswerable and labelled:
+        tuned: dict[str, float] = {}
+        if self.unanswerable and dev is not None:
+            tuned = {"null_threshold": dev["null_threshold"]}
+        elif self.unanswerable and labelled:
             exact, _ = best_threshold(best, null, gold, "exact")
-            _, threshold = best_threshold(best, null, gold, "f1")
-            predicted = {name: "" if null[name] > threshold else text for name, text in best.items()}
-            metrics = squad(predicted, gold) | {"best_exact": exact, "null_threshold": threshold}
-        elif labelled:
-            metrics = squad(best, gold)
+            tuned = {"best_exact": exact, "null_threshold": best_threshold(best, null, gold, "f1")[1]}
+        if tuned:
+            predicted = {name: "" if null[name] > tuned["null_threshold"] else text for name, text in best.items()}
+        if labelled:
+            metrics = squad(predicted, gold) | tuned
         full = [
             {"id": row.id, "answer": predicted[row.id], "null_odds": null[row.id], "n_best": n_best}
             for row, n_best in zip(examples, answers, strict=True)

@@ -196,7 +196,12 @@ class TokenClassification:
         return {"label": jnp.argmax(probabilities, axis=-1), "probability": jnp.max(probabilities, axis=-1)}
 
     def score(
-        self, examples: Sequence[Any], rows: Pieces, found: family.Found, labels: tuple[str, ...]
+        self,
+        examples: Sequence[Any],
+        rows: Pieces,
+        found: family.Found,
+        labels: tuple[str, ...],
+        dev: Mapping[str, float] | None = None,
     ) -> family.Scored:
         predictions = [tags for tags, _ in self.tags(examples, rows, found, labels)]
         degenerate = all(tag == "O" for tags in predictions for tag in tags)

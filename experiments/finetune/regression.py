@@ -1,9 +1,9 @@
 """Your own texts and numbers: .csv, .tsv (no quotes) or .jsonl.  Pearson and Spearman correlation.
 
-    albert-jax finetune experiments/finetune/regression.py --init albert/albert-base-v2 \
-        --data.train-file train.csv --data.dev-file dev.csv --data.text-column text --data.label-column score
+    albert-jax finetune experiments/finetune/regression.py --init runs/base --data.train-file train.csv \
+        --data.dev-file dev.csv
 
---data.text-pair-column names a second text.
+--data.text-column, --data.label-column and --data.text-pair-column name the columns (text, label, none).
 Not run here with released weights; see experiments/LOG.md for what was.
 """
 

@@ -1,9 +1,10 @@
 """Your own texts and classes: .csv, .tsv (no quotes) or .jsonl.  Accuracy and macro F1.
 
-    albert-jax finetune experiments/finetune/text.py --init albert/albert-base-v2 \
-        --data.train-file train.csv --data.dev-file dev.csv --data.text-column text --data.label-column label
+    albert-jax finetune experiments/finetune/text.py --init runs/base --data.train-file train.csv \
+        --data.dev-file dev.csv
 
---data.text-pair-column names a second text.  The classes are those of the training file.
+--data.text-column, --data.label-column and --data.text-pair-column name the columns (text, label, none).  The classes
+are those of the training file.
 Not run here with released weights; see experiments/LOG.md for what was.
 """
 

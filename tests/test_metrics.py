@@ -1,0 +1,83 @@
+"""Metrics: what the official scorers gave for the same predictions (golden/make_metrics.py), and what must hold of any."""
+
+import itertools
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from albert_jax.tasks import metrics
+from albert_jax.tasks.metrics import best_threshold, normalized, span_f1, spans, squad, to_iob2
+
+from .conftest import ROOT
+
+GOLDEN: dict[str, Any] = json.loads((ROOT / "tests" / "golden" / "metrics.json").read_text())
+TAGS = st.lists(st.sampled_from(["O", *(f"{prefix}-{kind}" for prefix in "BIES" for kind in "XY")]), max_size=12)
+
+
+@pytest.mark.parametrize("case", GOLDEN["entities"], ids=["IOB1", "IOB2", "IOBES", "any"])
+def test_entities_as_seqeval_counts_them(case: dict[str, Any]) -> None:
+    """Fails if a change of type is not taken for an entity's end."""
+    assert [[list(span) for span in spans(row)] for row in case["gold"]] == case["spans"]
+    mine, theirs = span_f1(case["guessed"], case["gold"]), case["report"]
+    for name, key in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
+        assert mine[name] == pytest.approx(theirs["micro avg"][key], abs=1e-12)
+    for kind in ("PER", "LOC", "creative-work"):
+        assert mine[f"f1_{kind}"] == pytest.approx(theirs[kind]["f1-score"], abs=1e-12)
+
+
+@given(TAGS)
+def test_schemes_are_one(tags: list[str]) -> None:
+    """Entities do not overlap, and the same ones are read from what IOB2 makes of them."""
+    found = spans(tags)
+    assert spans(to_iob2(tags)) == found
+    assert all(a.end <= b.start for a, b in itertools.pairwise(found))
+    assert sum(span.end - span.start for span in found) == sum(tag != "O" for tag in tags)
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["all answerable", "some not"])
+def test_answers_as_the_official_scorer_counts_them(number: int) -> None:
+    case = GOLDEN["answers"][number]
+    theirs, gold, guessed, odds = (case[key] for key in ("report", "gold", "guessed", "odds"))
+    mine = squad(guessed, gold)
+    # Its threshold is 1.0 here, so that no answer is taken back.
+    assert mine["exact"] == pytest.approx(theirs["exact"], abs=1e-9)
+    assert mine["f1"] == pytest.approx(theirs["f1"], abs=1e-9)
+    for name in ("HasAns_exact", "HasAns_f1", "NoAns_exact", "NoAns_f1") if number else ():
+        assert mine[name] == pytest.approx(theirs[name], abs=1e-9)
+    for metric in ("exact", "f1"):
+        best, threshold = best_threshold(guessed, odds, gold, metric)
+        assert best == pytest.approx(theirs[f"best_{metric}"], abs=1e-9)
+        assert threshold == pytest.approx(theirs[f"best_{metric}_thresh"], abs=1e-9)
+        taken_back = {name: "" if odds[name] > threshold else answer for name, answer in guessed.items()}
+        assert squad(taken_back, gold)[metric] == pytest.approx(best, abs=1e-9)
+
+
+def test_normalized_answers() -> None:
+    for text, theirs in GOLDEN["answers"][2]["normalized"].items():
+        assert normalized(text) == theirs
+
+
+def test_threshold_where_nothing_is_worth_answering() -> None:
+    score, threshold = best_threshold({"a": "x", "b": "y"}, {"a": 0.5, "b": 1.0}, {"a": [], "b": []})
+    assert (score, threshold) == (100.0, -0.5)
+
+
+def test_of_classes_and_numbers() -> None:
+    """By their definitions, and where they are not defined."""
+    predicted, gold = np.array([1, 0, 1, 1, 0, 1]), np.array([1, 0, 0, 1, 1, 1])
+    tp, fp, fn, tn = 3, 1, 1, 1
+    assert metrics.accuracy(predicted, gold) == pytest.approx(4 / 6)
+    assert metrics.f1(predicted, gold) == pytest.approx(2 * tp / (2 * tp + fp + fn))
+    root = ((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)) ** 0.5
+    assert metrics.matthews(predicted, gold) == pytest.approx((tp * tn - fp * fn) / root)
+    assert metrics.macro_f1(predicted, gold) == pytest.approx((0.75 + 0.5) / 2)
+    constant = np.ones(6, int)
+    assert metrics.matthews(constant, gold) == 0.0
+    values = np.array([0.1, 2.0, 3.5, 3.0])
+    assert metrics.pearson(values, values * 2 + 1) == pytest.approx(1)
+    assert metrics.spearman(np.exp(values), values) == pytest.approx(1)
+    assert metrics.pearson(np.ones(4), values) == metrics.spearman(values, np.ones(4)) == 0.0
