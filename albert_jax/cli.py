@@ -223,11 +223,12 @@ def _pretrain(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _finetune(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from albert_jax.finetune import RUN_FIELDS, FinetuneConfig, finetune, finetune_seeds, scaled
 
+    given = [word.partition("=")[0].removeprefix("--").replace("-", "_") for word in overrides]
+    network = [name for name in given if name.startswith("model.") and name.removeprefix("model.") not in RUN_FIELDS]
+    told = f"with --init the network is that one's; of the model {', '.join(RUN_FIELDS)} can be given"
+    require("init" not in given or not network, f"--{next(iter(network), '')}: {told}")
     config = load(FinetuneConfig, arguments.experiment, [*scaled(arguments.scale), *overrides])
-    for word in overrides if config.init else ():
-        section, _, name = word.partition("=")[0].removeprefix("--").replace("-", "_").partition(".")
-        told = f"{word}: with --init {config.init} the network is that one's; of the model {', '.join(RUN_FIELDS)} can be given"
-        require(section != "model" or name in RUN_FIELDS, told)
+    require(arguments.seeds >= 1, f"--seeds must be at least 1, got {arguments.seeds}")
     return _trained(lambda: finetune(config) if arguments.seeds == 1 else finetune_seeds(config, arguments.seeds))
 
 

@@ -194,7 +194,6 @@ def finetune_seeds(config: FinetuneConfig, seeds: int) -> dict[str, Any]:
       InputError, train.Interrupted: as `finetune`.
     """
     run_dir = Path(config.run_dir).expanduser()
-    require(seeds >= 2, f"--seeds must be at least 2, got {seeds}")
     own = run_dir / "config.json"
     require(not own.exists(), f"--run-dir {run_dir} holds a single run; give another for {seeds} seeds")
     summaries = {}

@@ -67,7 +67,7 @@ def summary(run_dir: Path) -> dict[str, Any]:
     return json.loads((run_dir / "summary.json").read_text())
 
 
-SERVER = {
+SERVER: dict[str, dict[str, Any]] = {
     "cola": {"CoLA.tsv": "01"},
     "sst2": {"SST-2.tsv": "01"},
     "mrpc": {"MRPC.tsv": "01"},

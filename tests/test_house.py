@@ -3,13 +3,16 @@
 import ast
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
 
 from albert_jax.config import load
+from albert_jax.finetune import FinetuneConfig
 from albert_jax.model.heads import Albert, param_shapes
 from albert_jax.pretrain import PretrainConfig
+from albert_jax.tasks.table import TASKS
 
 from .conftest import ROOT
 
@@ -22,6 +25,7 @@ MAY_IMPORT = {
     "model": {"config"},
     "optim": {"config"},
     "objectives": {"config"},
+    "tasks": {"config", "data", "objectives"},
     "partition": {"config"},
     "checkpoint": {"config"},
     "run_folder": {"config"},
@@ -30,7 +34,8 @@ MAY_IMPORT = {
     "convert": {"config", "model"},
     "exchange": {"config", "convert", "data", "model", "checkpoint", "run_folder"},
     "predict": {"config", "data", "model"},
-    "answers": {"config", "data", "model", "predict"},
+    "predict_task": {"config", "data", "model", "tasks"},
+    "answers": {"config", "data", "model", "predict", "predict_task"},
     "inspection": {"config", "data", "model"},
     "pretrain": {
         "config",
@@ -46,7 +51,20 @@ MAY_IMPORT = {
         "convert",
         "exchange",
     },
-    "cli": {"config", "data", "pretrain", "report", "train", "exchange", "answers"},
+    "finetune": {
+        "config",
+        "data",
+        "model",
+        "tasks",
+        "optim",
+        "partition",
+        "checkpoint",
+        "run_folder",
+        "train",
+        "report",
+        "exchange",
+    },
+    "cli": {"config", "data", "pretrain", "finetune", "report", "train", "exchange", "answers"},
     "__main__": {"cli"},
     "__init__": {"exchange"},
 }
@@ -55,7 +73,7 @@ ONLY = {
     "flax": {"model"},
     "orbax": {"checkpoint"},
     "grain": {"data"},
-    "tensorflow_datasets": {"data"},
+    "tensorflow_datasets": {"data", "tasks"},
     "sentencepiece": {"data"},
     "sentencex": {"data"},
     "optax": {"optim"},
@@ -67,12 +85,17 @@ ONLY = {
         "checkpoint",
         "train",
         "pretrain",
+        "finetune",
+        "tasks",
         "convert",
         "exchange",
         "predict",
+        "predict_task",
         "inspection",
     },
     "tyro": {"cli"},
+    "sklearn": {"tasks"},
+    "scipy": {"tasks"},
     "matplotlib": {"report", "inspection"},
     "safetensors": {"convert"},
     "google_crc32c": {"convert"},
@@ -120,9 +143,17 @@ def test_the_map_is_complete() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("*.py")), ids=lambda path: path.stem)
 def test_experiment_can_be_built(path: Path) -> None:
     """Under 100 lines, says its command, and its model can be made."""
-    config = load(PretrainConfig, str(path))
+    job, kind = {"pretrain": ("pretrain", PretrainConfig), "finetune": ("finetune", FinetuneConfig)}[path.parent.name]
+    config: Any = load(kind, str(path))
     assert len(path.read_text().splitlines()) < 100
-    assert f"albert-jax pretrain {path.relative_to(ROOT)}" in (ast.get_docstring(ast.parse(path.read_text())) or "")
+    assert f"albert-jax {job} {path.relative_to(ROOT)}" in (ast.get_docstring(ast.parse(path.read_text())) or "")
     shapes = param_shapes(Albert(config.model))
     assert jax.tree.leaves(shapes)
     assert dataclasses.asdict(config)["run_dir"] == f"runs/{path.stem}"
+
+
+def test_every_task_has_its_recipe() -> None:
+    """A file of its own name, which names the task."""
+    for task in TASKS:
+        config = load(FinetuneConfig, str(ROOT / "experiments" / "finetune" / f"{task}.py"))
+        assert config.data.task == task

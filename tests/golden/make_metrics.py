@@ -76,13 +76,15 @@ def entities(draw: random.Random) -> list[dict[str, Any]]:
 
 def answers(draw: random.Random, scorer: str) -> list[dict[str, Any]]:
     """Questions, predictions with odds of no answer, and what evaluate-v2.0.py prints of them."""
-    cases = []
+    cases: list[dict[str, Any]] = []
     for impossible in (0.0, 0.4):
-        data, guessed, odds = [], {}, {}
+        data: list[dict[str, Any]] = []
+        guessed: dict[str, str] = {}
+        odds: dict[str, float] = {}
         for number in range(80):
             text = " ".join(draw.choice(WORDS) for _ in range(20))
             words = text.split()
-            gold = []
+            gold: list[dict[str, Any]] = []
             for _ in range(0 if draw.random() < impossible else draw.randint(1, 3)):
                 at = draw.randint(0, 16)
                 gold.append({"text": " ".join(words[at : at + draw.randint(1, 4)]), "answer_start": 0})

@@ -1,0 +1,580 @@
+"""What tasks make of their files: rows, windows, places of answers, labels of words, and mistakes told in one line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from albert_jax.config import InputError
+from albert_jax.convert import tf1
+from albert_jax.convert.weights import tensor_names
+from albert_jax.data.batches import collate
+from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.model.heads import Albert, param_shapes
+from albert_jax.tasks import classification, family, files, multiple_choice, question_answering, token_classification
+from albert_jax.tasks.files import TaskDataConfig
+from albert_jax.tasks.table import TASKS
+
+from .conftest import ROOT
+from .made_tasks import WRITE
+from .test_cli import refused
+from .test_tokenizer import GOLDEN
+
+TOKENIZER = Tokenizer(GOLDEN / "spiece.model")
+
+
+def config(**fields: Any) -> TaskDataConfig:
+    return TaskDataConfig(**({"task": "sst2", "max_seq_length": 32} | fields))
+
+
+def read(task: str, folder: Path, **fields: Any) -> tuple[dict[str, list[Any]], tuple[str, ...]]:
+    chosen = config(task=task, dir=str(folder), **fields)
+    return TASKS[task].read(files.find(chosen, TASKS[task].splits), chosen)
+
+
+# One text or two
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(2, 50))
+def test_fit_takes_from_the_longer_end(first: int, second: int, room: int) -> None:
+    """As the released loop does it, token by token."""
+    a, b = first, second
+    while a + b > room:
+        a, b = (a - 1, b) if a > b else (a, b - 1)
+    assert classification.fit(first, second, room) == (a, b)
+
+
+def test_pairs_are_what_the_tokenizer_makes() -> None:
+    texts = [("the text", "a list of lines " * 9), ("some space", None), ("the text of lines " * 9, "text"), ("", "")]
+    rows = classification.pair_rows(texts, np.arange(4), TOKENIZER, 32)
+    for number, (first, second) in enumerate(texts):
+        wanted = TOKENIZER(first, second, max_length=32)
+        row = rows[number]
+        assert row["input_ids"].tolist() == wanted["input_ids"][0].tolist()
+        assert row["token_type_ids"].tolist() == wanted["token_type_ids"][0].tolist()
+        assert len(row["input_ids"]) == rows.lengths[number]
+        assert row["target"] == number
+
+
+def test_columns_of_every_form_of_a_data_set(tmp_path: Path) -> None:
+    """GLUE's .tsv, and .jsonl with Hugging Face's names and numbers for classes, give the same examples."""
+    own, other = tmp_path / "tsv", tmp_path / "jsonl"
+    for folder in (own, other):
+        folder.mkdir()
+    WRITE["mrpc"](own)
+    for split in ("train", "dev", "test"):
+        _, *lines = (own / f"{split}.tsv").read_text().splitlines()
+        rows = [line.split("\t") for line in lines]
+        records = [
+            {"sentence1": row[2], "sentence2": row[3]} | ({"label": int(row[4])} if split != "test" else {})
+            for row in rows
+        ]
+        (other / f"{split}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (theirs, labels), (mine, own_labels) = read("mrpc", own), read("mrpc", other)
+    assert labels == own_labels == ("not_equivalent", "equivalent")
+    for split in ("train", "dev", "test"):
+        assert [row[1:] for row in theirs[split]] == [row[1:] for row in mine[split]]
+
+
+def test_byte_order_mark_crlf_and_quotes(tmp_path: Path) -> None:
+    text = '\ufeffsentence\tlabel\r\n"the text\t1\r\n a ""quoted"" list\t0\r\n'
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.tsv").write_bytes(text.encode())
+    found, labels = read("sst2", tmp_path)
+    assert [(row.text, row.label) for row in found["dev"]] == [
+        ('"the text', "positive"),
+        (' a ""quoted"" list', "negative"),
+    ]
+    assert labels == ("negative", "positive")
+
+
+# Answers
+
+
+def squad(folder: Path, context: str, answers: list[tuple[str, int]], split: str = "train", **qa: Any) -> None:
+    made = {"id": "q", "question": "what is it", "answers": [{"text": t, "answer_start": s} for t, s in answers]} | qa
+    table = {"data": [{"title": "t", "paragraphs": [{"context": context, "qas": [made]}]}]}
+    (folder / f"{split}-v1.1.json").write_text(json.dumps(table))
+
+
+CONTEXTS = st.text(alphabet="the listÉ .,-2010ﬁ\u0301“”\n", min_size=1, max_size=200)
+
+
+@settings(max_examples=60, deadline=None)
+@given(CONTEXTS, st.data())
+def test_every_window_finds_the_answer_where_it_is(context: str, data: st.DataObject) -> None:
+    """The text between the characters of the first and last token is the answer, but for what shares a token with it.
+
+    Fails if a window's start is not added, or the places of [CLS] and question are not counted.
+    """
+    begin = data.draw(st.integers(0, len(context) - 1))
+    end = data.draw(st.integers(begin + 1, min(len(context), begin + 20)))
+    answer = context[begin:end]
+    example = question_answering.Example("q", "what is it", context, ((answer, begin),), True)
+    chosen = config(task="squad1", max_seq_length=24, max_query_length=6, doc_stride=5)
+    task = question_answering.QuestionAnswering()
+    rows = task.rows([example], TOKENIZER, chosen, (), "train")
+    if not len(rows):
+        assert (
+            not answer.strip()
+            or question_answering.locate(question_answering.tokenized(TOKENIZER, context), answer, begin) is None
+        )
+        return
+    seen: set[int] = set()
+    owned: list[int] = []
+    for number, window in enumerate(rows.windows):
+        row = rows[number]
+        assert len(row["input_ids"]) <= 24
+        first = len(window.question) + 2
+        inside = row["input_ids"][first : first + window.size]
+        assert np.array_equal(inside, window.context.ids[window.start : window.start + window.size])
+        assert row["answer_mask"].sum() == window.size
+        seen |= set(range(window.start, window.start + window.size))
+        owned += (window.start + np.flatnonzero(window.best)).tolist()
+        if row["start"]:
+            start, stop = (int(row[name]) - first + window.start for name in ("start", "end"))
+            covered = context[window.context.ranges[start, 0] : window.context.ranges[stop, 1]]
+            assert answer.strip() in covered or covered in answer
+    assert seen == set(range(len(rows.windows[0].context.ids)))
+    assert sorted(owned) == sorted(seen)  # each token belongs to one window
+
+
+def test_windows_overlap_by_the_stride() -> None:
+    context = question_answering.tokenized(TOKENIZER, "the text of lines " * 20)
+    found = list(question_answering.windows(0, np.arange(4), context, 30, 12))
+    assert [window.start for window in found[:3]] == [0, 12, 24]
+    assert sum(len(context.ids) - window.start <= 30 for window in found) == 1
+
+
+def test_the_best_answer_is_the_context_as_it_stands(tmp_path: Path) -> None:
+    """Outputs that point at a place give that place's characters, capitals and accents included, whichever window said it."""
+    context = "The Text,  of Émile 2010 and Lines " + "of more text " * 12
+    example = question_answering.Example("q", "what is it", context, (("Émile 2010", 14),), True)
+    chosen = config(task="squad1", max_seq_length=36, max_query_length=6, doc_stride=3)
+    task = question_answering.QuestionAnswering()
+    trained = task.rows([example], TOKENIZER, chosen, (), "train")
+    assert sum(bool(trained[i]["start"]) for i in range(len(trained))) > 1
+    for number in range(len(trained)):
+        row = trained[number]
+        if not row["start"]:
+            continue
+        found = [
+            {"start": np.array([1]), "end": np.array([1]), "score": np.array([-1e30]), "null": np.array(0.0)}
+            for _ in range(len(trained))
+        ]
+        found[number] = {name: np.array([row[name]]) for name in ("start", "end")} | {
+            "score": np.array([7.0]),
+            "null": np.array(3.0),
+        }
+        result = task.score([example], trained, found, ())
+        assert result.predictions[0]["answer"] == "Émile 2010"
+        assert result.metrics == {"exact": 100.0, "f1": 100.0}
+        assert result.predictions[0]["null_odds"] == pytest.approx(0.0 - 7.0)
+
+
+def test_answers_that_are_not_there_are_counted_or_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    squad(tmp_path, "the text of lines", [("nowhere", 4)])
+    squad(tmp_path, "the text of lines", [("text", 4)], "dev")
+    found, _ = read("squad1", tmp_path, max_query_length=8)
+    task = TASKS["squad1"]
+    with caplog.at_level("WARNING"):
+        assert len(task.rows(found["train"], TOKENIZER, config(max_query_length=8), (), "train")) == 0
+    assert "train: 1 of 1 answers are not where their contexts say: q, ...; left out" in caplog.text
+    with pytest.raises(InputError, match="are not where their contexts say: q is the first; mend them"):
+        task.rows(found["train"], TOKENIZER, config(max_query_length=8, strict=True), (), "train")
+    assert len(task.rows(found["dev"], TOKENIZER, config(max_query_length=8), (), "dev")) == 1
+
+
+# The answer-class head
+
+
+def answer_model() -> tuple[Albert, Any, dict[str, Any]]:
+    small = AlbertConfig(
+        vocab_size=60,
+        embedding_size=8,
+        hidden_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    model, random = Albert(small, ("answer_class",)), np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32) * 0.5, param_shapes(model))
+    mask = np.ones((3, 10), np.int32)
+    mask[1, 7:] = 0
+    allowed = mask * (np.arange(10) >= 4)
+    allowed[:, 9] = 0
+    batch = {"input_ids": random.integers(5, 60, (3, 10)), "attention_mask": mask, "answer_mask": allowed}
+    return model, params, batch
+
+
+def test_answer_class_head_is_the_released_one() -> None:
+    """Against run_squad_v2.py's formulas, written out: training's ends by the gold start, else those of the best starts."""
+    model, params, batch = answer_model()
+    apply: Any = model.apply
+    starts = np.array([5, 0, 7])
+    trained = apply({"params": params}, **batch, start_positions=starts)
+    asked = apply({"params": params}, **batch)
+    hidden = np.asarray(trained["last_hidden_state"], np.float64)
+    head = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["answer_class"])
+
+    def dense(name: str, x: np.ndarray) -> np.ndarray:
+        return x @ head[name]["kernel"] + head[name].get("bias", 0)
+
+    p_mask = 1 - batch["answer_mask"]
+    p_mask[:, 0] = 0
+    start_logits = np.where(p_mask == 1, -1e30, dense("start_logits", hidden)[..., 0])
+    assert np.allclose(trained["start_logits"], start_logits, atol=1e-4)
+
+    def ends(row: int, start: int) -> np.ndarray:
+        both = np.concatenate([hidden[row], np.tile(hidden[row, start], (10, 1))], axis=-1)
+        x = np.tanh(dense("end_dense", both))
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-12)
+        x = x * head["end_layer_norm"]["scale"] + head["end_layer_norm"]["bias"]
+        return np.where(p_mask[row] == 1, -1e30, dense("end_logits", x)[:, 0])
+
+    def log_softmax(x: np.ndarray) -> np.ndarray:
+        return x - x.max() - np.log(np.exp(x - x.max()).sum())
+
+    for row, start in enumerate(starts):
+        assert np.allclose(trained["end_logits"][row], ends(row, start), atol=1e-4)
+        share = np.exp(log_softmax(start_logits[row]))
+        answer = np.concatenate([share @ hidden[row], hidden[row, 0]])
+        wanted = np.tanh(dense("answer_dense", answer)) @ head["answer_class"]["kernel"]
+        assert np.allclose(trained["answer_class_logits"][row], wanted[0], atol=1e-4)
+        assert np.allclose(asked["answer_class_logits"][row], wanted[0], atol=1e-4)
+        best = np.argsort(-start_logits[row], kind="stable")[:5]
+        assert asked["start_top_index"][row].tolist() == best.tolist()
+        assert np.allclose(asked["start_top_log_probs"][row], log_softmax(start_logits[row])[best], atol=1e-4)
+        for number, index in enumerate(best):
+            own = log_softmax(ends(row, index))
+            assert np.allclose(asked["end_top_log_probs"][row, number], np.sort(own)[::-1][:5], atol=1e-3)
+
+
+def test_answer_class_head_under_googles_names() -> None:
+    names = tensor_names(answer_model()[0], tf1.NAMES)
+    found = sorted(name for path, (_, sets) in names.items() if path[0] == "answer_class" for name in sets)
+    assert found == sorted(
+        [
+            f"{part}/{leaf}"
+            for part in ("start_logits/dense", "end_logits/dense_0", "end_logits/dense_1")
+            for leaf in ("kernel", "bias")
+        ]
+        + ["end_logits/LayerNorm/gamma", "end_logits/LayerNorm/beta"]
+        + ["answer_class/dense_0/kernel", "answer_class/dense_0/bias", "answer_class/dense_1/kernel"]
+    )
+
+
+@pytest.mark.parametrize("head", ["qa_outputs", "answer_class"])
+def test_padding_changes_no_answer(head: str) -> None:
+    """A row in a wider batch, or beside empty rows, has the loss and the answers that it has alone."""
+    small = answer_model()[0].config
+    model, random = Albert(small, (head,)), np.random.default_rng(1)
+    params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32) * 0.5, param_shapes(model))
+    chosen = config(task="squad2", n_best_size=4, qa_head="plain" if head == "qa_outputs" else head)
+    row = {
+        "input_ids": random.integers(5, 60, 14).astype(np.int32),
+        "token_type_ids": np.zeros(14, np.int32),
+        "answer_mask": (np.arange(14) > 3).astype(np.int32),
+        "best": (np.arange(14) > 5).astype(np.int32),
+        "start": np.int32(6),
+        "end": np.int32(8),
+        "weights": np.float32(1),
+    }
+    task = question_answering.QuestionAnswering(unanswerable=True)
+    results = []
+    for size, width in ((1, 14), (3, 32)):
+        batch = {name: jnp.asarray(value) for name, value in collate([row], size, width).items()}
+        loss, metrics = task.loss(model.apply, params, batch | {"scale": batch["weights"]}, train=False)
+        found = {name: value[0] for name, value in task.outputs(model.apply, params, batch, chosen).items()}
+        good = np.asarray(found["score"]) > -1e29
+        order = np.argsort(-np.asarray(found["score"])[good])
+        results.append([float(loss), float(metrics["tokens"][0]), float(found["null"])])
+        results[-1] += [np.asarray(found[name])[good][order].tolist() for name in ("start", "end")]
+    assert results[0][0] == pytest.approx(results[1][0], abs=1e-5)
+    assert results[0][1] == results[1][1] == 14
+    assert results[0][2] == pytest.approx(results[1][2], abs=1e-5)
+    assert results[0][3:] == results[1][3:]
+
+
+# Choices
+
+
+def test_option_side_keeps_its_end_and_the_passage_its_beginning() -> None:
+    passage, question = "the text of lines " * 9, "from the list of some more"
+    example = multiple_choice.Example("q", passage, f"{question} _ ?", ("space", "pool of states"), 1, "all")
+    rows = multiple_choice.MultipleChoice().rows([example], TOKENIZER, config(max_qa_length=9), ())
+    row = rows[0]
+    assert row["input_ids"].shape == (2, 32)
+    for number, option in enumerate(example.options):
+        side = TOKENIZER.encode(f"{question} {option} ?")[-9:]
+        ids = row["input_ids"][number][row["attention_mask"][number] == 1].tolist()
+        assert ids[-10:] == [*side, TOKENIZER.sep_id]
+        assert ids[:-10] == [TOKENIZER.cls_id, *TOKENIZER.encode(passage)[: 32 - 3 - 9], TOKENIZER.sep_id]
+        types = row["token_type_ids"][number]
+        assert types.tolist() == [0] * (32 - 10) + [1] * 10
+    assert multiple_choice.joined("what is it ?", "a list") == "what is it ? a list"
+
+
+def test_mctest_and_race_files(tmp_path: Path) -> None:
+    WRITE["mctest"](tmp_path)
+    found, _ = read("mctest", tmp_path)
+    first = found["dev"][0]
+    assert first.id == "mc160.dev.0.0"
+    assert "\n" in first.passage
+    assert not first.question.startswith("one: ")
+    assert first.options[first.answer].endswith("large")
+    assert all(row.answer is None for row in found["test"])
+    race = tmp_path / "race"
+    race.mkdir()
+    WRITE["race"](race)
+    both, middle = read("race", race)[0], read("race", race, level="middle")[0]
+    assert {row.part for row in both["dev"]} == {"middle", "high"}
+    assert [row for row in both["dev"] if row.part == "middle"] == middle["dev"]
+
+
+# Entities
+
+
+SENTENCES = st.lists(
+    st.sampled_from(["the", "space", "Émile", "2010,", "\u200d", "x" * 40, "(", "import"]), min_size=1, max_size=60
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(SENTENCES, min_size=1, max_size=4))
+def test_no_label_is_lost_however_a_sentence_is_split(sentences: list[list[str]]) -> None:
+    """Every word has one label, at its first token; what the pieces say, joined again, is a tag a word.
+
+    Fails if a word without tokens, or one longer than the window, is dropped.
+    """
+    labels = ("O", "B-X", "I-X")
+    tags = [["B-X" if n % 3 == 0 else "I-X" if n % 3 == 1 else "O" for n in range(len(row))] for row in sentences]
+    examples = [
+        token_classification.Example(tuple(row), tuple(own), "") for row, own in zip(sentences, tags, strict=True)
+    ]
+    task = token_classification.TokenClassification()
+    rows = task.rows(examples, TOKENIZER, config(max_seq_length=12), labels)
+    found = []
+    for number in range(len(rows)):
+        row = rows[number]
+        assert len(row["input_ids"]) == rows.lengths[number] <= 12
+        found.append({"label": row["target"], "probability": np.ones(len(row["target"]), np.float32)})
+    assert sum(int(rows[number]["weights"].sum()) for number in range(len(rows))) == sum(map(len, sentences))
+    result = task.score(examples, rows, found, labels)
+    assert result.predictions == tags
+    assert result.metrics["f1"] == 1.0
+
+
+def test_conll_columns_in_three_schemes_are_one(tmp_path: Path) -> None:
+    rows = {
+        "IOB1": ["a\tI-X", "b\tI-X", "c\tB-X", "d\tO", "e\tI-Y"],
+        "IOB2": ["a\tB-X", "b\tI-X", "c\tB-X", "d\tO", "e\tB-Y"],
+        "IOBES": ["a\tB-X", "b\tE-X", "c\tS-X", "d\tO", "e\tS-Y"],
+    }
+    seen = []
+    for name, lines in rows.items():
+        for split in ("train", "dev"):
+            (tmp_path / f"{split}.{name}").write_text("\n".join(lines) + "\n")
+        given_ = {f"{split}_file": str(tmp_path / f"{split}.{name}") for split in ("train", "dev")}
+        chosen = config(task="ner", **given_)
+        found, labels = TASKS["ner"].read(files.find(chosen, TASKS["ner"].splits), chosen)
+        seen.append((found["train"][0].tags, labels))
+    assert seen == [(("B-X", "I-X", "B-X", "O", "B-Y"), ("O", "B-X", "I-X", "B-Y", "I-Y"))] * 3
+
+
+# TFDS
+
+
+def test_a_data_set_that_tfds_has_prepared(tmp_path: Path) -> None:
+    """Prepared without TensorFlow as array_record, under GLUE's features: the same examples as from its .tsv."""
+    import tensorflow_datasets as tfds
+
+    WRITE["sst2"](tmp_path)
+    plain, labels = read("sst2", tmp_path)
+
+    class Sst2(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> Any:
+            features = {
+                "sentence": tfds.features.Text(),
+                "label": tfds.features.ClassLabel(names=["negative", "positive"]),
+            }
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, manager: Any) -> Any:
+            return {
+                name: self._generate_examples(split)
+                for name, split in (("train", "train"), ("validation", "dev"), ("test", "test"))
+            }
+
+        def _generate_examples(self, split: str) -> Any:
+            for number, row in enumerate(plain[split]):
+                yield number, {"sentence": row.text, "label": -1 if row.label is None else row.label}
+
+    builder = Sst2(data_dir=str(tmp_path / "tfds"), file_format="array_record")
+    builder.download_and_prepare()
+    chosen = config(dir=f"tfds:{builder.data_dir}")
+    found, own = TASKS["sst2"].read(files.find(chosen, TASKS["sst2"].splits), chosen)
+    assert own == labels
+    for split in ("train", "dev", "test"):
+        assert sorted((row.text, str(row.label)) for row in found[split]) == sorted(
+            (row.text, str(row.label)) for row in plain[split]
+        )
+    with pytest.raises(InputError, match=r"data.dir tfds:nowhere/none: TFDS has no such data set prepared here"):
+        files.find(config(dir="tfds:nowhere/none"), TASKS["sst2"].splits)
+
+
+# Mistakes
+
+
+def made(task: str, change: Callable[[Path], object] = lambda folder: None) -> Callable[[Path], list[str]]:
+    """The made files of a task, one of them spoilt."""
+
+    def write(folder: Path) -> list[str]:
+        words = WRITE[task](folder)
+        change(folder)
+        return words
+
+    return write
+
+
+def line(file: str, number: int, text: str) -> Callable[[Path], object]:
+    """Replaces a line of a file; `number` counts from 1."""
+
+    def change(folder: Path) -> None:
+        lines = (folder / file).read_text().split("\n")
+        lines[number - 1] = text
+        (folder / file).write_text("\n".join(lines))
+
+    return change
+
+
+def whole(file: str, data: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / file).write_bytes(data)
+
+
+def race_file(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+    def spoil(folder: Path) -> None:
+        path = folder / "dev" / "high" / "1.txt"
+        record = json.loads(path.read_text())
+        change(record)
+        path.write_text(json.dumps(record))
+
+    return spoil
+
+
+BAD: dict[str, tuple[str, Callable[[Path], list[str]], list[str], str]] = {
+    "12 empty": ("sst2", made("sst2", whole("train.tsv", b"")), [], "train.tsv: no example in it"),
+    "12 a header alone": ("sst2", made("sst2", whole("dev.tsv", b"sentence\tlabel\n")), [], "dev.tsv: no example in it"),
+    "12 no sentence": ("ner", made("ner", whole("eng.testa", b"\n\n")), [], "eng.testa: no sentence in it"),
+    "12 no question": ("squad1", made("squad1", whole("dev-v1.1.json", b'{"data": []}')), [], "dev-v1.1.json: no question in it"),
+    "14 UTF-8": (
+        "sst2",
+        made("sst2", whole("dev.tsv", b"sentence\tlabel\ngo\xffod\t1\n")),
+        [],
+        "dev.tsv:2: invalid UTF-8 at byte 17; mend it or pass --data.encoding-errors replace",
+    ),
+    "14 JSON": ("squad1", made("squad1", whole("dev-v1.1.json", b"\xff")), [], "dev-v1.1.json: not UTF-8 at byte 0"),
+    "41 label": ("rte", made("rte", line("dev.tsv", 3, "1\ta\tb\tmaybe")), [], "dev.tsv:3: label 'maybe' is not one of entailment, not_entailment"),
+    "41 number": ("sst2", made("sst2", line("train.tsv", 5, "a text\t7")), [], "train.tsv:5: label '7' is not one of 0, 1"),
+    "41 minus 100": ("cola", made("cola", line("dev.tsv", 1, "x\t-100\t\ta text")), [], "dev.tsv:1: label '-100' is not one of 0, 1"),
+    "41 new in dev": ("text", made("text", line("dev.csv", 4, "a text,d")), [], "dev.csv:4: label 'd' is not one of a, b, c"),
+    "41 no label": ("sst2", made("sst2", line("dev.tsv", 2, "a text\t")), [], "dev.tsv:2: no label"),
+    "41 one class": ("text", made("text", whole("train.csv", b"review,stars\na,x\nb,x\n")), [], "train.csv: all examples are of one class, 'x'"),
+    "42 columns": ("mrpc", made("mrpc", line("train.tsv", 7, "1\t2\t3")), [], "train.tsv:7: 3 columns, need 5 (#1 ID, #2 ID, #1 String, #2 String, Quality); mend it, or --data.malformed skip"),
+    "42 a column": ("mnli", made("mnli", line("dev_matched.tsv", 1, "index\tsentence1\tsentence2\tlabel1")), [], "dev_matched.tsv:2: no column gold_label or label; there are index, sentence1"),
+    "42 quotes": ("text", made("text", line("train.csv", 3, '"never closed,a')), [], "train.csv:4: not CSV: ',' expected after"),
+    "42 own column": ("text", made("text"), ["--data.text-column", "txt"], "train.csv:2: no column txt; there are review, stars"),
+    "42 JSON": ("regression", made("regression", line("dev.jsonl", 2, '{"text": ')), [], "dev.jsonl:2: not JSON"),
+    "42 JSON list": ("regression", made("regression", line("dev.jsonl", 2, "[1]")), [], "dev.jsonl:2: expected a JSON object"),
+    "42 no text": ("regression", made("regression", line("dev.jsonl", 2, '{"text": null, "label": 1}')), [], "dev.jsonl:2: text is None, no text"),
+    "42 conll": ("ner", made("ner", line("eng.train", 4, "the X O")), [], "eng.train:4: 3 columns, need 4, as in the lines before"),
+    "42 a tag": ("ner", made("ner", line("eng.train", 4, "the X O LOC")), [], "eng.train:4: tag 'LOC' is not O, or one of B-, I-, E-, S- and a type"),
+    "42 one column": ("ner", made("ner", whole("eng.train", b"the\ntext\n")), [], "eng.train:1: one column, need a word and its tag"),
+    "41 new type": ("ner", made("ner", line("eng.testa", 3, "the X O I-ORG")), [], "an entity of type 'ORG' in this sentence; the training file has LOC, PER"),
+    "41 no entity": ("ner", made("ner", whole("eng.train", b"the O\n")), [], "eng.train: no entity in it: all tags are O"),
+    "42 mctest": ("mctest", made("mctest", line("mc160.dev.tsv", 2, "a\tb")), [], "mc160.dev.tsv:2: 2 columns, need 23"),
+    "42 answers": ("mctest", made("mctest", line("mc160.dev.ans", 2, "A\tB")), [], "mc160.dev.ans:2: 2 answers, need 4"),
+    "42 too few answers": ("mctest", made("mctest", whole("mc160.dev.ans", b"A\tB\tC\tD\n")), [], "1 lines, fewer than"),
+    "41 letter": ("race", made("race", race_file(lambda r: r.update(answers=["E"]))), [], "answer 'E' is not one of A, B, C, D"),
+    "42 race": ("race", made("race", race_file(lambda r: r.pop("article"))), [], "1.txt:1: not of RACE's form (article, questions, options, answers): no 'article'"),
+    "42 race options": ("race", made("race", race_file(lambda r: r.update(options=[]))), [], "1.txt:1: 1 questions, 0 options, 1 answers"),
+    "42 level": ("race", made("race"), ["--data.level", "low"], "data.level: one of 'all', 'middle', 'high', got 'low'"),
+    "43 score": ("stsb", made("stsb", line("train.tsv", 9, "8\ta\tb\tfive")), [], "train.tsv:9: label 'five' is not a number"),
+    "43 nan": ("stsb", made("stsb", line("dev.tsv", 9, "8\ta\tb\tnan")), [], "dev.tsv:9: label 'nan' is not a number"),
+    "44 form": ("squad1", made("squad1", whole("dev-v1.1.json", b'{"data": [{"paragraphs": [{"qas": [{}]}]}]}')), [], "dev-v1.1.json: not of SQuAD's form: no 'id'"),
+    "44 unanswerable": ("squad2", made("squad2"), ["--data.task", "squad1", "--data.train-file", "{folder}/train-v2.0.json", "--data.dev-file", "{folder}/dev-v2.0.json"], "questions have no answer; that is --data.task squad2"),
+    "44 question room": ("squad1", made("squad1"), ["--data.max-query-length", "64"], "data.max_query_length 64 leaves no room for a context in max_seq_length 32"),
+    "no dir": ("sst2", lambda folder: [], [], "no data.dir; give --data.dir, or name it with --data.train-file"),
+    "dir": ("sst2", lambda folder: ["--data.dir", "nowhere"], [], "data.dir nowhere: no such folder"),
+    "no dev": ("sst2", made("sst2", lambda folder: (folder / "dev.tsv").unlink()), [], "no dev.tsv in data.dir"),
+    "file": ("sst2", made("sst2"), ["--data.dev-file", "nowhere.tsv"], "data.dev_file nowhere.tsv: no such file"),
+    "kind": ("sst2", made("sst2"), ["--data.dev-file", "{folder}/../spiece.bin"], "cannot read '.bin'; known: tsv, csv, jsonl, json, txt"),
+    "task": ("sst2", made("sst2"), ["--data.task", "sst3"], "data.task: one of cola, sst2,"),
+    "batch": ("sst2", made("sst2"), ["--train.global-batch-size", "4096"], "the training data has 320 rows, train.global_batch_size needs 4096"),
+    "length": ("sst2", made("sst2"), ["--data.max-seq-length", "600"], "data.max_seq_length 600 > model.max_position_embeddings 512; --data.max-seq-length 512 is the longest"),
+    "init": ("sst2", made("sst2"), ["--init", "nowhere/at/all"], "nowhere/at/all: no such file or folder"),
+    "init and model": ("sst2", made("sst2"), ["--init", "x", "--model.hidden-size", "64"], "--model.hidden_size: with --init the network is that one's; of the model dtype"),
+    "vocabulary": ("sst2", made("sst2"), ["--data.vocab", ""], "cannot train a vocabulary of 30000 pieces"),
+    "warm-up": ("sst2", made("sst2"), ["--train.num-train-steps", "1256"], "optim.num_warmup_steps (1256) must be < train.num_train_steps (1256)"),
+    "seeds": ("sst2", made("sst2"), ["--seeds", "0"], "--seeds must be at least 1, got 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line that names the file and line, exit code 2, and no run folder."""
+    task, write, more, message = BAD[case]
+    folder, run_dir = tmp_path / "data", tmp_path / "run"
+    folder.mkdir()
+    (tmp_path / "spiece.bin").write_bytes(b"x")
+    words = ["--data.vocab", str(GOLDEN / "spiece.model"), "--run-dir", str(run_dir)]
+    # Room enough for the question, and none that a computer would have to train with.
+    words += ["--data.max-seq-length", "32", "--data.max-query-length", "5", "--data.max-qa-length", "16"]
+    own = [word.replace("{folder}", str(folder)) for word in more]
+    experiment = str(ROOT / "experiments" / "finetune" / f"{task}.py")
+    assert message in refused(["finetune", experiment, *words, *write(folder), *own], capsys)
+    assert not run_dir.exists()
+
+
+def test_malformed_lines_can_be_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    WRITE["qqp"](tmp_path)
+    line("train.tsv", 4, "1\t2")(tmp_path)
+    line("train.tsv", 9, "8\ta\tb\t5")(tmp_path)
+    with caplog.at_level("WARNING"):
+        found, _ = read("qqp", tmp_path, malformed="skip")
+    assert len(found["train"]) == 318
+    assert "train: 2 lines skipped, the first: " in caplog.text
+    assert "train.tsv:4: 2 columns" in caplog.text
+
+
+def test_invalid_utf8_can_be_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    WRITE["sst2"](tmp_path)
+    (tmp_path / "dev.tsv").write_bytes(b"sentence\tlabel\ngo\xffod\t1\n")
+    with caplog.at_level("WARNING"):
+        found, _ = read("sst2", tmp_path, encoding_errors="replace")
+    assert found["dev"][0].text == "go\ufffdod"
+    assert "1 lines with invalid UTF-8 replaced" in caplog.text
+
+
+def test_samples_are_the_first(tmp_path: Path) -> None:
+    WRITE["sst2"](tmp_path)
+    found, few = read("sst2", tmp_path)[0], read("sst2", tmp_path, max_train_samples=7, max_eval_samples=3)[0]
+    assert few == {"train": found["train"][:7], "dev": found["dev"][:3], "test": found["test"][:3]}
+
+
+def test_weights_share_the_batch() -> None:
+    """The losses of a batch's parts add up to its mean, whatever is padding."""
+    batch = {"input_ids": jnp.zeros((4, 3)), "weights": jnp.array([1.0, 1, 1, 0])}
+    drawn = family.draw(batch, jax.random.key(0))
+    assert np.allclose(drawn["scale"], [1 / 3, 1 / 3, 1 / 3, 0])
+    assert drawn["dropout_keys"].shape == (4,)
