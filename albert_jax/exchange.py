@@ -127,7 +127,7 @@ def _from_folder(folder: Path, vocab: str | Path, allow_pickle: bool) -> Source:
     config = folder / "config.json"
     if config.is_file() and "job" in (stored := read_json(config)):
         # A fine-tuned run means its best parameters; runs/x/checkpoints its last.
-        there = [name for name in RUN_PARTS if (folder / name).is_dir()]
+        there = [name for name in RUN_PARTS if any((folder / name).glob("[0-9]*"))]
         return _from_run(folder, stored, vocab, part or next(iter(there), RUN_PARTS[-1]))
     if not config.is_file() and (prefix := tf1.find_prefix(folder)) is not None:
         return _from_tf1(prefix, vocab)

@@ -129,17 +129,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     tokenizer_json.write_vocabulary(tokenizer, config.model.max_position_embeddings, run_dir)
     _tell(config, rows)
 
-    dev = [split for split in examples if split.startswith("dev")]
-    dev_metrics = functools.partial(_dev_metrics, examples, dev, labels)
-    step = _outputs_step(model, task, config.data, mesh)
-    infer = functools.partial(_infer, step, rows, config, mesh)
-    baseline = dev_metrics({split: task.baseline(examples["train"], examples[split], labels) for split in dev})
-
-    def evaluate(params: Any) -> dict[str, dict[str, float]]:
-        scored = {split: task.score(examples[split], rows[split], infer(params, split), labels) for split in dev}
-        return {"eval": dev_metrics({name: value.metrics for name, value in scored.items()}), "baseline": baseline}
-
-    lengths = rows["train"].lengths
+    evaluation = _Evaluation(config, task, examples, rows, labels, model, mesh)
     trained = Task(
         init=functools.partial(init_params, model),
         draw=family.draw,
@@ -153,34 +143,89 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         ),
-        evaluate=evaluate,
-        flops_per_token=flops_per_token(config.model, int(lengths.mean()), 0),
+        evaluate=evaluation.evaluate,
+        flops_per_token=flops_per_token(config.model, int(rows["train"].lengths.mean()), 0),
         select=task.select,
     )
     initial = None if source is None else functools.partial(_initial, config, source, model, mesh)
     optimizer = make_optimizer(config.optim, config.train.num_train_steps, is_stacked)
     _, summary = train.run(config.train, trained, optimizer, mesh, run_dir, initial)
-
-    here = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=partition.replicated(mesh)),
-        param_shapes(model),
-    )
-    params = checkpoint.restore_params(run_dir / "best", here)
-    folder = run_dir / "predictions"
-    folder.mkdir(exist_ok=True)
-    scored = {split: task.score(examples[split], rows[split], infer(params, split), labels) for split in dev}
-    tuned = scored[dev[0]].metrics
-    for split in [name for name in examples if name not in ("train", *dev)]:
-        scored[split] = task.score(examples[split], rows[split], infer(params, split), labels, tuned)
-    written = [str(task.write(folder, split, examples[split], found.predictions)) for split, found in scored.items()]
-    tested = {split: found.metrics for split, found in scored.items() if split not in dev and found.metrics}
-    same = [scored[split].degenerate for split in dev]
-    summary |= {"degenerate": all(same), "predictions": written} | ({"test": tested} if tested else {})
+    summary |= evaluation.conclude(run_dir)
     run_folder.write_json(run_dir / "summary.json", summary)
     report.plot_curves(run_dir)
     log.info("%s", report.table(summary))
     log.info("curves, log, checkpoints, predictions and summary: %s", run_dir)
     return summary
+
+
+class _Evaluation:
+    """What the model says of every split but the training one."""
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        task: family.Family,
+        examples: dict[str, list[Any]],
+        rows: dict[str, batches.Rows],
+        labels: tuple[str, ...],
+        model: Albert,
+        mesh: Mesh,
+    ) -> None:
+        self.config, self.task, self.examples, self.rows, self.labels = config, task, examples, rows, labels
+        self.model, self.mesh = model, mesh
+        self.dev = [split for split in examples if split.startswith("dev")]
+        self.step = jax.jit(
+            lambda params, batch: task.outputs(model.apply, params, batch, config.data),
+            out_shardings=partition.replicated(mesh),
+        )
+        commonest = {split: task.baseline(examples["train"], examples[split], labels) for split in self.dev}
+        self.baseline = self.together(commonest)
+
+    def score(self, params: Any, split: str, dev: dict[str, float] | None = None) -> family.Scored:
+        """Every example of a split once; `dev` as `Family.score`."""
+        size, length = self.config.train.eval_batch_size, self.config.data.max_seq_length
+        found = family.infer(self.step, params, self.rows[split], size, length, self.put)
+        return self.task.score(self.examples[split], self.rows[split], found, self.labels, dev)
+
+    def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """The whole batch, which every process has, cut by rows."""
+        return {name: jax.device_put(value, partition.by_rows(self.mesh)) for name, value in batch.items()}
+
+    def together(self, of_splits: dict[str, dict[str, float]]) -> dict[str, float]:
+        """The metrics of all dev splits in one table; of several, each by the end of its split's name."""
+        if len(self.dev) == 1:
+            return of_splits[self.dev[0]]
+        return {
+            f"{name}_{split.removeprefix('dev_')}": value
+            for split, metrics in of_splits.items()
+            for name, value in metrics.items()
+        }
+
+    def evaluate(self, params: Any) -> dict[str, dict[str, float]]:
+        """As `train.Task.evaluate`."""
+        metrics = {split: self.score(params, split).metrics for split in self.dev}
+        return {"eval": self.together(metrics), "baseline": self.baseline}
+
+    def conclude(self, run_dir: Path) -> dict[str, Any]:
+        """Writes what the best parameters say of all splits; returns their part of the summary."""
+        here = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=partition.replicated(self.mesh)),
+            param_shapes(self.model),
+        )
+        params = checkpoint.restore_params(run_dir / "best", here)
+        scored = {split: self.score(params, split) for split in self.dev}
+        tuned = scored[self.dev[0]].metrics
+        rest = [split for split in self.examples if split not in ("train", *self.dev)]
+        scored |= {split: self.score(params, split, tuned) for split in rest}
+        folder = run_dir / "predictions"
+        folder.mkdir(exist_ok=True)
+        written = [
+            str(self.task.write(folder, split, self.examples[split], found.predictions))
+            for split, found in scored.items()
+        ]
+        tested = {split: scored[split].metrics for split in rest if scored[split].metrics}
+        same = all(scored[split].degenerate for split in self.dev)
+        return {"degenerate": same, "predictions": written} | ({"test": tested} if tested else {})
 
 
 def finetune_seeds(config: FinetuneConfig, seeds: int) -> dict[str, Any]:
@@ -228,33 +273,6 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
         "worst": float(figures.min()),
         "values": list(values),
     }
-
-
-def _dev_metrics(
-    examples: Any, dev: Sequence[str], labels: Any, of_splits: dict[str, dict[str, float]]
-) -> dict[str, float]:
-    """The metrics of all dev splits in one table; of several, each by the end of its split's name."""
-    if len(dev) == 1:
-        return of_splits[dev[0]]
-    return {
-        f"{name}_{split.removeprefix('dev_')}": value
-        for split, metrics in of_splits.items()
-        for name, value in metrics.items()
-    }
-
-
-def _outputs_step(model: Albert, task: family.Family, config: TaskDataConfig, mesh: Mesh) -> Any:
-    return jax.jit(
-        lambda params, batch: task.outputs(model.apply, params, batch, config),
-        out_shardings=partition.replicated(mesh),
-    )
-
-
-def _infer(step: Any, rows: Any, config: FinetuneConfig, mesh: Mesh, params: Any, split: str) -> family.Found:
-    def put(batch: Any) -> Any:
-        return {name: jax.device_put(value, partition.by_rows(mesh)) for name, value in batch.items()}
-
-    return family.infer(step, params, rows[split], config.train.eval_batch_size, config.data.max_seq_length, put)
 
 
 def _source(config: FinetuneConfig, run_dir: Path) -> exchange.Source | None:

@@ -200,12 +200,16 @@ def run(
                 best.offer(step, task.select, state.params, evaluation["eval"])
             return evaluation
 
+        shapes_seen: set[Any] = set()
         signals = stack.enter_context(caught_signals())
         if start and start % config.eval_every == 0 and start not in metrics_log.evaluated:  # a signal came before it
             evaluate(start)
         for step in range(start + 1, config.num_train_steps + 1):
             batch = next(batches)
-            with jax.transfer_guard("disallow"):
+            shape = tuple(sorted((name, rows.shape) for name, rows in batch.items()))
+            compiles = shape not in shapes_seen
+            shapes_seen.add(shape)
+            with meter.paused(run_dir) if compiles else contextlib.nullcontext(), jax.transfer_guard("disallow"):
                 state, metrics = step_fn(state, batch)
             meter.add(step, metrics, batch, run_dir)  # reads the step before this one: the device never waits
             stop, last = signals[:1], step == config.num_train_steps
