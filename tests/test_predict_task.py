@@ -1,0 +1,155 @@
+"""What a fine-tuned model says: batches give what one text alone gives, and characters are those of the text."""
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from albert_jax import answers, predict_task
+from albert_jax.cli import main
+from albert_jax.config import InputError
+from albert_jax.convert import huggingface
+from albert_jax.convert.weights import Weights
+from albert_jax.data import tokenizer_json
+from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.model.heads import Albert, param_shapes
+
+from .test_cli import refused
+from .test_tokenizer import GOLDEN
+
+Loaded = tuple[Albert, Any, Tokenizer]
+TOKENIZER = Tokenizer(GOLDEN / "spiece.model")
+TEXTS = ["The Text, in 2010.", "", "Émile  wrote “random” lines " * 9, "a"]
+
+
+def made(heads: tuple[str, ...], labels: tuple[str, ...] = ()) -> Loaded:
+    config = AlbertConfig(
+        vocab_size=500,
+        embedding_size=16,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=80,
+    )
+    model, random = Albert(config, heads, labels), np.random.default_rng(3)
+    params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32) * 0.3, param_shapes(model))
+    return model, params, TOKENIZER
+
+
+CLASSES = made(("pooler", "classifier"), ("bad", "good", "so so"))
+TAGS = made(("token_classifier",), ("O", "B-X", "I-X", "B-Y", "I-Y"))
+ANSWER = made(("qa_outputs",))
+RELEASED = made(("answer_class",))
+CHOICE = made(("pooler", "choice_classifier"))
+
+
+def test_classes_of_texts_and_pairs() -> None:
+    """Against the model itself, without padding; fails if a pair's second text is left out."""
+    for pairs in (None, TEXTS[::-1]):
+        together = predict_task.classify(*CLASSES, TEXTS, pairs)
+        for number, found in enumerate(together):
+            model, params, tokenizer = CLASSES
+            inputs = tokenizer(TEXTS[number], pairs and pairs[number], max_length=80)
+            apply: Any = model.apply
+            wanted = jax.nn.softmax(apply({"params": params}, **inputs)["logits"][0])
+            assert np.allclose(list(found["probabilities"].values()), wanted, atol=1e-5)
+            assert found["label"] == model.labels[int(np.argmax(wanted))]
+            assert found["probability"] == max(found["probabilities"].values())
+    number = predict_task.classify(*made(("pooler", "classifier"), ("score",)), "a text")
+    assert list(number[0]) == ["score"]
+
+
+def test_entities_are_characters_of_the_text() -> None:
+    together = predict_task.entities(*TAGS, TEXTS)
+    assert any(together)
+    for text, found in zip(TEXTS, together, strict=True):
+        alone = predict_task.entities(*TAGS, text)[0]
+        assert [(e["start"], e["end"], e["type"]) for e in found] == [(e["start"], e["end"], e["type"]) for e in alone]
+        for entity in found:
+            assert entity["text"] == text[entity["start"] : entity["end"]]
+            assert entity["type"] in ("X", "Y")
+            assert 0 < entity["probability"] <= 1
+    assert together[1] == []
+
+
+@pytest.mark.parametrize("loaded", [ANSWER, RELEASED], ids=["plain", "answer class"])
+def test_answers_are_characters_of_the_context(loaded: Loaded) -> None:
+    contexts = [TEXTS[2], TEXTS[0], "x"]
+    together = predict_task.answer(*loaded, ["what is it?"] * 3, contexts, n_best=3)
+    for context, found in zip(contexts, together, strict=True):
+        alone = predict_task.answer(*loaded, "what is it?", context, n_best=3)[0]
+        assert [a["text"] for a in alone["answers"]] == [a["text"] for a in found["answers"]]
+        assert alone["null_odds"] == pytest.approx(found["null_odds"], abs=1e-3)
+        assert 1 <= len(found["answers"]) <= 3
+        assert sum(a["probability"] for a in found["answers"]) == pytest.approx(1)
+        scores = [a["score"] for a in found["answers"]]
+        assert scores == sorted(scores, reverse=True)
+        for one in found["answers"]:
+            assert one["text"] == context[one["start"] : one["end"]]
+
+
+def test_choices_of_several_numbers() -> None:
+    questions = [("the text", "what is _ ?", ["a", "b", "c"]), ("", "which?", ["some lines", "a"])]
+    together = predict_task.choose(*CHOICE, questions)
+    assert [len(found) for found in together] == [3, 2]
+    for question, found in zip(questions, together, strict=True):
+        assert sum(found) == pytest.approx(1, abs=1e-5)
+        assert np.allclose(found, predict_task.choose(*CHOICE, [question])[0], atol=1e-5)
+
+
+def test_what_cannot_be_asked() -> None:
+    with pytest.raises(InputError, match="fine-tuned with the head classifier; this model's heads: qa_outputs"):
+        predict_task.classify(*ANSWER, "a text")
+    with pytest.raises(InputError, match="qa_outputs or answer_class; this model's heads: token_classifier"):
+        predict_task.answer(*TAGS, "who?", "a text")
+    with pytest.raises(InputError, match="question 1: 2 to 10 options are read, got 1"):
+        predict_task.choose(*CHOICE, [("a", "b", ["c"])])
+    with pytest.raises(InputError, match="2 questions and 1 contexts"):
+        predict_task.answer(*ANSWER, ["a", "b"], ["c"])
+
+
+def test_command_line(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """A Hugging Face folder that was fine-tuned is asked what it was fine-tuned for."""
+    folders = {}
+    for name, (model, params, tokenizer) in {
+        "classes": CLASSES,
+        "tags": TAGS,
+        "answer": ANSWER,
+        "choice": CHOICE,
+    }.items():
+        folders[name] = str(tmp_path / name)
+        (tmp_path / name).mkdir()
+        huggingface.write(Weights(model, params), tmp_path / name)
+        tokenizer_json.write(tokenizer, 80, tmp_path / name)
+        assert (
+            answers.task_of(model)
+            == {"classes": "classify", "tags": "entities", "answer": "answer", "choice": "choose"}[name]
+        )
+
+    def said(*words: str) -> list[dict[str, Any]]:
+        assert main(["predict", *words, "--json"]) == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    assert said(folders["classes"], "a text")[0]["label"] == predict_task.classify(*CLASSES, "a text")[0]["label"]
+    pair = said(folders["classes"], "--pair", "a text", "lines")
+    assert pair[0]["text_pair"] == "lines"
+    assert pair == said(folders["classes"], "a text\tlines")
+    assert said(folders["tags"], TEXTS[0])[0]["entities"] == predict_task.entities(*TAGS, TEXTS[0])[0]
+    found = said(folders["answer"], "what?", TEXTS[0], "--top-k", "2")[0]
+    assert len(found["answers"]) == 2
+    assert not found["no_answer"]
+    assert said(folders["answer"], "what?", TEXTS[0], "--null-threshold", "-1000")[0]["no_answer"]
+    assert len(said(folders["choice"], "a text", "what?", "a", "b", "c")[0]["probabilities"]) == 3
+    assert "two options or more, or lines of them with tabs; 1 has 2 texts" in refused(
+        ["predict", folders["choice"], "a", "b"], capsys
+    )
+    assert "answer takes two texts" in refused(["predict", folders["answer"], "a"], capsys)
+    assert "this needs a model fine-tuned with the head classifier" in refused(
+        ["predict", folders["tags"], "--task", "classify", "a"], capsys
+    )
+    assert main(["predict", folders["tags"], TEXTS[0]]) == 0
+    assert capsys.readouterr().out.startswith(TEXTS[0])
