@@ -59,8 +59,8 @@ def test_classes_of_texts_and_pairs() -> None:
             assert np.allclose(list(found["probabilities"].values()), wanted, atol=1e-5)
             assert found["label"] == model.labels[int(np.argmax(wanted))]
             assert found["probability"] == max(found["probabilities"].values())
-    number = predict_task.classify(*made(("pooler", "classifier"), ("score",)), "a text")
-    assert list(number[0]) == ["score"]
+    regression = predict_task.classify(*made(("pooler", "classifier"), ("score",)), "a text")
+    assert list(regression[0]) == ["score"]
 
 
 def test_entities_are_characters_of_the_text() -> None:
