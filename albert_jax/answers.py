@@ -121,7 +121,7 @@ def _answer_answer(model: Albert, params: Any, tokenizer: Tokenizer, texts: list
         lines = [
             question,
             *(["  no answer"] if none or not best else best),
-            f"  odds of no answer: {one['null_odds']:.2f}",
+            *([f"  odds of no answer: {one['null_odds']:.2f}"] if best else []),
         ]
         yield {"question": question} | one | {"no_answer": none or not best}, "\n".join(lines)
 

@@ -103,6 +103,11 @@ class Checkpoints:
         for later in [number for number in _steps(self.folder) if number >= step]:
             self._manager.delete(later)
 
+    def set_aside(self, step: int, reason: str) -> None:
+        """Renames a step that is damaged, and says so."""
+        _quarantine(self.folder / str(step), reason)
+        self._manager.reload()
+
     def wait(self) -> None:
         """Returns when everything that was begun is on disk; raises what went wrong in the background."""
         self._manager.wait_until_finished()
@@ -119,8 +124,14 @@ class Best:
         self._checkpoints = Checkpoints(folder, keep=1)
         self.step: int | None = self._checkpoints.latest_step()
         """The step of that evaluation; None before the first."""
-        self.metrics: dict[str, float] = {} if self.step is None else self._checkpoints.read_progress(self.step)
+        self.metrics: dict[str, float] = {}
         """What it came to."""
+        if self.step is not None:
+            found, reason = _attempt(functools.partial(self._checkpoints.read_progress, self.step))
+            if found is None:
+                self._checkpoints.set_aside(self.step, reason)
+                self.step = None
+            self.metrics = found or {}
 
     def offer(self, step: int, select: str, params: Any, metrics: dict[str, float]) -> None:
         """Keeps the parameters if the metric `select` is larger than at all evaluations before."""
@@ -129,11 +140,16 @@ class Best:
         self._checkpoints.discard_from(step)
         self.step, self.metrics = step, dict(metrics)
         self._checkpoints.save(step, {"params": params}, self.metrics)
+        self._checkpoints.wait()  # on disk before the run's checkpoint of this step is: a resumed run evaluates it no more
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
-        self._checkpoints.wait()
+        """Lets go of threads and files."""
         self._checkpoints.close()
+
+
+def holds_any(folder: Path) -> bool:
+    """Whether there is a complete checkpoint in a folder: not what a killed process left behind."""
+    return any(_complete(folder / str(step)) for step in _steps(folder))
 
 
 def restore_params(folder: Path, target: Any) -> Any:

@@ -124,8 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     finetune.add_argument("experiment", help=experiment)
     finetune.add_argument("--seeds", type=int, default=1, help="so many runs, with median, mean and spread (1)")
-    scales = "tiny: minutes on two CPU cores, whatever the experiment (paper)"
-    finetune.add_argument("--scale", default="paper", choices=("paper", "tiny"), help=scales)
+    scales = "large: rates that v2 checkpoints from large up learn with; tiny: minutes on two CPU cores (paper)"
+    finetune.add_argument("--scale", default="paper", choices=("paper", "large", "tiny"), help=scales)
     _exchange_jobs(job)
     job("report", _report, "Draw a run's curves again and print its last numbers.", "").add_argument(
         "run_dir", type=Path
@@ -221,13 +221,15 @@ def _pretrain(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _finetune(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from albert_jax.finetune import RUN_FIELDS, FinetuneConfig, finetune, finetune_seeds, scaled
+    from albert_jax.finetune import RUN_FIELDS, FinetuneConfig, finetune, scaled
+    from albert_jax.seeds import finetune_seeds
 
-    given = [word.partition("=")[0].removeprefix("--").replace("-", "_") for word in overrides]
-    network = [name for name in given if name.startswith("model.") and name.removeprefix("model.") not in RUN_FIELDS]
+    given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in overrides if word.startswith("--")}
+    network = sorted(n for n in given if n.startswith("model.") and n.removeprefix("model.") not in RUN_FIELDS)
     told = f"with --init the network is that one's; of the model {', '.join(RUN_FIELDS)} can be given"
-    require("init" not in given or not network, f"--{next(iter(network), '')}: {told}")
+    require("init" not in given or not network, f"--{' '.join(network)}: {told}")
     config = load(FinetuneConfig, arguments.experiment, [*scaled(arguments.scale), *overrides])
+    require(not config.init or not network, f"--{' '.join(network)}: {told}")
     require(arguments.seeds >= 1, f"--seeds must be at least 1, got {arguments.seeds}")
     return _trained(lambda: finetune(config) if arguments.seeds == 1 else finetune_seeds(config, arguments.seeds))
 
@@ -268,10 +270,14 @@ def _report(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from albert_jax import report
     from albert_jax.config import read_json
 
+    path = arguments.run_dir / "summary.json"
+    summary = read_json(path) if path.exists() else {}
+    if "seeds" in summary:
+        print(report.seeds_table(summary))
+        return 0
     print(report.plot_curves(arguments.run_dir))
-    summary = arguments.run_dir / "summary.json"
-    if summary.exists():
-        print(report.table(read_json(summary)))
+    if summary:
+        print(report.table(summary))
     return 0
 
 

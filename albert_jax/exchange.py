@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,13 +123,11 @@ def read(
 
 
 def _from_folder(folder: Path, vocab: str | Path, allow_pickle: bool) -> Source:
-    part = folder.name if folder.name in RUN_PARTS and (folder.parent / "config.json").is_file() else ""
-    folder = folder.parent if part else folder
-    config = folder / "config.json"
+    config, above = folder / "config.json", folder.parent / "config.json"
     if config.is_file() and "job" in (stored := read_json(config)):
-        # A fine-tuned run means its best parameters; runs/x/checkpoints its last.
-        there = [name for name in RUN_PARTS if any((folder / name).glob("[0-9]*"))]
-        return _from_run(folder, stored, vocab, part or next(iter(there), RUN_PARTS[-1]))
+        return _from_run(folder, stored, vocab, RUN_PARTS)
+    if folder.name in RUN_PARTS and not config.is_file() and above.is_file() and "job" in (stored := read_json(above)):
+        return _from_run(folder.parent, stored, vocab, (folder.name,))
     if not config.is_file() and (prefix := tf1.find_prefix(folder)) is not None:
         return _from_tf1(prefix, vocab)
     require(
@@ -144,10 +143,12 @@ def _from_tf1(prefix: Path, vocab: str | Path) -> Source:
     return Source("tf1", weights, Tokenizer(vocabulary) if vocabulary else None)
 
 
-def _from_run(folder: Path, stored: dict[str, Any], vocab: str | Path, part: str) -> Source:
+def _from_run(folder: Path, stored: dict[str, Any], vocab: str | Path, parts: Sequence[str]) -> Source:
+    """The first of the `parts` that holds a checkpoint: a fine-tuned run means its best parameters."""
     from albert_jax import checkpoint  # Orbax takes seconds to load
 
     path, table = folder / "config.json", stored.get("config")
+    part = next((name for name in parts if checkpoint.holds_any(folder / name)), parts[-1])
     require(isinstance(table, dict) and "model" in table, f"{path}: no table 'config.model' in it")
     assert table is not None  # for the type checker
     names = {"heads": list(PRETRAINING), "labels": []} | stored

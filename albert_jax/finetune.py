@@ -39,6 +39,8 @@ RUN_FIELDS = (
 
 SCALES: dict[str, dict[str, Any]] = {
     "paper": {},
+    # Clipping at 0.1 as gluon-nlp fine-tunes every v2 size up to xxlarge; rates above 2e-5 are reported to diverge.
+    "large": {"optim.learning_rate": 1e-5, "optim.max_grad_norm": 0.1},
     "tiny": {
         "model.vocab_size": 1000,
         "model.embedding_size": 64,
@@ -99,8 +101,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Reads the task, trains, evaluates, writes predictions and the run folder; resumes what the folder already holds.
 
     Returns:
-      The content of `summary.json`: `eval`, the dev metrics of the last parameters; `best`, those of the best, with
-      `step`; `baseline`, without a model; `test`, where the test files have labels; `degenerate`, whether the best
+      The content of `summary.json`: `eval`, the dev metrics of the last parameters; `best`, those of the best by the metric
+      `select`, with `step`; `baseline`, without a model; `test`, where the test files have labels; `degenerate`, whether the best
       predicts always the same; `predictions`, files; `steps`, `tokens`, `seconds`, `tokens_per_second`.
 
     Raises:
@@ -116,14 +118,17 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     sources = files.find(config.data, task.splits)
     source = _source(config, run_dir)
     config = _resolved(config, source)
+    several = next(run_dir.glob("seed-*/config.json"), None)
+    told = f"--run-dir {run_dir} holds the runs of several seeds; give another, or their --seeds"
+    require(several is None, told)
     run_folder.check(run_dir, "finetune", config)
     for split, found in sources.items():
-        log.info("%s: %s", split, ", ".join(map(str, found.paths)) or f"tfds:{found.tfds}/{found.split}")
+        log.info("%s: %s", split, found.name)
     examples, labels = task.read(sources, config.data)
     tokenizer = _tokenizer(config, run_dir, source, task.texts(examples["train"]))
     rows = {split: task.rows(found, tokenizer, config.data, labels, split) for split, found in examples.items()}
     batches.check_batch(rows["train"], config.train.global_batch_size)
-    fingerprints = {"data": files.fingerprint(sources, config.data), "vocab": tokenizer.sha256}
+    fingerprints = {"data": files.fingerprint(sources), "vocab": tokenizer.sha256}
     model = Albert(config.model, tuple(head for head in HEADS if head in task.heads(config.data)), labels)
     run_folder.claim(run_dir, "finetune", to_dict(config), fingerprints, model.heads, labels)
     tokenizer_json.write_vocabulary(tokenizer, config.model.max_position_embeddings, run_dir)
@@ -145,7 +150,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         ),
         evaluate=evaluation.evaluate,
         flops_per_token=flops_per_token(config.model, int(rows["train"].lengths.mean()), 0),
-        select=task.select,
+        select=evaluation.select,
     )
     initial = None if source is None else functools.partial(_initial, config, source, model, mesh)
     optimizer = make_optimizer(config.optim, config.train.num_train_steps, is_stacked)
@@ -180,6 +185,8 @@ class _Evaluation:
         )
         commonest = {split: task.baseline(examples["train"], examples[split], labels) for split in self.dev}
         self.baseline = self.together(commonest)
+        # Of several dev splits the metrics bear their names, and the first one selects.
+        self.select = task.select if len(self.dev) == 1 else f"{task.select}_{self.dev[0].removeprefix('dev_')}"
 
     def score(self, params: Any, split: str, dev: dict[str, float] | None = None) -> family.Scored:
         """Every example of a split once; `dev` as `Family.score`."""
@@ -225,59 +232,13 @@ class _Evaluation:
         ]
         tested = {split: scored[split].metrics for split in rest if scored[split].metrics}
         same = all(scored[split].degenerate for split in self.dev)
-        return {"degenerate": same, "predictions": written} | ({"test": tested} if tested else {})
-
-
-def finetune_seeds(config: FinetuneConfig, seeds: int) -> dict[str, Any]:
-    """`finetune` with `seeds` seeds from train.seed on, one after another, each in a folder of its own; finished ones are kept.
-
-    Returns:
-      The content of `summary.json`: for each dev metric of the best checkpoints `median`, `mean`, `std` (over n - 1), `best`,
-      `worst` and `values`; `degenerate`, the seeds whose best predicts always the same; they are counted in all of it.
-
-    Raises:
-      InputError, train.Interrupted: as `finetune`.
-    """
-    run_dir = Path(config.run_dir).expanduser()
-    own = run_dir / "config.json"
-    require(not own.exists(), f"--run-dir {run_dir} holds a single run; give another for {seeds} seeds")
-    summaries = {}
-    for seed in range(config.train.seed, config.train.seed + seeds):
-        log.info("seed %d", seed)
-        folder = run_dir / f"seed-{seed}"
-        one = replace(config, run_dir=str(folder), train=replace(config.train, seed=seed))
-        summaries[seed] = finetune(one)
-    metrics = {
-        name: _spread([summary["best"][name] for summary in summaries.values()])
-        for name in next(iter(summaries.values()))["eval"]
-    }
-    together = {
-        "seeds": list(summaries),
-        "degenerate": [seed for seed, summary in summaries.items() if summary["degenerate"]],
-        "metrics": metrics,
-        "baseline": next(iter(summaries.values()))["baseline"],
-    }
-    run_folder.write_json(run_dir / "summary.json", together)
-    log.info("%s", report.seeds_table(together))
-    log.info("a folder a seed, and the summary of all: %s", run_dir)
-    return together
-
-
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    figures = np.array(values)
-    return {
-        "median": float(np.median(figures)),
-        "mean": float(figures.mean()),
-        "std": float(figures.std(ddof=1)),
-        "best": float(figures.max()),
-        "worst": float(figures.min()),
-        "values": list(values),
-    }
+        found = {"select": self.select, "degenerate": same, "predictions": written}
+        return found | ({"test": tested} if tested else {})
 
 
 def _source(config: FinetuneConfig, run_dir: Path) -> exchange.Source | None:
     """The model that the run starts from; None for random weights, and where the run has checkpoints of its own."""
-    if not config.init or any((run_dir / "checkpoints").glob("[0-9]*")):
+    if not config.init or checkpoint.holds_any(run_dir / "checkpoints"):
         return None
     source = exchange.read(config.init)
     for note in source.weights.notes:
@@ -305,7 +266,9 @@ def _resolved(config: FinetuneConfig, source: exchange.Source | None) -> Finetun
     told = f"data.max_seq_length {length} > model.max_position_embeddings {most}"
     require(length <= most, f"{told}; --data.max-seq-length {most} is the longest that it takes")
     if model.hidden_size >= LARGE and config.optim.learning_rate > SAFE_RATE:
-        told = "optim.learning_rate %g: v2 checkpoints of this size are known to diverge above %g; see --seeds"
+        told = (
+            "optim.learning_rate %g: v2 checkpoints of this size are known to diverge above %g; --scale large is safe"
+        )
         log.warning(told, config.optim.learning_rate, SAFE_RATE)
     return replace(config, model=model)
 
@@ -365,6 +328,8 @@ def _tell(config: FinetuneConfig, rows: dict[str, batches.Rows]) -> None:
         len(jax.devices()),
         jax.default_backend(),
     )
+    if most := config.data.max_eval_samples:
+        log.info("of every split but train at most %d examples are taken (data.max_eval_samples)", most)
 
 
 def scaled(scale: str) -> list[str]:

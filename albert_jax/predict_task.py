@@ -107,7 +107,6 @@ def answer(
         max_query_length=min(64, most // 4),
         doc_stride=max(1, most // 3),
         max_answer_length=max_answer_length,
-        n_best_size=n_best,
         qa_head="plain" if "qa_outputs" in model.heads else "answer_class",
     )
     examples = [
@@ -117,7 +116,12 @@ def answer(
     task = question_answering.QuestionAnswering(unanswerable=True)
     rows = task.rows(examples, tokenizer, config, ())
     answers, odds = task.answers(len(examples), rows, _found(model, params, task, rows, config))
-    return [{"answers": found, "null_odds": value} for found, value in zip(answers, odds, strict=True)]
+    best = [found[:n_best] for found in answers]
+    for found in best:  # shares among those that are told
+        total = sum(one["probability"] for one in found)
+        for one in found:
+            one["probability"] /= total
+    return [{"answers": found, "null_odds": value} for found, value in zip(best, odds, strict=True)]
 
 
 def choose(

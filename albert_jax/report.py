@@ -90,15 +90,20 @@ def table(summary: dict[str, Any]) -> str:
 def seeds_table(summary: dict[str, Any]) -> str:
     """The best checkpoints of several seeds: median, mean and standard deviation, best and worst, as Markdown."""
     count, failed = len(summary["seeds"]), summary["degenerate"]
-    rows = [f"| dev, {count} seeds | median | mean ± std | best | worst | no model |", "|---|---|---|---|---|---|"]
-    for name, spread in summary["metrics"].items():
-        mean = f"{_figure(spread['mean'])} ± {_figure(spread['std'])}"
-        cells = [_figure(spread["median"]), mean, _figure(spread["best"]), _figure(spread["worst"])]
-        rows.append(f"| {' | '.join([name, *cells, _figure(summary['baseline'].get(name))])} |")
-    told = ", ".join(map(str, failed)) or "none"
-    return "\n".join(
-        ["", *rows, "", f"degenerate, and counted above: {told} of seeds {', '.join(map(str, summary['seeds']))}"]
+    rows = [f"| {count} seeds | median | mean ± std | best | worst | no model |", "|---|---|---|---|---|---|"]
+    tables = {"": summary["metrics"]} | {f"{split}: ": metrics for split, metrics in summary["test"].items()}
+    for prefix, metrics in tables.items():
+        for name, spread in metrics.items():
+            mean = f"{_figure(spread['mean'])} ± {_figure(spread['std'])}"
+            cells = [_figure(spread["median"]), mean, _figure(spread["best"]), _figure(spread["worst"])]
+            base = None if prefix else summary["baseline"].get(name)
+            rows.append(f"| {' | '.join([prefix + name, *cells, _figure(base)])} |")
+    told = (
+        f"degenerate, and counted above: {', '.join(f'seed {seed}' for seed in failed)}"
+        if failed
+        else "none degenerate"
     )
+    return "\n".join(["", *rows, "", f"{told} (of seeds {', '.join(map(str, summary['seeds']))})"])
 
 
 def _figure(value: float | None) -> str:

@@ -41,7 +41,7 @@ def check(run_dir: Path, job: str, config: Any) -> None:
     require(
         not changed and stored["job"] == job,
         f"--run-dir {run_dir} belongs to another configuration ({'; '.join(changed) or stored['job']}); give another, "
-        f"with --init-from {run_dir} if it is to start from these weights",
+        f"with {'--init-from' if hasattr(config, 'init_from') else '--init'} {run_dir} if it is to start from these weights",
     )
 
 

@@ -64,7 +64,8 @@ MAY_IMPORT = {
         "report",
         "exchange",
     },
-    "cli": {"config", "data", "pretrain", "finetune", "report", "train", "exchange", "answers"},
+    "seeds": {"config", "finetune", "report", "run_folder"},
+    "cli": {"config", "data", "pretrain", "finetune", "seeds", "report", "train", "exchange", "answers"},
     "__main__": {"cli"},
     "__init__": {"exchange"},
 }

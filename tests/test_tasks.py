@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -14,12 +15,22 @@ from hypothesis import strategies as st
 
 from albert_jax.config import InputError
 from albert_jax.convert import tf1
-from albert_jax.convert.weights import tensor_names
+from albert_jax.convert.weights import leaves, tensor_names
 from albert_jax.data.batches import collate
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.heads import Albert, param_shapes
-from albert_jax.tasks import classification, family, files, multiple_choice, question_answering, token_classification
+from albert_jax.model.heads import HEADS, Albert, param_shapes
+from albert_jax.optim import decays
+from albert_jax.tasks import (
+    classification,
+    family,
+    files,
+    multiple_choice,
+    question_answering,
+    token_classification,
+    windows,
+)
+from albert_jax.tasks import prepared as tfds_prepared
 from albert_jax.tasks.files import TaskDataConfig
 from albert_jax.tasks.table import TASKS
 
@@ -123,10 +134,7 @@ def test_every_window_finds_the_answer_where_it_is(context: str, data: st.DataOb
     task = question_answering.QuestionAnswering()
     rows = task.rows([example], TOKENIZER, chosen, (), "train")
     if not len(rows):
-        assert (
-            not answer.strip()
-            or question_answering.locate(question_answering.tokenized(TOKENIZER, context), answer, begin) is None
-        )
+        assert not answer.strip() or windows.locate(windows.tokenized(TOKENIZER, context), answer, begin) is None
         return
     seen: set[int] = set()
     owned: list[int] = []
@@ -148,8 +156,8 @@ def test_every_window_finds_the_answer_where_it_is(context: str, data: st.DataOb
 
 
 def test_windows_overlap_by_the_stride() -> None:
-    context = question_answering.tokenized(TOKENIZER, "the text of lines " * 20)
-    found = list(question_answering.windows(0, np.arange(4), context, 30, 12))
+    context = windows.tokenized(TOKENIZER, "the text of lines " * 20)
+    found = list(windows.windows(0, np.arange(4), context, 30, 12))
     assert [window.start for window in found[:3]] == [0, 12, 24]
     assert sum(len(context.ids) - window.start <= 30 for window in found) == 1
 
@@ -216,7 +224,7 @@ def answer_model() -> tuple[Albert, Any, dict[str, Any]]:
 
 
 def test_answer_class_head_is_the_released_one() -> None:
-    """Against run_squad_v2.py's formulas, written out: training's ends by the gold start, else those of the best starts."""
+    """Against squad_utils.py's formulas, written out: training's ends by the gold start, else those of the best starts."""
     model, params, batch = answer_model()
     apply: Any = model.apply
     starts = np.array([5, 0, 7])
@@ -237,7 +245,7 @@ def test_answer_class_head_is_the_released_one() -> None:
         both = np.concatenate([hidden[row], np.tile(hidden[row, start], (10, 1))], axis=-1)
         x = np.tanh(dense("end_dense", both))
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-12)
-        x = x * head["end_layer_norm"]["scale"] + head["end_layer_norm"]["bias"]
+        x = x * head["LayerNorm"]["scale"] + head["LayerNorm"]["bias"]
         return np.where(p_mask[row] == 1, -1e30, dense("end_logits", x)[:, 0])
 
     def log_softmax(x: np.ndarray) -> np.ndarray:
@@ -320,6 +328,7 @@ def test_option_side_keeps_its_end_and_the_passage_its_beginning() -> None:
         assert ids[:-10] == [TOKENIZER.cls_id, *TOKENIZER.encode(passage)[: 32 - 3 - 9], TOKENIZER.sep_id]
         types = row["token_type_ids"][number]
         assert types.tolist() == [0] * (32 - 10) + [1] * 10
+    assert multiple_choice.joined("_ and _", "a") == "a and a"
     assert multiple_choice.joined("what is it ?", "a list") == "what is it ? a list"
 
 
@@ -393,36 +402,43 @@ def test_conll_columns_in_three_schemes_are_one(tmp_path: Path) -> None:
 # TFDS
 
 
-def test_a_data_set_that_tfds_has_prepared(tmp_path: Path) -> None:
-    """Prepared without TensorFlow as array_record, under GLUE's features: the same examples as from its .tsv."""
+def prepared(folder: Path, features: Any, splits: dict[str, list[dict[str, Any]]]) -> str:
+    """Prepares a data set without TensorFlow, as array_record; returns what --data.dir takes."""
     import tensorflow_datasets as tfds
 
-    WRITE["sst2"](tmp_path)
-    plain, labels = read("sst2", tmp_path)
-
-    class Sst2(tfds.core.GeneratorBasedBuilder):
+    class Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self) -> Any:
-            features = {
-                "sentence": tfds.features.Text(),
-                "label": tfds.features.ClassLabel(names=["negative", "positive"]),
-            }
-            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features(tfds.features)))
 
         def _split_generators(self, manager: Any) -> Any:
-            return {
-                name: self._generate_examples(split)
-                for name, split in (("train", "train"), ("validation", "dev"), ("test", "test"))
-            }
+            return {name: self._generate_examples(rows) for name, rows in splits.items()}
 
-        def _generate_examples(self, split: str) -> Any:
-            for number, row in enumerate(plain[split]):
-                yield number, {"sentence": row.text, "label": -1 if row.label is None else row.label}
+        def _generate_examples(self, rows: Any) -> Any:
+            yield from enumerate(rows)
 
-    builder = Sst2(data_dir=str(tmp_path / "tfds"), file_format="array_record")
+    builder = Made(data_dir=str(folder), file_format="array_record")
     builder.download_and_prepare()
-    chosen = config(dir=f"tfds:{builder.data_dir}")
+    return f"tfds:{builder.data_dir}"
+
+
+def test_glue_as_tfds_has_it(tmp_path: Path) -> None:
+    """The same examples as from the .tsv; hidden labels are -1 there."""
+    WRITE["sst2"](tmp_path)
+    plain, labels = read("sst2", tmp_path)
+    splits = {
+        theirs: [
+            {"sentence": row.text, "label": -1 if row.label is None else row.label, "idx": number}
+            for number, row in enumerate(plain[own])
+        ]
+        for theirs, own in (("train", "train"), ("validation", "dev"), ("test", "test"))
+    }
+    names = ["negative", "positive"]
+    folder = prepared(
+        tmp_path / "tfds", lambda f: {"sentence": f.Text(), "label": f.ClassLabel(names=names), "idx": np.int32}, splits
+    )
+    chosen = config(dir=folder)
     found, own = TASKS["sst2"].read(files.find(chosen, TASKS["sst2"].splits), chosen)
     assert own == labels
     for split in ("train", "dev", "test"):
@@ -431,6 +447,72 @@ def test_a_data_set_that_tfds_has_prepared(tmp_path: Path) -> None:
         )
     with pytest.raises(InputError, match=r"data.dir tfds:nowhere/none: TFDS has no such data set prepared here"):
         files.find(config(dir="tfds:nowhere/none"), TASKS["sst2"].splits)
+
+
+def test_squad_as_tfds_has_it(tmp_path: Path) -> None:
+    answers = {"text": ["text", "the text"], "answer_start": [4, 0]}
+    rows = [{"id": "q", "question": "what?", "context": "the text", "answers": answers}]
+    folder = prepared(
+        tmp_path,
+        lambda f: {
+            "id": f.Text(),
+            "question": f.Text(),
+            "context": f.Text(),
+            "answers": f.Sequence({"text": f.Text(), "answer_start": np.int32}),
+        },
+        {"train": rows, "validation": rows},
+    )
+    chosen = config(task="squad1", dir=folder, max_query_length=8)
+    found, _ = TASKS["squad1"].read(files.find(chosen, TASKS["squad1"].splits), chosen)
+    assert found["dev"] == [question_answering.Example("q", "what?", "the text", (("text", 4), ("the text", 0)), True)]
+
+
+def test_race_as_tfds_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its dev split is called dev there; its lists of lists only TensorFlow reads, which is told."""
+    record = {
+        "article": "the text",
+        "questions": ["what?"],
+        "options": [["a", "b"]],
+        "answers": ["B"],
+        "example_id": "high1",
+    }
+
+    class Builder:
+        """What of a builder is asked."""
+
+        info = SimpleNamespace(splits=("train", "dev"), features={})
+        rows: Any = [record]
+
+        def as_data_source(self, split: str) -> Any:
+            return self.rows
+
+    class Refuses(list[Any]):
+        """As TFDS does without TensorFlow."""
+
+        def __getitem__(self, at: Any) -> Any:
+            raise ModuleNotFoundError("No module named 'tensorflow'")
+
+    for module in (files, tfds_prepared):
+        monkeypatch.setattr(module, "builder_of", lambda name: Builder())
+    chosen = config(task="race", dir="tfds:race/high")
+    found, _ = TASKS["race"].read(files.find(chosen, TASKS["race"].splits), chosen)
+    assert found["dev"] == [multiple_choice.Example("high1.0", "the text", "what?", ("a", "b"), 1, "high")]
+    Builder.rows = Refuses([record])
+    with pytest.raises(InputError, match="data.dir tfds:race/high: TFDS needs TensorFlow to read its features; name"):
+        TASKS["race"].read(files.find(chosen, TASKS["race"].splits), chosen)
+
+
+def test_conll_as_tfds_has_it(tmp_path: Path) -> None:
+    rows = [{"tokens": ["the", "text", "list"], "ner": ["O", "I-X", "B-X"]}]
+    folder = prepared(
+        tmp_path,
+        lambda f: {"tokens": f.Sequence(f.Text()), "ner": f.Sequence(f.ClassLabel(names=["O", "B-X", "I-X"]))},
+        {"train": rows, "validation": rows},
+    )
+    chosen = config(task="ner", dir=folder)
+    found, labels = TASKS["ner"].read(files.find(chosen, TASKS["ner"].splits), chosen)
+    assert labels == ("O", "B-X", "I-X")
+    assert found["dev"][0][:2] == (("the", "text", "list"), ("O", "B-X", "B-X"))
 
 
 # Mistakes
@@ -472,6 +554,26 @@ def race_file(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], ob
     return spoil
 
 
+def without_answers(split: str) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        path = folder / f"{split}-v1.1.json"
+        table = json.loads(path.read_text())
+        table["data"][0]["paragraphs"][3]["qas"][0].pop("answers")
+        path.write_text(json.dumps(table))
+
+    return change
+
+
+def answer_of(**fields: Any) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        path = folder / "dev-v1.1.json"
+        table = json.loads(path.read_text())
+        table["data"][0]["paragraphs"][3]["qas"][0]["answers"][0].update(fields)
+        path.write_text(json.dumps(table))
+
+    return change
+
+
 BAD: dict[str, tuple[str, Callable[[Path], list[str]], list[str], str]] = {
     "12 empty": ("sst2", made("sst2", whole("train.tsv", b"")), [], "train.tsv: no example in it"),
     "12 a header alone": ("sst2", made("sst2", whole("dev.tsv", b"sentence\tlabel\n")), [], "dev.tsv: no example in it"),
@@ -504,16 +606,26 @@ BAD: dict[str, tuple[str, Callable[[Path], list[str]], list[str], str]] = {
     "41 no entity": ("ner", made("ner", whole("eng.train", b"the O\n")), [], "eng.train: no entity in it: all tags are O"),
     "42 mctest": ("mctest", made("mctest", line("mc160.dev.tsv", 2, "a\tb")), [], "mc160.dev.tsv:2: 2 columns, need 23"),
     "42 answers": ("mctest", made("mctest", line("mc160.dev.ans", 2, "A\tB")), [], "mc160.dev.ans:2: 2 answers, need 4"),
-    "42 too few answers": ("mctest", made("mctest", whole("mc160.dev.ans", b"A\tB\tC\tD\n")), [], "1 lines, fewer than"),
+    "42 too few answers": ("mctest", made("mctest", whole("mc160.dev.ans", b"A\tB\tC\tD\n")), [], "1 lines, 6 in"),
     "41 letter": ("race", made("race", race_file(lambda r: r.update(answers=["E"]))), [], "answer 'E' is not one of A, B, C, D"),
     "42 race": ("race", made("race", race_file(lambda r: r.pop("article"))), [], "1.txt:1: not of RACE's form (article, questions, options, answers): no 'article'"),
     "42 race options": ("race", made("race", race_file(lambda r: r.update(options=[]))), [], "1.txt:1: 1 questions, 0 options, 1 answers"),
     "42 level": ("race", made("race"), ["--data.level", "low"], "data.level: one of 'all', 'middle', 'high', got 'low'"),
     "43 score": ("stsb", made("stsb", line("train.tsv", 9, "8\ta\tb\tfive")), [], "train.tsv:9: label 'five' is not a number"),
     "43 nan": ("stsb", made("stsb", line("dev.tsv", 9, "8\ta\tb\tnan")), [], "dev.tsv:9: label 'nan' is not a number"),
-    "44 form": ("squad1", made("squad1", whole("dev-v1.1.json", b'{"data": [{"paragraphs": [{"qas": [{}]}]}]}')), [], "dev-v1.1.json: not of SQuAD's form: no 'id'"),
+    "44 form": ("squad1", made("squad1", whole("dev-v1.1.json", b'{"data": [{"paragraphs": [{"qas": [{}]}]}]}')), [], "dev-v1.1.json: its first question is not of SQuAD's form: no 'context'"),
     "44 unanswerable": ("squad2", made("squad2"), ["--data.task", "squad1", "--data.train-file", "{folder}/train-v2.0.json", "--data.dev-file", "{folder}/dev-v2.0.json"], "questions have no answer; that is --data.task squad2"),
     "44 question room": ("squad1", made("squad1"), ["--data.max-query-length", "64"], "data.max_query_length 64 leaves no room for a context in max_seq_length 32"),
+    "41 two letters": ("race", made("race", race_file(lambda r: r.update(answers=["AB"]))), [], "answer 'AB' is not one of A, B, C, D"),
+    "41 no letter": ("race", made("race", race_file(lambda r: r.update(answers=[""]))), [], "high1.txt.0 has no answer, which training and dev questions need"),
+    "41 no answers": ("squad1", made("squad1", without_answers("dev")), [], "dev-v1.1.json: question dev3 has no 'answers', which training and dev questions need"),
+    "41 no answers in train": ("squad1", made("squad1", without_answers("train")), [], "train-v1.1.json: question train3 has no 'answers'"),
+    "44 a place": ("squad1", made("squad1", answer_of(answer_start=4.7)), [], "the question after dev2 is not of SQuAD's form: a field of another type"),
+    "44 a text": ("squad1", made("squad1", answer_of(text=None)), [], "the question after dev2 is not of SQuAD's form"),
+    "7 a column twice": ("sst2", made("sst2", line("dev.tsv", 1, "sentence\tsentence")), [], "dev.tsv:1: two columns are called 'sentence'"),
+    "7 an id twice": ("race", made("race", race_file(lambda r: r.update(id="middle0.txt"))), [], "two questions have the id 'middle0.txt.0'; predictions go by id"),
+    "42 test lines": ("qqp", made("qqp", line("test.tsv", 3, "1")), [], "test.tsv:3: 1 columns, need 3"),
+    "42 too many answers": ("mctest", made("mctest", line("mc160.dev.ans", 1, "A\tB\tC\tD\nA\tB\tC\tD")), [], "7 lines, 6 in"),
     "no dir": ("sst2", lambda folder: [], [], "no data.dir; give --data.dir, or name it with --data.train-file"),
     "dir": ("sst2", lambda folder: ["--data.dir", "nowhere"], [], "data.dir nowhere: no such folder"),
     "no dev": ("sst2", made("sst2", lambda folder: (folder / "dev.tsv").unlink()), [], "no dev.tsv in data.dir"),
@@ -555,6 +667,61 @@ def test_malformed_lines_can_be_skipped(tmp_path: Path, caplog: pytest.LogCaptur
     assert len(found["train"]) == 318
     assert "train: 2 lines skipped, the first: " in caplog.text
     assert "train.tsv:4: 2 columns" in caplog.text
+
+
+def test_hidden_labels_in_their_several_forms(tmp_path: Path) -> None:
+    """Of a test file: no column, an empty one, -1; a user's own numbers may be -1."""
+    WRITE["stsb"](tmp_path)
+    for number, cells in enumerate(("-1", "-1.0", "")):
+        (tmp_path / "test.tsv").write_text(f"index\tsentence1\tsentence2\tscore\n0\ta\tb\t{cells}\n")
+        assert read("stsb", tmp_path)[0]["test"][0].label is None, number
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.csv").write_text("text,label\na,-1\nb,1\n")
+    named = {f"{split}_file": str(tmp_path / f"{split}.csv") for split in ("train", "dev", "test")}
+    chosen = config(task="regression", **named)
+    found, _ = TASKS["regression"].read(files.find(chosen, {}), chosen)
+    assert [row.label for row in found["test"]] == [-1.0, 1.0]
+
+
+def test_class_numbers_as_hugging_face_has_them(tmp_path: Path) -> None:
+    for split in ("train", "dev"):
+        rows = [{"sentence1": "a", "sentence2": "b", "label": number} for number in (0, 1)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [row.label for row in read("rte", tmp_path)[0]["dev"]] == ["entailment", "not_entailment"]
+
+
+def test_surrogate_halves_are_mended(tmp_path: Path) -> None:
+    row = '{"text": "a\\ud800b", "label": 1.5}\n'
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.jsonl").write_text(row)
+    named = {f"{split}_file": str(tmp_path / f"{split}.jsonl") for split in ("train", "dev")}
+    chosen = config(task="regression", **named)
+    assert TASKS["regression"].read(files.find(chosen, {}), chosen)[0]["dev"][0].text == "a\ufffdb"
+
+
+def test_levels_are_read_from_ids_and_folders_alone(tmp_path: Path) -> None:
+    """Fails if the whole path is looked through."""
+    folder = tmp_path / "middle-earth"
+    folder.mkdir()
+    WRITE["race"](folder)
+    assert {row.part for row in read("race", folder)[0]["dev"]} == {"middle", "high"}
+
+
+def test_options_of_several_numbers_are_padded_to_one_shape() -> None:
+    """Whatever rows a process has, its batches have the shape of the others'."""
+    examples = [multiple_choice.Example(str(n), "the", "what", ("a", "b", "c")[: 2 + n], 0, "all") for n in range(2)]
+    rows = multiple_choice.MultipleChoice().rows(examples, TOKENIZER, config(), ())
+    assert [collate([rows[n]], 1, 16)["input_ids"].shape for n in range(2)] == [(1, 3, 16)] * 2
+
+
+def test_every_norm_and_bias_is_outside_weight_decay() -> None:
+    """In every head too (the released AdamW excludes LayerNorm and bias by name)."""
+    for head in HEADS:
+        small = answer_model()[0].config
+        shapes = param_shapes(Albert(small, ("pooler", head) if head != "pooler" else (head,), ("a", "b")))
+        for path, leaf in leaves(shapes):
+            set_axis = path[0] == "encoder" and path[1] in ("attention", "ffn")
+            assert decays(path) == (len(leaf.shape) - set_axis > 1), path
 
 
 def test_invalid_utf8_can_be_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

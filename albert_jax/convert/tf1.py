@@ -55,7 +55,7 @@ NAMES: dict[str, Name] = {
     **_classes("qa_outputs", "cls/squad/"),
     **_dense("answer_class/start_logits", "start_logits/dense"),
     **_dense("answer_class/end_dense", "end_logits/dense_0"),
-    **_norm("answer_class/end_layer_norm", "end_logits/LayerNorm"),
+    **_norm("answer_class/LayerNorm", "end_logits/LayerNorm"),
     **_dense("answer_class/end_logits", "end_logits/dense_1"),
     **_dense("answer_class/answer_dense", "answer_class/dense_0"),
     "answer_class/answer_class/kernel": Name("answer_class/dense_1/kernel"),

@@ -39,7 +39,7 @@ class MaskedLMHead(nn.Module):
 
 
 class AnswerClassHead(nn.Module):
-    """Start, end given the start, and whether there is an answer (google-research/albert run_squad_v2.py, after XLNet).
+    """Start, end given the start, and whether there is an answer (google-research/albert squad_utils.py, after XLNet).
 
     Without `start_positions` the ends are those of the best starts, `ANSWER_BEAM` of each.
     """
@@ -54,7 +54,7 @@ class AnswerClassHead(nn.Module):
         allowed = (inputs.answer_mask == 1) | (place == 0)  # [CLS] stands for no answer
         start_logits = jnp.where(allowed, _linear(config, hidden, 1, "start_logits")[..., 0], NO_ANSWER_HERE)
         end_hidden = nn.Dense(config.hidden_size, kernel_init=initializer(config), name="end_dense")
-        end_norm = nn.LayerNorm(epsilon=config.layer_norm_eps, name="end_layer_norm")
+        end_norm = nn.LayerNorm(epsilon=config.layer_norm_eps, name="LayerNorm")
         end_linear = nn.Dense(1, kernel_init=initializer(config), name="end_logits")
 
         def ends(index: Array) -> Array:
@@ -89,7 +89,7 @@ NO_ANSWER_HERE = -1e30
 """The logit of a place where no answer may begin or end."""
 
 ANSWER_BEAM = 5
-"""Starts, and ends of each, that `AnswerClassHead` looks at (run_squad_v2.py, start_n_top and end_n_top)."""
+"""Starts, and ends of each, that `AnswerClassHead` looks at (squad_utils.py, start_n_top and end_n_top)."""
 
 
 class Inputs(NamedTuple):

@@ -16,7 +16,6 @@ from jax import Array
 from albert_jax.config import InputError, require
 from albert_jax.data.batches import Row
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.objectives.pretraining import cross_entropy
 from albert_jax.tasks import family, files
 from albert_jax.tasks.files import Record, Source, TaskDataConfig
 from albert_jax.tasks.metrics import METRICS
@@ -24,6 +23,8 @@ from albert_jax.tasks.metrics import METRICS
 SPLITS = {"train": "train.tsv", "dev": "dev.tsv", "test": "test.tsv"}
 NUMBER = "score"
 """The one label of a regression."""
+HIDDEN = ("-1", "-1.0")
+"""What stands for a label that is hidden in some forms of GLUE's test files; in others there is none."""
 
 
 class Example(NamedTuple):
@@ -82,7 +83,7 @@ def pair_rows(
         cut += keep < len(one) or other < len(two)
         first.append(np.array(one[:keep], np.int32))
         second.append(None if pair is None else np.array(two[:other], np.int32))
-    family.tell_cut(split, cut, len(texts), "inputs", max_seq_length)
+    family.tell_long(split, cut, len(texts), "inputs lose the end that does not fit", max_seq_length)
     lengths = np.array(
         [len(one) + 2 + (0 if two is None else len(two) + 1) for one, two in zip(first, second, strict=True)], np.int32
     )
@@ -139,11 +140,11 @@ class Classification:
         values = dict(self.labels)
         for split, source in sources.items():
             known = None if split == "train" and not self.labels else values
-            example = functools.partial(self._example, columns, known, not split.startswith(("train", "dev")))
+            example = functools.partial(self._example, columns, known, source.is_hidden)
             found[split] = files.read(source, config, example, self.header)
             if split == "train" and not values and not self.regression:
                 values |= {name: name for name in sorted({str(row.label) for row in found[split]}, key=_numbers_first)}
-                told = f"{', '.join(map(str, source.paths))}: all examples are of one class, {next(iter(values))!r}"
+                told = f"{source.name}: all examples are of one class, {next(iter(values))!r}"
                 require(len(values) > 1, told)
         return found, (NUMBER,) if self.regression else tuple(values.values())
 
@@ -159,6 +160,8 @@ class Classification:
         text, pair, label = columns
         told = _column(where, record, label, optional=hidden)
         require(hidden or bool(told), f"{where}: no label")
+        if hidden and self.text and told in HIDDEN:
+            told = None
         one = _column(where, record, text) or ""
         two = _column(where, record, pair) if pair else None
         return Example(where, one, two, self._label(where, told, values) if told else None)
@@ -174,6 +177,8 @@ class Classification:
             return number
         if values is None or told in values.values():
             return told
+        if told not in values and self.labels and told.isdecimal() and int(told) < len(values):
+            return list(values.values())[int(told)]  # as Hugging Face numbers them
         require(told in values, f"{where}: label {told!r} is not one of {', '.join(values)}")
         return values[told]
 
@@ -201,9 +206,7 @@ class Classification:
         if self.regression:
             losses = jnp.square(logits[:, 0] - batch["target"])
             return jnp.sum(losses * batch["scale"]), family.count(batch, squared_error=losses)
-        losses = cross_entropy(logits, batch["target"])
-        right = (jnp.argmax(logits, axis=-1) == batch["target"]).astype(jnp.float32)
-        return jnp.sum(losses * batch["scale"]), family.count(batch, accuracy=right)
+        return family.class_loss(logits, batch)
 
     def outputs(self, apply: Any, params: Any, batch: family.Batch, config: TaskDataConfig) -> family.Outputs:
         """`probabilities` [B, labels], or `score` [B]."""
@@ -230,7 +233,7 @@ class Classification:
             numbers = {label: number for number, label in enumerate(labels)}
             gold = [None if row.label is None else numbers[row.label] for row in examples]
             predictions = [labels[value] for value in values.tolist()]
-            degenerate = len(set(predictions)) == 1
+            degenerate = family.all_the_same(predictions)
         if any(value is None for value in gold):
             return family.Scored({}, predictions, degenerate)
         metrics = {name: METRICS[name](values, np.array(gold)) for name in self.metrics}

@@ -1,7 +1,8 @@
 """What the families of tasks have in common: their interface, the pieces of their losses, and inference over rows."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -11,8 +12,10 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
+from albert_jax.config import require
 from albert_jax.data.batches import Rows, eval_batches
 from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.objectives.pretraining import cross_entropy
 from albert_jax.tasks.files import Source, TaskDataConfig
 
 log = logging.getLogger(__name__)
@@ -43,7 +46,7 @@ class Family(Protocol):
 
     @property
     def select(self) -> str:
-        """The dev metric that the best checkpoint is chosen by, the larger the better."""
+        """The metric of the first dev split that the best checkpoint is chosen by, the larger the better."""
 
     def heads(self, config: TaskDataConfig) -> tuple[str, ...]:
         """What stands on the encoder (`model.heads.HEADS`)."""
@@ -118,6 +121,29 @@ def count(batch: Batch, **of_rows: Array) -> dict[str, Array]:
     return {"tokens": tokens} | means
 
 
+def class_loss(logits: Array, batch: Batch) -> tuple[Array, dict[str, Array]]:
+    """Cross-entropy of [..., classes] with `target` [...], and accuracy."""
+    losses = cross_entropy(logits, batch["target"])
+    right = (jnp.argmax(logits, axis=-1) == batch["target"]).astype(jnp.float32)
+    return jnp.sum(losses * batch["scale"]), count(batch, accuracy=right)
+
+
+def all_the_same(predictions: Sequence[Any]) -> bool:
+    """Whether more than 99 % of the predictions are one: what a run gives that never left the commonest class."""
+    commonest = Counter(predictions).most_common(1)
+    return len(predictions) > 1 and commonest[0][1] > 0.99 * len(predictions)
+
+
+def unique(source: Source, ids: Iterable[str]) -> None:
+    """Refuses two questions of one name, for predictions go by names.
+
+    Raises:
+      InputError: as said.
+    """
+    twice = next((name for name, times in Counter(ids).items() if times > 1), None)
+    require(twice is None, f"{source.name}: two questions have the id {twice!r}; predictions go by id")
+
+
 def infer(
     step: Callable[[Any, Any], Outputs],
     params: Any,
@@ -155,7 +181,7 @@ def infer(
     return found
 
 
-def tell_cut(split: str, cut: int, total: int, what: str, limit: int) -> None:
-    """Says how many of a split's texts were too long."""
-    if cut:
-        log.info("%s%d of %d %s cut to fit %d tokens", f"{split}: " * bool(split), cut, total, what, limit)
+def tell_long(split: str, long: int, total: int, what: str, limit: int) -> None:
+    """Says how many of a split's texts were too long, and what becomes of them."""
+    if long:
+        log.info("%s%d of %d %s %d tokens", f"{split}: " * bool(split), long, total, what, limit)

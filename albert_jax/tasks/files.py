@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from albert_jax.config import InputError, check_types, read_json, require
-from albert_jax.data.sources import lines
+from albert_jax.data.sources import MAX_LINE_BYTES, lines
+from albert_jax.tasks.prepared import PREFIX, builder_of, splits_of
+from albert_jax.tasks.prepared import records as prepared_records
 
 log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 Located = tuple[str, Record]
 """Where it stands (file:line), and the record."""
-
-TFDS = "tfds:"
-TFDS_SPLITS = {"dev": "validation"}
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,11 @@ class TaskDataConfig:
     max_train_samples: int = 0
     """Take only the first so many training examples; 0: all."""
     max_eval_samples: int = 0
-    """Take only the first so many of the other splits; 0: all."""
+    """Take only the first so many of every other split; 0: all."""
     encoding_errors: Literal["error", "replace"] = "error"
     """Stop at invalid UTF-8, or replace and count it."""
     malformed: Literal["error", "skip"] = "error"
-    """Stop at a line that cannot be read, or skip and count it."""
+    """Tables of texts, training and dev: stop at a line that cannot be read, or skip and count it."""
     text_column: str = "text"
     """Tasks 'text' and 'regression': the column of a .csv, .tsv or .jsonl file that is classified."""
     text_pair_column: str = ""
@@ -93,7 +92,22 @@ class Source:
 
     split: str
     paths: tuple[Path, ...] = ()
-    tfds: str = ""
+    prepared: tuple[str, str] | None = None
+    """The name of a data set of TFDS, and of the split there."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return ", ".join(map(str, self.paths)) or "/".join(self.prepared or ())
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether it is to be predicted: labels may be missing, and no line may be."""
+        return not self.split.startswith(("train", "dev"))
+
+    def limit(self, config: TaskDataConfig) -> int | None:
+        """How many examples are taken; None for all."""
+        return (config.max_train_samples if self.split == "train" else config.max_eval_samples) or None
 
 
 def find(config: TaskDataConfig, own: Mapping[str, str]) -> dict[str, Source]:
@@ -108,9 +122,12 @@ def find(config: TaskDataConfig, own: Mapping[str, str]) -> dict[str, Source]:
       InputError: no training or no dev files, or a named file that is not there.
     """
     given = {"train": config.train_file, "dev": config.dev_file, "test": config.test_file}
-    names = {split: pattern for split, pattern in own.items() if not given["test" if _is_test(split) else _stem(split)]}
-    if config.dir.startswith(TFDS):
-        found = _tfds_splits(config.dir, tuple(names))
+    names = {
+        split: pattern for split, pattern in own.items() if not given[_stem(split) if _stem(split) in given else "test"]
+    }
+    if config.dir.startswith(PREFIX):
+        name = config.dir.removeprefix(PREFIX)
+        found = {split: Source(split, (), (name, theirs)) for split, theirs in splits_of(name, names).items()}
     else:
         folder = Path(config.dir).expanduser()
         require(not config.dir or folder.is_dir(), f"data.dir {config.dir}: no such folder")
@@ -132,10 +149,6 @@ def _stem(split: str) -> str:
     return split.split("_")[0]
 
 
-def _is_test(split: str) -> bool:
-    return _stem(split) not in ("train", "dev")
-
-
 def _in_folder(folder: Path, pattern: str) -> tuple[Path, ...]:
     """The task's own files by the first alternative that matches, also where they were saved as .jsonl or .csv."""
     for own in pattern.split("|"):
@@ -155,15 +168,22 @@ def _named(field: str, patterns: str) -> tuple[Path, ...]:
     return tuple(paths)
 
 
-def fingerprint(sources: Mapping[str, Source], config: TaskDataConfig) -> str:
-    """SHA-256 over the splits' files, or of the data set's name and version."""
+def fingerprint(sources: Mapping[str, Source]) -> str:
+    """SHA-256 over the splits' files, the answers beside them too, or over the data set's name and version."""
     digest = hashlib.sha256()
     for split, source in sources.items():
-        digest.update(f"{split} {_tfds_builder(source.tfds).info.full_name if source.tfds else ''}".encode())
+        digest.update(f"{split} {builder_of(source.prepared[0]).info.full_name if source.prepared else ''}".encode())
         for path in source.paths:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            for own in (path, beside(path)):
+                if own.is_file():
+                    with own.open("rb") as file:
+                        digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def beside(path: Path) -> Path:
+    """The file that holds the answers to another, as MCTest has them."""
+    return path.with_name(path.name.removesuffix(".gz").rpartition(".")[0] + ".ans")
 
 
 def read(
@@ -177,7 +197,6 @@ def read(
     Raises:
       InputError: a file or line that cannot be read, or no example.
     """
-    most = config.max_train_samples if source.split == "train" else config.max_eval_samples
     found: list[Any] = []
     skipped: list[str] = []
     for where, record in _records(source, config, header):
@@ -186,18 +205,18 @@ def read(
                 raise record
             made = example(where, record)
         except InputError as error:
+            if source.is_hidden:  # predictions go by the lines' numbers
+                raise
             if config.malformed == "error":
                 raise InputError(f"{error}; mend it, or --data.malformed skip leaves such lines out") from None
             skipped.append(str(error))
             continue
-        if made is not None:
-            found.append(made)
-        if most and len(found) == most:
+        found.append(made)
+        if len(found) == source.limit(config):
             break
     if skipped:
         log.warning("%s: %d lines skipped, the first: %s", source.split, len(skipped), skipped[0])
-    names = ", ".join(map(str, source.paths)) or source.tfds
-    require(bool(found), f"{names}: no example in it")
+    require(bool(found), f"{source.name}: no example in it")
     return found
 
 
@@ -212,11 +231,13 @@ def records(source: Source, config: TaskDataConfig) -> Iterator[Located]:
 def _records(
     source: Source, config: TaskDataConfig, header: tuple[str, ...]
 ) -> Iterator[tuple[str, Record | InputError]]:
-    if source.tfds:
-        yield from _tfds_records(source)
+    if source.prepared:
+        yield from prepared_records(*source.prepared)
     for path in source.paths:
         kind = path.name.removesuffix(".gz").rpartition(".")[2]
-        require(kind in READERS, f"{path}: cannot read '.{kind}'; known: {', '.join(READERS)}, each also with .gz")
+        require(
+            kind in READERS, f"{path}: cannot read '.{kind}'; known: {', '.join(READERS)}; those of lines also with .gz"
+        )
         yield from READERS[kind](path, config, header)
 
 
@@ -240,7 +261,7 @@ def _tsv(path: Path, config: TaskDataConfig, header: tuple[str, ...]) -> Iterato
     for where, line in text_lines(path, config):
         cells = line.split("\t")
         if not names or (header and cells[0] == "index"):  # CoLA's test file has a header, its others have none
-            names = tuple(cells)
+            names = _header(where, cells)
             continue
         yield where, _row(where, cells, names)
 
@@ -255,14 +276,21 @@ def _csv(path: Path, config: TaskDataConfig, header: tuple[str, ...]) -> Iterato
         for where, line in text_lines(path, config):  # noqa: B007
             yield line + "\n"
 
+    csv.field_size_limit(MAX_LINE_BYTES)
     try:
         for cells in csv.reader(texts(), strict=True):
             if not names:
-                names = tuple(cells)
+                names = _header(where, cells)
             elif cells:
                 yield where, _row(where, cells, names)
     except csv.Error as error:
         raise InputError(f"{where or first}: not CSV: {error}") from None
+
+
+def _header(where: str, cells: list[str]) -> tuple[str, ...]:
+    twice = next((name for name in cells if cells.count(name) > 1), None)
+    require(twice is None, f"{where}: two columns are called {twice!r}")
+    return tuple(cells)
 
 
 def _row(where: str, cells: list[str], names: tuple[str, ...]) -> Record | InputError:
@@ -282,12 +310,20 @@ def _object(where: str, line: str) -> Record | InputError:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         return InputError(f"{where}: not JSON: {str(error).splitlines()[0]}")
-    return record if isinstance(record, dict) else InputError(f"{where}: expected a JSON object")
+    if not isinstance(record, dict):
+        return InputError(f"{where}: expected a JSON object")
+    return _mended(record) if "\\ud" in line.lower() else record
+
+
+def _mended(record: Record) -> Record:
+    """Without halves of surrogate pairs, which JSON can spell and no encoding can write."""
+    text = json.dumps(record, ensure_ascii=False)
+    return json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
 
 def _json(path: Path, config: TaskDataConfig, header: tuple[str, ...]) -> Iterator[tuple[str, Record | InputError]]:
     """One object: SQuAD's, or a question file of RACE."""
-    yield str(path), read_json(path)
+    yield str(path), _mended(read_json(path))
 
 
 READERS: dict[str, Callable[..., Iterator[tuple[str, Record | InputError]]]] = {
@@ -298,58 +334,3 @@ READERS: dict[str, Callable[..., Iterator[tuple[str, Record | InputError]]]] = {
     "txt": _jsonl,  # RACE's files, an object a line
 }
 """File suffix -> reader of that file's records."""
-
-
-def _tfds_builder(name: str) -> Any:
-    import tensorflow_datasets as tfds
-
-    try:
-        if Path(name).expanduser().is_dir():
-            return tfds.builder_from_directory(str(Path(name).expanduser()))
-        return tfds.builder(name, try_gcs=False)
-    except Exception as error:  # it raises many kinds, with pages of advice
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
-        told = f"data.dir {TFDS}{name}: TFDS has no such data set prepared here ({reason})"
-        raise InputError(f"{told}; prepare it with file_format=array_record, or name its folder") from None
-
-
-def _tfds_splits(name: str, splits: tuple[str, ...]) -> dict[str, Source]:
-    builder = _tfds_builder(name.removeprefix(TFDS))
-    there = builder.info.splits
-    wanted = {split: f"{TFDS_SPLITS.get(_stem(split), _stem(split))}{split[len(_stem(split)) :]}" for split in splits}
-    found = {split: Source(theirs, (), name.removeprefix(TFDS)) for split, theirs in wanted.items() if theirs in there}
-    require(bool(found), f"data.dir {name}: none of {', '.join(wanted.values())} is prepared there")
-    return found
-
-
-def _tfds_records(source: Source) -> Iterator[Located]:
-    """The records of a prepared split, texts decoded, classes by their names."""
-    import tensorflow_datasets as tfds
-
-    builder = _tfds_builder(source.tfds)
-    try:
-        rows = builder.as_data_source(split=source.split)
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
-        told = f"data.dir {TFDS}{source.tfds}: cannot be read by index ({reason})"
-        raise InputError(f"{told}; prepare it with file_format=array_record") from None
-    classes = {
-        name: feature
-        for name, feature in builder.info.features.items()
-        if isinstance(feature, tfds.features.ClassLabel)
-    }
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, bytes):
-            return value.decode()
-        if isinstance(value, dict):
-            return {name: plain(inner) for name, inner in value.items()}
-        if hasattr(value, "tolist"):
-            return plain(value.tolist())
-        return [plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
-
-    for number in range(len(rows)):
-        record = {name: plain(value) for name, value in rows[number].items()}
-        for name, feature in classes.items():
-            record[name] = "" if record[name] < 0 else feature.int2str(record[name])  # -1: hidden, in a test split
-        yield f"{source.tfds}/{source.split}[{number}]", record

@@ -1,9 +1,10 @@
 """A passage, a question, and options of which one is right: RACE, MCTest, and any file of RACE's form."""
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,6 @@ from jax import Array
 from albert_jax.config import InputError, require
 from albert_jax.data.batches import Row
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.objectives.pretraining import cross_entropy
 from albert_jax.tasks import family, files
 from albert_jax.tasks.files import Record, Source, TaskDataConfig
 
@@ -49,6 +49,8 @@ class Choices:
     max_seq_length: int
     special: tuple[int, int]
     lengths: np.ndarray
+    most: int
+    """Options that every row is padded to, so that batches have one shape."""
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -56,7 +58,7 @@ class Choices:
     def __getitem__(self, item: int) -> Row:
         example, sides = self.examples[item], self.options[item]
         cls_id, sep_id = self.special
-        ids = np.zeros((len(sides), self.lengths[item]), np.int32)
+        ids = np.zeros((self.most, self.lengths[item]), np.int32)
         types = np.zeros_like(ids)
         mask = np.zeros_like(ids)
         for number, side in enumerate(sides):
@@ -77,7 +79,7 @@ class Choices:
 
 def joined(question: str, option: str) -> str:
     """The question with the option in its blank, or behind it."""
-    return question.replace(BLANK, option, 1) if BLANK in question else f"{question} {option}"
+    return question.replace(BLANK, option) if BLANK in question else f"{question} {option}"
 
 
 @dataclass(frozen=True)
@@ -97,19 +99,15 @@ class MultipleChoice:
     ) -> tuple[dict[str, list[Any]], tuple[str, ...]]:
         found: dict[str, list[Any]] = {}
         for split, source in sources.items():
-            names = ", ".join(map(str, source.paths[:3])) or source.tfds
-            most = config.max_train_samples if split == "train" else config.max_eval_samples
-            hidden = not split.startswith(("train", "dev"))
-            questions: list[Example] = []
-            for example in _examples(source, config):
-                if config.level in ("all", example.part):
-                    told = f"{example.id}: no answer, which training and dev examples need"
-                    require(hidden or example.answer is not None, told)
-                    questions.append(example)
-                if most and len(questions) == most:
-                    break
+            every = (example for example in _examples(source, config) if config.level in ("all", example.part))
+            questions = list(itertools.islice(every, source.limit(config)))
+            bare = next((example.id for example in questions if example.answer is None), None)
+            told = f"{source.name}: {bare} has no answer, which training and dev questions need"
+            require(bare is None or source.is_hidden, told)
+            family.unique(source, (example.id for example in questions))
             require(
-                bool(questions), f"{names}: no question in it" + f" of level {config.level}" * (config.level != "all")
+                bool(questions),
+                f"{source.name}: no question in it" + f" of level {config.level}" * (config.level != "all"),
             )
             found[split] = questions
         return found, ()
@@ -137,12 +135,22 @@ class MultipleChoice:
         whole = [
             len(passages[row.passage]) + max(map(len, own)) + 3 for row, own in zip(examples, options, strict=True)
         ]
-        family.tell_cut(
-            split, sum(size > config.max_seq_length for size in whole), len(whole), "passages", config.max_seq_length
+        family.tell_long(
+            split,
+            sum(size > config.max_seq_length for size in whole),
+            len(whole),
+            "passages lose the end that does not fit",
+            config.max_seq_length,
         )
         lengths = np.minimum(np.array(whole, np.int32), config.max_seq_length)
         return Choices(
-            examples, passages, options, config.max_seq_length, (tokenizer.cls_id, tokenizer.sep_id), lengths
+            examples,
+            passages,
+            options,
+            config.max_seq_length,
+            (tokenizer.cls_id, tokenizer.sep_id),
+            lengths,
+            max(len(row.options) for row in examples),
         )
 
     def _logits(self, apply: Any, params: Any, batch: family.Batch, keys: Array | None) -> Array:
@@ -157,9 +165,7 @@ class MultipleChoice:
 
     def loss(self, apply: Any, params: Any, batch: family.Batch, train: bool) -> tuple[Array, dict[str, Array]]:
         logits = self._logits(apply, params, batch, batch["dropout_keys"] if train else None)
-        losses = cross_entropy(logits, batch["target"])
-        right = (jnp.argmax(logits, axis=-1) == batch["target"]).astype(jnp.float32)
-        return jnp.sum(losses * batch["scale"]), family.count(batch, accuracy=right)
+        return family.class_loss(logits, batch)
 
     def outputs(self, apply: Any, params: Any, batch: family.Batch, config: TaskDataConfig) -> family.Outputs:
         """`probabilities` [B, choices]."""
@@ -175,21 +181,15 @@ class MultipleChoice:
     ) -> family.Scored:
         chosen = [int(np.argmax(row["probabilities"])) for row in found]
         predictions = [LETTERS[number] for number in chosen]
-        degenerate = len(examples) > 1 and len(set(chosen)) == 1
+        degenerate = family.all_the_same(chosen)
         if any(row.answer is None for row in examples):
             return family.Scored({}, predictions, degenerate)
-        right = np.array([row.answer == number for row, number in zip(examples, chosen, strict=True)])
-        parts = sorted({row.part for row in examples})
-        metrics = {"accuracy": float(right.mean())}
-        if len(parts) > 1:
-            part = np.array([row.part for row in examples])
-            metrics |= {f"accuracy_{name}": float(right[part == name].mean()) for name in parts}
-        return family.Scored(metrics, predictions, degenerate)
+        return family.Scored(_accuracies(examples, chosen), predictions, degenerate)
 
     def baseline(self, train: Sequence[Any], dev: Sequence[Any], labels: tuple[str, ...]) -> dict[str, float]:
         """Always the place where the training examples' answers stand most often."""
         place = Counter(row.answer for row in train).most_common(1)[0][0]
-        return {"accuracy": sum(row.answer == place for row in dev) / len(dev)}
+        return _accuracies(dev, [place] * len(dev))
 
     def write(self, folder: Path, split: str, examples: Sequence[Any], predictions: Sequence[Any]) -> Path:
         """`question: letter`."""
@@ -199,12 +199,21 @@ class MultipleChoice:
         return path
 
 
+def _accuracies(examples: Sequence[Example], chosen: Sequence[int | None]) -> dict[str, float]:
+    """Over all questions, and over each part of the data set where there are several."""
+    right = np.array([row.answer == number for row, number in zip(examples, chosen, strict=True)])
+    part = np.array([row.part for row in examples])
+    parts = sorted(set(part.tolist()))
+    own = {f"accuracy_{name}": float(right[part == name].mean()) for name in parts}
+    return {"accuracy": float(right.mean())} | (own if len(parts) > 1 else {})
+
+
 def _examples(source: Source, config: TaskDataConfig) -> Iterator[Example]:
-    for path in source.paths:
-        if path.suffix == ".tsv":
-            yield from _mctest(path, config)
-    rest = tuple(path for path in source.paths if path.suffix != ".tsv")
-    for where, record in files.records(Source(source.split, rest, source.tfds), config):
+    tables = [path for path in source.paths if path.name.removesuffix(".gz").endswith(".tsv")]
+    for path in tables:
+        yield from _mctest(path, config)
+    rest = replace(source, paths=tuple(path for path in source.paths if path not in tables))
+    for where, record in files.records(rest, config):
         yield from _race(where, record)
 
 
@@ -212,7 +221,8 @@ def _race(where: str, record: Record) -> Iterator[Example]:
     """A passage with its questions: a file of RACE, a line of one, or a record of TFDS."""
     try:
         name = record.get("id") or record.get("example_id") or where
-        level = next((level for level in ("middle", "high") if level in str(name) or level in where), "all")
+        folder = Path(where).parent.name  # of a file, and of a configuration of TFDS
+        level = next((level for told in (str(name), folder) for level in ("middle", "high") if level in told), "all")
         answers = record.get("answers") or [None] * len(record["questions"])
         sizes = {len(record["questions"]), len(record["options"]), len(answers)}
         require(
@@ -230,16 +240,17 @@ def _race(where: str, record: Record) -> Iterator[Example]:
 
 def _mctest(path: Path, config: TaskDataConfig) -> Iterator[Example]:
     """MCTest: a story and four questions a line, answers in a file .ans beside it, a line of four letters a story."""
-    beside = path.with_suffix(".ans")
+    beside, stories = files.beside(path), list(files.text_lines(path, config))
     answers = [line.split() for _, line in files.text_lines(beside, config)] if beside.is_file() else []
+    told = f"{beside}: {len(answers)} lines, {len(stories)} in {path}; they must be as many"
+    require(len(answers) in (0, len(stories)), told)
     part = path.name.split(".")[0]
-    for number, (where, line) in enumerate(files.text_lines(path, config)):
+    for number, (where, line) in enumerate(stories):
         cells = line.split("\t")
         require(
             len(cells) == 23,
             f"{where}: {len(cells)} columns, need 23 (id, properties, story, 4 x (question, 4 options))",
         )
-        require(not answers or number < len(answers), f"{beside}: {len(answers)} lines, fewer than {path}")
         letters = answers[number] if answers else [None] * 4
         require(len(letters) == 4, f"{beside}:{number + 1}: {len(letters)} answers, need 4")
         story = cells[2].replace("\\newline", "\n").replace("\\tab", "\t")
@@ -255,6 +266,7 @@ def _checked(name: str, where: str, passage: Any, question: Any, options: Any, a
     if not all(isinstance(text, str) for text in texts):
         raise TypeError
     require(2 <= len(options) <= len(LETTERS), f"{where}: {len(options)} options; 2 to {len(LETTERS)} are read")
-    right = answer is None or answer in LETTERS[: len(options)]
-    require(right, f"{where}: answer {answer!r} is not one of {', '.join(LETTERS[: len(options)])}")
-    return Example(name, passage, question, tuple(options), None if answer is None else LETTERS.index(answer), part)
+    letters = list(LETTERS[: len(options)])
+    known = answer in (None, "") or answer in letters
+    require(known, f"{where}: answer {answer!r} is not one of {', '.join(letters)}")
+    return Example(name, passage, question, tuple(options), letters.index(answer) if answer else None, part)

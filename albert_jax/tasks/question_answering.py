@@ -4,10 +4,9 @@ Contexts longer than the input are read in windows; answers are found by charact
 the text as it stands.
 """
 
-import functools
+import itertools
 import json
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,17 +18,20 @@ import numpy as np
 from jax import Array
 
 from albert_jax.config import InputError, require
-from albert_jax.data.batches import Row
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.objectives.pretraining import cross_entropy
 from albert_jax.tasks import family, files
 from albert_jax.tasks.files import Record, Source, TaskDataConfig
 from albert_jax.tasks.metrics import best_threshold, squad
+from albert_jax.tasks.windows import Context, Window, Windows, locate, tokenized, windows
 
 log = logging.getLogger(__name__)
 
 NEVER = -1e30
 """The logit of a place where no answer may be."""
+
+SURE = 1e6
+"""The odds of no answer where a context has no token that could be one."""
 
 
 class Example(NamedTuple):
@@ -42,99 +44,6 @@ class Example(NamedTuple):
     """Text and first character of each; none where there is no answer."""
     labelled: bool
     """Whether the file says what the answers are."""
-
-
-class Context(NamedTuple):
-    """A tokenized context."""
-
-    text: str
-    ids: np.ndarray
-    ranges: np.ndarray
-    """[tokens, 2]: characters [start, end) of each."""
-
-
-class Window(NamedTuple):
-    """One input: a question and a part of its context."""
-
-    example: int
-    question: np.ndarray
-    context: Context
-    start: int
-    """First token of the context that is in it."""
-    size: int
-    best: np.ndarray
-    """[size] bool: no other window has more context around this token."""
-    answer: tuple[int, int] | None
-    """First and last token of the answer, of the whole context; None if it is not in this window."""
-
-
-@dataclass(frozen=True)
-class Windows:
-    """`[CLS] question [SEP] window [SEP]`; the answer's place is that of [CLS] where there is none."""
-
-    windows: list[Window]
-    config: TaskDataConfig
-    special: tuple[int, int]
-
-    @functools.cached_property
-    def lengths(self) -> np.ndarray:
-        """[windows]."""
-        return np.array([len(window.question) + window.size + 3 for window in self.windows], np.int32)
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def __getitem__(self, item: int) -> Row:
-        window = self.windows[item]
-        cls_id, sep_id = self.special
-        first = len(window.question) + 2
-        part = window.context.ids[window.start : window.start + window.size]
-        ids = np.concatenate([[cls_id], window.question, [sep_id], part, [sep_id]]).astype(np.int32)
-        allowed = np.zeros(len(ids), np.int32)
-        allowed[first : first + window.size] = 1
-        best = np.zeros(len(ids), np.int32)
-        best[first : first + window.size] = window.best
-        start, end = (0, 0) if window.answer is None else (at - window.start + first for at in window.answer)
-        return {
-            "input_ids": ids,
-            "token_type_ids": (np.arange(len(ids)) >= first).astype(np.int32),
-            "answer_mask": allowed,
-            "best": best,
-            "start": np.int32(start),
-            "end": np.int32(end),
-            "weights": np.float32(1),
-        }
-
-
-def windows(example: int, question: np.ndarray, context: Context, room: int, stride: int) -> Iterator[Window]:
-    """The windows of a context, each of at most `room` tokens, `stride` from one's beginning to the next one's."""
-    total = len(context.ids)
-    starts = [0]
-    while starts[-1] + room < total:
-        starts.append(starts[-1] + min(room, stride))
-    sizes = [min(room, total - start) for start in starts]
-    at = np.arange(total)
-    # run_squad_v1.py, _check_is_max_context: the smaller side counts; of equals the longer window.
-    scores = np.full((len(starts), total), -np.inf)
-    for number, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-        inside = slice(start, start + size)
-        scores[number, inside] = np.minimum(at[inside] - start, start + size - 1 - at[inside]) + 0.01 * size
-    owner = scores.argmax(0) if total else np.zeros(0, int)
-    for number, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-        yield Window(example, question, context, start, size, owner[start : start + size] == number, None)
-
-
-def locate(context: Context, answer: str, start: int) -> tuple[int, int] | None:
-    """First and last token that an answer's characters touch; None where the characters are of no token."""
-    begin, end = start, start + len(answer)
-    touching = np.flatnonzero((context.ranges[:, 0] < end) & (context.ranges[:, 1] > begin))
-    return (int(touching[0]), int(touching[-1])) if len(touching) else None
-
-
-def tokenized(tokenizer: Tokenizer, text: str) -> Context:
-    """A context with the characters of its tokens."""
-    ids, ranges = tokenizer.encode_with_offsets(text)
-    return Context(text, np.array(ids, np.int32), np.array(ranges, np.int32).reshape(-1, 2))
 
 
 @dataclass(frozen=True)
@@ -158,20 +67,18 @@ class QuestionAnswering:
         require(config.max_seq_length >= least, f"{told} {config.max_seq_length}; at least {least} tokens are needed")
         found: dict[str, list[Any]] = {}
         for split, source in sources.items():
-            most = config.max_train_samples if split == "train" else config.max_eval_samples
-            questions: list[Example] = []
-            for where, record in files.records(source, config):
-                questions += _questions(where, record)
-                if most and len(questions) >= most:
-                    questions = questions[:most]
-                    break
-            names = ", ".join(map(str, source.paths)) or source.tfds
-            require(bool(questions), f"{names}: no question in it")
-            twice = next((name for name, times in Counter(row.id for row in questions).items() if times > 1), None)
-            require(twice is None, f"{names}: two questions have the id {twice!r}; predictions go by id")
+            every = (
+                question for where, record in files.records(source, config) for question in _questions(where, record)
+            )
+            questions = list(itertools.islice(every, source.limit(config)))
+            require(bool(questions), f"{source.name}: no question in it")
+            family.unique(source, (row.id for row in questions))
+            bare = next((row.id for row in questions if not row.labelled), None)
+            told = f"{source.name}: question {bare} has no 'answers', which training and dev questions need"
+            require(bare is None or source.is_hidden, told)
             found[split] = questions
             without = sum(not row.answers for row in questions if row.labelled)
-            told = f"{names}: {without} of {len(questions)} questions have no answer"
+            told = f"{source.name}: {without} of {len(questions)} questions have no answer"
             require(self.unanswerable or not without, f"{told}; that is --data.task squad2")
         return found, ()
 
@@ -202,7 +109,8 @@ class QuestionAnswering:
             place = None
             if split == "train" and row.answers:
                 answer, start = row.answers[0]
-                place = locate(context, answer, start) if row.context[start : start + len(answer)] == answer else None
+                is_there = bool(answer.strip()) and row.context[start : start + len(answer)] == answer
+                place = locate(context, answer, start) if is_there else None
                 if place is None:
                     lost.append(row.id)
                     continue
@@ -211,7 +119,7 @@ class QuestionAnswering:
             for window in windows(number, question, context, room, config.doc_stride):
                 inside = place and window.start <= place[0] and place[1] < window.start + window.size
                 found.append(window._replace(answer=place if inside else None))
-        family.tell_cut(split, cut, len(examples), "questions", config.max_query_length)
+        family.tell_long(split, cut, len(examples), "questions are cut to", config.max_query_length)
         if lost:
             told = f"{split}: {len(lost)} of {len(examples)} answers are not where their contexts say: {lost[0]}"
             require(not config.strict, f"{told} is the first; mend them, or leave them out with --data.strict false")
@@ -236,9 +144,9 @@ class QuestionAnswering:
         start, end = (jnp.where(batch["attention_mask"] == 1, logits, NEVER) for logits in (start, end))
         losses = (cross_entropy(start, batch["start"]) + cross_entropy(end, batch["end"])) / 2
         right = (jnp.argmax(start, -1) == batch["start"]) & (jnp.argmax(end, -1) == batch["end"])
-        found = {"exact": right.astype(jnp.float32)}
+        found = {"span_accuracy": right.astype(jnp.float32)}
         if "answer_class_logits" in outputs:
-            # run_squad_v2.py: half of each, so that the scales agree.
+            # squad_utils.py: half of each, so that the scales agree.
             logits, target = outputs["answer_class_logits"], (batch["start"] == 0).astype(jnp.float32)
             entropy = jax.nn.softplus(logits) - logits * target
             losses += entropy / 2
@@ -303,7 +211,7 @@ class QuestionAnswering:
             {"id": row.id, "answer": predicted[row.id], "null_odds": null[row.id], "n_best": n_best}
             for row, n_best in zip(examples, answers, strict=True)
         ]
-        degenerate = len(examples) > 1 and len(set(predicted.values())) == 1
+        degenerate = family.all_the_same(list(predicted.values()))
         return family.Scored(metrics, full, degenerate)
 
     def answers(
@@ -333,7 +241,7 @@ class QuestionAnswering:
             for answer, share in zip(n_best, scores / scores.sum() if n_best else (), strict=True):
                 answer["probability"] = float(share)
         if config.qa_head == "plain":  # how much better no answer is than the best
-            null = [value - (n_best[0]["score"] if n_best else NEVER) for value, n_best in zip(null, best, strict=True)]
+            null = [value - n_best[0]["score"] if n_best else SURE for value, n_best in zip(null, best, strict=True)]
         return best, null
 
     def baseline(self, train: Sequence[Any], dev: Sequence[Any], labels: tuple[str, ...]) -> dict[str, float]:
@@ -353,30 +261,25 @@ class QuestionAnswering:
 
 def _questions(where: str, record: Record) -> Iterator[Example]:
     """The questions of SQuAD's nested file, of one line that is one question, or of a record of TFDS."""
+    last = "its first question"
     try:
-        if "data" in record:
-            for article in record["data"]:
-                for paragraph in article["paragraphs"]:
-                    for qa in paragraph["qas"]:
-                        answers = tuple((a["text"], int(a["answer_start"])) for a in qa.get("answers", ()))
-                        if qa.get("is_impossible"):
-                            answers = ()
-                        yield _checked(qa["id"], qa["question"], paragraph["context"], answers, "answers" in qa)
-            return
-        told = record.get("answers") or {"text": [], "answer_start": []}
-        if isinstance(told, list):
-            told = {key: [answer[key] for answer in told] for key in ("text", "answer_start")}
-        answers = tuple(zip(told["text"], map(int, told["answer_start"]), strict=True))
-        yield _checked(record["id"], record["question"], record["context"], answers, "answers" in record)
+        for qa, context in _nested(record) if "data" in record else ((record, record["context"]),):
+            answers = qa.get("answers", [])
+            if isinstance(answers, dict):
+                answers = [dict(zip(answers, values, strict=True)) for values in zip(*answers.values(), strict=True)]
+            gold = tuple((answer["text"], answer["answer_start"]) for answer in answers)
+            texts = [qa["id"], qa["question"], context, *(text for text, _ in gold)]
+            if not all(isinstance(text, str) for text in texts) or not all(type(at) is int for _, at in gold):
+                raise TypeError
+            yield Example(qa["id"], qa["question"], context, () if qa.get("is_impossible") else gold, "answers" in qa)
+            last = f"the question after {qa['id']}"
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
         what = f"no '{error.args[0]}'" if isinstance(error, KeyError) else "a field of another type"
-        raise InputError(f"{where}: not of SQuAD's form: {what}") from None
+        raise InputError(f"{where}: {last} is not of SQuAD's form: {what}") from None
 
 
-def _checked(name: Any, question: Any, context: Any, answers: Any, labelled: bool) -> Example:
-    texts = [name, question, context, *(text for text, _ in answers)]
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError
-    return Example(name, question, context, tuple(answers), labelled)
+def _nested(record: Record) -> Iterator[tuple[Any, Any]]:
+    for article in record["data"]:
+        for paragraph in article["paragraphs"]:
+            for qa in paragraph["qas"]:
+                yield qa, paragraph["context"]

@@ -49,7 +49,6 @@ TASKS: dict[str, Family] = {
         text_pair=("sentence2", "hypothesis"),
         label=("gold_label", "label"),
         labels={name: name for name in ("entailment", "neutral", "contradiction")},
-        select="accuracy_matched",
         splits={
             "train": "train.tsv",
             "dev_matched": "dev_matched.tsv",

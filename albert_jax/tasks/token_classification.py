@@ -14,10 +14,10 @@ from jax import Array
 from albert_jax.config import require
 from albert_jax.data.batches import Row
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.objectives.pretraining import cross_entropy
 from albert_jax.tasks import family, files
-from albert_jax.tasks.files import Source, TaskDataConfig
+from albert_jax.tasks.files import Record, Source, TaskDataConfig
 from albert_jax.tasks.metrics import span_f1, spans, to_iob2
+from albert_jax.tasks.prepared import records as prepared_records
 
 WORDS = re.compile(r"\w+|[^\w\s]")
 """What counts as a word in text that comes without columns."""
@@ -77,8 +77,6 @@ class TokenClassification:
     splits: Mapping[str, str] = field(
         default_factory=lambda: {"train": "*train*", "dev": "*dev*|*valid*|*testa*", "test": "*testb*|*test*"}
     )
-    word_column: int = 0
-    tag_column: int = -1
 
     def heads(self, config: TaskDataConfig) -> tuple[str, ...]:
         return ("token_classifier",)
@@ -89,18 +87,18 @@ class TokenClassification:
         found: dict[str, list[Any]] = {}
         labels: tuple[str, ...] = ()
         for split, source in sources.items():
-            require(not source.tfds, f"data.dir tfds:{source.tfds}: entities are read from files of columns")
-            most = config.max_train_samples if split == "train" else config.max_eval_samples
-            sentences = [example for path in source.paths for example in self._sentences(path, config)]
-            sentences = sentences[:most] if most else sentences
-            names = ", ".join(map(str, source.paths))
-            require(bool(sentences), f"{names}: no sentence in it")
-            if split.startswith(("train", "dev")):
+            sentences = (
+                [_of_record(*located) for located in prepared_records(*source.prepared)] if source.prepared else []
+            )
+            sentences += [example for path in source.paths for example in _sentences(path, config)]
+            sentences = sentences[: source.limit(config)]
+            require(bool(sentences), f"{source.name}: no sentence in it")
+            if not source.is_hidden:
                 bare = next((row.where for row in sentences if row.tags is None), None)
                 require(bare is None, f"{bare}: one column, need a word and its tag")
             kinds = sorted({span.type for row in sentences for span in spans(row.tags or ())})
             if split == "train":
-                require(bool(kinds), f"{names}: no entity in it: all tags are O")
+                require(bool(kinds), f"{source.name}: no entity in it: all tags are O")
                 labels = ("O", *(f"{prefix}-{kind}" for kind in kinds for prefix in "BI"))
             else:
                 for row in sentences:
@@ -112,42 +110,6 @@ class TokenClassification:
                     require(strange is None, told)
             found[split] = sentences
         return found, labels
-
-    def _sentences(self, path: Path, config: TaskDataConfig) -> list[Example]:
-        found: list[Example] = []
-        words: list[str] = []
-        tags: list[str] = []
-        begun, columns = "", 0
-
-        def end() -> None:
-            if words:
-                known = to_iob2(tags) if tags else None
-                found.append(Example(tuple(words), None if known is None else tuple(known), begun))
-            words.clear()
-            tags.clear()
-
-        for where, line in files.text_lines(path, config):
-            if not line.strip():
-                end()
-                continue
-            cells = line.split("\t") if "\t" in line else line.split()
-            if cells[0] == DOCUMENT:
-                continue
-            columns = columns or len(cells)
-            told = f"{where}: {len(cells)} columns, need {columns}, as in the lines before"
-            require(len(cells) == columns, told)
-            if not words:
-                begun = where
-            words.append(cells[self.word_column])
-            if columns > 1:
-                tag = cells[self.tag_column].strip()
-                require(
-                    TAG.fullmatch(tag) is not None,
-                    f"{where}: tag {tag!r} is not O, or one of B-, I-, E-, S- and a type",
-                )
-                tags.append(tag)
-        end()
-        return found
 
     def texts(self, examples: Sequence[Any]) -> list[str]:
         return [" ".join(row.words) for row in examples]
@@ -180,15 +142,13 @@ class TokenClassification:
                 found.append(Piece(number, first, last - first, ids, starts, np.array(targets[first:last], np.int32)))
                 first = last
             cut += bool(found) and found[-1].example == number and found[-1].first_word > 0
-        family.tell_cut(split, cut, len(examples), "sentences", config.max_seq_length)
+        family.tell_long(split, cut, len(examples), "sentences are read in several parts of", config.max_seq_length)
         lengths = np.array([len(piece.ids) + 2 for piece in found], np.int32)
         return Pieces(found, (tokenizer.cls_id, tokenizer.sep_id), lengths)
 
     def loss(self, apply: Any, params: Any, batch: family.Batch, train: bool) -> tuple[Array, dict[str, Array]]:
         logits = family.run(apply, params, batch, batch["dropout_keys"] if train else None)["logits"]
-        losses = cross_entropy(logits, batch["target"])
-        right = (jnp.argmax(logits, axis=-1) == batch["target"]).astype(jnp.float32)
-        return jnp.sum(losses * batch["scale"]), family.count(batch, accuracy=right)
+        return family.class_loss(logits, batch)
 
     def outputs(self, apply: Any, params: Any, batch: family.Batch, config: TaskDataConfig) -> family.Outputs:
         """`label` [B, S] and its `probability`."""
@@ -249,3 +209,50 @@ class TokenClassification:
                     file.write("\t".join(cell for cell in (word, told, tag) if cell is not None) + "\n")
                 file.write("\n")
         return path
+
+
+def _sentences(path: Path, config: TaskDataConfig) -> list[Example]:
+    """A word a line, its tag in the last column, a blank line after a sentence."""
+    found: list[Example] = []
+    words: list[str] = []
+    tags: list[str] = []
+    begun, columns = "", 0
+
+    def end() -> None:
+        if words:
+            known = to_iob2(tags) if tags else None
+            found.append(Example(tuple(words), None if known is None else tuple(known), begun))
+        words.clear()
+        tags.clear()
+
+    for where, line in files.text_lines(path, config):
+        if not line.strip():
+            end()
+            continue
+        cells = line.split("\t") if "\t" in line else line.split()
+        if cells[0] == DOCUMENT:
+            continue
+        columns = columns or len(cells)
+        told = f"{where}: {len(cells)} columns, need {columns}, as in the lines before"
+        require(len(cells) == columns, told)
+        if not words:
+            begun = where
+        words.append(cells[0])
+        if columns > 1:
+            tag = cells[-1].strip()
+            require(
+                TAG.fullmatch(tag) is not None,
+                f"{where}: tag {tag!r} is not O, or one of B-, I-, E-, S- and a type",
+            )
+            tags.append(tag)
+    end()
+    return found
+
+
+def _of_record(where: str, record: Record) -> Example:
+    """A sentence of TFDS, such as of conll2003: `tokens`, and tags by their names as `ner` or `tags`."""
+    tags: Any = record.get("ner", record.get("tags"))
+    require(
+        "tokens" in record and tags is not None, f"{where}: no tokens with ner or tags; there are {', '.join(record)}"
+    )
+    return Example(tuple(record["tokens"]), tuple(to_iob2(tags)), where)
