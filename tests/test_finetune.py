@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -252,6 +253,63 @@ def _leaves(tree: Any, path: str = "") -> list[tuple[str, Any]]:
     return [leaf for name, value in tree.items() for leaf in _leaves(value, f"{path}/{name}")]
 
 
+def test_what_a_kill_leaves_behind_is_no_checkpoint(
+    sst2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A half-written first checkpoint does not make a run forget --init, nor hide the whole ones from `load`."""
+    run_dir = tmp_path / "run"
+    own = {name.replace(".", "__"): None for name in FIELDS if name.startswith("model.") and "unroll" not in name}
+    given = words("sst2", run_dir, "--init", str(sst2 / "run"), data__vocab=None, train__num_train_steps=11, **own)
+    for left in ("10.orbax-checkpoint-tmp", "10"):
+        (run_dir / "checkpoints" / left).mkdir(parents=True)
+    assert main([*given, "--data.dir", str(sst2 / "data")]) == 0
+    assert f"started from {sst2 / 'run'}" in capsys.readouterr().err
+    shutil.rmtree(run_dir / "best")
+    (run_dir / "best" / "10.orbax-checkpoint-tmp").mkdir(parents=True)
+    albert_jax.load(run_dir)
+
+
+def test_a_damaged_best_is_set_aside(sst2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = tmp_path / "run"
+    given = [*words("sst2", run_dir, train__num_train_steps=20, train__eval_every=10), "--data.dir", str(sst2 / "data")]
+    assert main(given) == 0
+    step = summary(run_dir)["best"]["step"]
+    (run_dir / "best" / str(step) / "meta" / "metadata").write_text("{")
+    assert main(given) == 0
+    assert f"skipping checkpoint {step}" in capsys.readouterr().err
+    assert summary(run_dir)["best"] == {"step": 20} | summary(run_dir)["eval"]
+
+
+def test_a_hugging_face_folder_called_best_is_itself(sst2: Path, tmp_path: Path) -> None:
+    for name in ("hf", "hf/best"):
+        assert main(["convert", str(sst2 / "run"), str(tmp_path / name)]) == 0
+    config = json.loads((tmp_path / "hf" / "best" / "config.json").read_text())
+    config["id2label"] = {"0": "no", "1": "yes"}
+    (tmp_path / "hf" / "best" / "config.json").write_text(json.dumps(config))
+    assert albert_jax.load(tmp_path / "hf" / "best")[0].labels == ("no", "yes")
+
+
+def test_mnli_with_one_dev_file(tmp_path: Path) -> None:
+    """The metric that selects bears the name that the metrics bear."""
+    more = files("mnli", tmp_path / "data")
+    (tmp_path / "data" / "dev_mismatched.tsv").unlink()
+    quick = {"train__num_train_steps": 20, "train__eval_every": 10}
+    assert main([*words("mnli", tmp_path / "run", **quick), *more]) == 0
+    assert summary(tmp_path / "run")["select"] == "accuracy"
+    named = ["--data.dev-file", str(tmp_path / "data" / "dev_matched.tsv")]
+    assert main([*words("mnli", tmp_path / "named", *named, **quick), *more]) == 0
+    assert summary(tmp_path / "named")["eval"] == summary(tmp_path / "run")["eval"]
+
+
+def test_answers_that_changed_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """MCTest keeps them in files of their own."""
+    given = [*words("mctest", tmp_path / "run", train__num_train_steps=11), *files("mctest", tmp_path / "data")]
+    assert main(given) == 0
+    path = tmp_path / "data" / "mc160.train.ans"
+    path.write_text(path.read_text().translate(str.maketrans("ABCD", "BCDA")))
+    assert "the data changed since this run began" in refused(given, capsys)
+
+
 def test_exported_to_hugging_face_and_back(sst2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", str(sst2 / "run"), str(tmp_path / "hf")]) == 0
     stored = json.loads((tmp_path / "hf" / "config.json").read_text())
@@ -290,6 +348,10 @@ def test_seeds_and_those_that_degenerate(tmp_path: Path, capsys: pytest.CaptureF
         "degenerate, and counted above: " + ", ".join(f"seed {n}" for n in found["degenerate"])
         in capsys.readouterr().err
     )
+    assert main(["report", str(run_dir)]) == 0
+    assert "| accuracy |" in capsys.readouterr().out
+    alone_there = [word for word in given if word not in ("--seeds", "3")]
+    assert "holds the runs of several seeds" in refused(alone_there, capsys)
     assert not np.array_equal(*(albert_jax.load(run_dir / f"seed-{n}")[1]["pooler"]["kernel"] for n in (0, 1)))
 
 

@@ -88,6 +88,11 @@ def test_answers_are_characters_of_the_context(loaded: Loaded) -> None:
         assert sum(a["probability"] for a in found["answers"]) == pytest.approx(1)
         scores = [a["score"] for a in found["answers"]]
         assert scores == sorted(scores, reverse=True)
+        most = predict_task.answer(*loaded, "what is it?", context, n_best=20)[0]
+        assert (
+            most["answers"][0]["text"] == found["answers"][0]["text"]
+        )  # how many are told changes nothing of the search
+        assert most["null_odds"] == pytest.approx(found["null_odds"], abs=1e-3)
         for one in found["answers"]:
             assert one["text"] == context[one["start"] : one["end"]]
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -406,7 +406,7 @@ def prepared(folder: Path, features: Any, splits: dict[str, list[dict[str, Any]]
     """Prepares a data set without TensorFlow, as array_record; returns what --data.dir takes."""
     import tensorflow_datasets as tfds
 
-    class Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self) -> Any:
@@ -481,7 +481,7 @@ def test_race_as_tfds_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
         """What of a builder is asked."""
 
         info = SimpleNamespace(splits=("train", "dev"), features={})
-        rows: Any = [record]
+        rows: ClassVar[Any] = [record]
 
         def as_data_source(self, split: str) -> Any:
             return self.rows
@@ -498,7 +498,7 @@ def test_race_as_tfds_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     found, _ = TASKS["race"].read(files.find(chosen, TASKS["race"].splits), chosen)
     assert found["dev"] == [multiple_choice.Example("high1.0", "the text", "what?", ("a", "b"), 1, "high")]
     Builder.rows = Refuses([record])
-    with pytest.raises(InputError, match="data.dir tfds:race/high: TFDS needs TensorFlow to read its features; name"):
+    with pytest.raises(InputError, match=r"data.dir tfds:race/high: TFDS needs TensorFlow to read its features; name"):
         TASKS["race"].read(files.find(chosen, TASKS["race"].splits), chosen)
 
 
@@ -656,6 +656,18 @@ def test_bad_input(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     experiment = str(ROOT / "experiments" / "finetune" / f"{task}.py")
     assert message in refused(["finetune", experiment, *words, *write(folder), *own], capsys)
     assert not run_dir.exists()
+
+
+def test_network_beside_an_experiments_own_init(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused whether --init stands on the command line or in the file; a value that is called init is none."""
+    text = (ROOT / "experiments" / "finetune" / "text.py").read_text()
+    path = tmp_path / "mine.py"
+    path.write_text(text.replace('run_dir="runs/text",', 'run_dir="runs/text", init="x",'))
+    more = ["--model.hidden-size", "96", "--data.text-column", "init"]
+    assert "--model.hidden_size: with --init the network is that one's" in refused(
+        ["finetune", str(path), *more], capsys
+    )
+    assert "no data.dir" in refused(["finetune", str(ROOT / "experiments" / "finetune" / "text.py"), *more], capsys)
 
 
 def test_malformed_lines_can_be_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
