@@ -16,14 +16,16 @@ PRETRAINING_PANELS: dict[str, tuple[str, ...]] = {
 
 
 def panels(records: list[dict[str, float]]) -> dict[str, tuple[str, ...]]:
-    """The panels for a run's log: pretraining's, or the training loss and a panel for each dev metric."""
+    """The panels for a run's log: pretraining's, or the training loss and a panel for each kind of dev metric."""
     names = {name for record in records for name in record}
     if "train/mlm_loss" in names:
         return PRETRAINING_PANELS
-    # Of thresholds and counts there is no picture.
-    metrics = sorted(name.removeprefix("eval/") for name in names if name.startswith("eval/"))
-    found: dict[str, tuple[str, ...]] = {name: (name,) for name in metrics if "threshold" not in name}
-    return {"training loss": ("loss",)} | found
+    found: dict[str, tuple[str, ...]] = {"training loss": ("loss",)}
+    for name in sorted(name.removeprefix("eval/") for name in names if name.startswith("eval/")):
+        if "threshold" not in name:
+            kind = name.split("_")[0]  # f1 with f1_PER, accuracy_matched with accuracy_mismatched
+            found[kind] = (*found.get(kind, ()), name)
+    return found
 
 
 def plot_curves(run_dir: Path) -> Path:
