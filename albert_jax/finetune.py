@@ -267,7 +267,7 @@ def _resolved(config: FinetuneConfig, source: exchange.Source | None) -> Finetun
     require(length <= most, f"{told}; --data.max-seq-length {most} is the longest that it takes")
     if model.hidden_size >= LARGE and config.optim.learning_rate > SAFE_RATE:
         told = (
-            "optim.learning_rate %g: v2 checkpoints of this size are known to diverge above %g; --scale large is safe"
+            "optim.learning_rate %g: v2 checkpoints of this size are known to diverge above %g; --scale large is lower"
         )
         log.warning(told, config.optim.learning_rate, SAFE_RATE)
     return replace(config, model=model)
@@ -295,7 +295,8 @@ def _tokenizer(
         try:
             train_vocabulary(texts, path, size, map_punctuation=data.map_punctuation)
         except InputError as error:
-            raise InputError(f"{error}; --model.vocab-size makes it smaller, --data.vocab names one") from None
+            told = str(error).removeprefix(f"{path}: ")
+            raise InputError(f"{told}; --model.vocab-size makes it smaller, --data.vocab names one") from None
         return Tokenizer(path, map_punctuation=data.map_punctuation)
 
 
