@@ -240,8 +240,9 @@ RUNS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", RUNS)
 def test_bad_run_folder_is_told_in_one_line(case: str, tmp_path: Path) -> None:
-    changes, message = RUNS[case]
-    (tmp_path / "config.json").write_text(json.dumps({"job": "convert", "config": {"model": SMALL} | changes}))
+    changes, message = dict(RUNS[case][0]), RUNS[case][1]
+    model = {"model": changes.pop("model")} if "model" in changes else {"model": SMALL}
+    (tmp_path / "config.json").write_text(json.dumps({"job": "convert", "config": model} | changes))
     with pytest.raises(InputError, match=message) as caught:
         exchange.read(tmp_path)
     assert str(tmp_path) in str(caught.value)
