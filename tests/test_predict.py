@@ -31,7 +31,7 @@ TEXTS = ["the [MASK] text", "[MASK] in 2010, it cost [MASK] dollars, and so on a
 PAIRS = [("The text is wrapped.", "It has lines."), ("a", "b " * 30), ("", "")]
 
 
-def made(heads: tuple[str, ...] = PRETRAINING) -> Loaded:
+def made(heads: tuple[str, ...] = PRETRAINING, labels: tuple[str, ...] = ()) -> Loaded:
     """Random weights, large enough that no two answers are near each other."""
     config = AlbertConfig(
         vocab_size=500,
@@ -42,7 +42,7 @@ def made(heads: tuple[str, ...] = PRETRAINING) -> Loaded:
         intermediate_size=48,
         max_position_embeddings=80,
     )
-    model, random = Albert(config, heads), np.random.default_rng(3)
+    model, random = Albert(config, heads, labels), np.random.default_rng(3)
     params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32) * 0.3, param_shapes(model))
     return model, params, Tokenizer(GOLDEN / "spiece.model")
 

@@ -13,32 +13,11 @@ from albert_jax.config import InputError
 from albert_jax.convert import huggingface
 from albert_jax.convert.weights import Weights
 from albert_jax.data import tokenizer_json
-from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.heads import Albert, param_shapes
 
 from .test_cli import refused
-from .test_tokenizer import GOLDEN
+from .test_predict import Loaded, made
 
-Loaded = tuple[Albert, Any, Tokenizer]
-TOKENIZER = Tokenizer(GOLDEN / "spiece.model")
 TEXTS = ["The Text, in 2010.", "", "Émile  wrote “random” lines " * 9, "a"]
-
-
-def made(heads: tuple[str, ...], labels: tuple[str, ...] = ()) -> Loaded:
-    config = AlbertConfig(
-        vocab_size=500,
-        embedding_size=16,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=80,
-    )
-    model, random = Albert(config, heads, labels), np.random.default_rng(3)
-    params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32) * 0.3, param_shapes(model))
-    return model, params, TOKENIZER
-
 
 CLASSES = made(("pooler", "classifier"), ("bad", "good", "so so"))
 TAGS = made(("token_classifier",), ("O", "B-X", "I-X", "B-Y", "I-Y"))
