@@ -12,11 +12,15 @@ from typing import Any, NoReturn
 
 from albert_jax.config import InputError, load, require
 
-EXPERIMENTS = ("pretrain", "prepare", "vocab", "finetune")
+EXPERIMENTS = ("pretrain", "prepare", "vocab", "finetune", "probe", "ablate")
 """Jobs that take an experiment, and any field of it as an option."""
 
-OWN_OPTIONS = {"finetune": ("--seeds", "--scale")}
+ABLATE_OPTIONS = ("--scale", "--seeds", "--budget", "--rows", "--finetune", "--run-dir", "--launcher", "--slurm")
+OWN_OPTIONS = {"finetune": ("--seeds", "--scale"), "ablate": ABLATE_OPTIONS}
 """Options of such jobs that are no fields."""
+
+FLAGS = ("--dry-run",)
+"""Options of such jobs that take no value."""
 
 EPILOG = """\
 Any field of an experiment can be overridden: --train.global-batch-size 256, --data.source 'text/*.jsonl.gz', --model.sharing none.
@@ -28,6 +32,20 @@ Any field of the experiment can be overridden, as of a pretraining one; --help a
   albert-jax finetune experiments/finetune/sst2.py --init albert/albert-base-v2 --data.dir glue/SST-2
   albert-jax finetune experiments/finetune/rte.py --init runs/mnli --data.dir glue/RTE --seeds 5
   albert-jax finetune experiments/finetune/text.py --init runs/small --data.train-file mine.csv --data.dev-file dev.csv
+"""
+ABLATE_EPILOG = """\
+  albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 3 --dry-run     rows, counts and cost first
+  albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 3               the same again goes on
+  albert-jax ablate experiments/ablations/sharing.py --scale small --data.source 'corpus/*.jsonl.gz' --data.vocab spiece.model
+  albert-jax ablate experiments/ablations/depth.py --rows '6 layers' --budget flops       those rows and what they start from
+  albert-jax ablate experiments/ablations/sharing.py --finetune 'experiments/finetune/sst2.py --data.dir glue/SST-2'
+Any field of the scale's experiment can be overridden, for all rows: --train.num-train-steps 500.
+Budgets, what is held equal: tokens (as many for every row), flops, time (steps are measured first), params (widths are changed).
+"""
+REPORT_EPILOG = """\
+  albert-jax report runs/tiny                        its curves.png and last numbers
+  albert-jax report runs/sharing-tiny                a table's table.md, table.csv, runs.csv, curves and scores (.png, .svg)
+  albert-jax report runs/a runs/b --output compared  any runs side by side; those that differ in the seed alone are one row
 """
 
 
@@ -79,7 +97,7 @@ def _split(words: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[st
     rest = list(words)
     while rest:
         word = rest.pop(0)
-        if not word.startswith("--") or word == "--help":
+        if not word.startswith("--") or word in ("--help", *FLAGS):
             plain.append(word)
             continue
         chosen = plain if word.partition("=")[0] in own else overrides
@@ -127,10 +145,37 @@ def _parser() -> argparse.ArgumentParser:
     scales = "large: rates that v2 checkpoints from large up learn with; tiny: minutes on two CPU cores (paper)"
     finetune.add_argument("--scale", default="paper", choices=("paper", "large", "tiny"), help=scales)
     _exchange_jobs(job)
-    job("report", _report, "Draw a run's curves again and print its last numbers.", "").add_argument(
-        "run_dir", type=Path
-    )
+    _ablation_jobs(job)
     return parser
+
+
+def _ablation_jobs(job: Callable[..., argparse.ArgumentParser]) -> None:
+    ablate = job(
+        "ablate", _ablate, "Run every row of a table; the same command again goes on where it was.", ABLATE_EPILOG
+    )
+    ablate.add_argument("table", help="a file such as experiments/ablations/sharing.py; --help after it shows its rows")
+    ablate.add_argument("--scale", default="tiny", help="a file in the folder 'scales' beside the table (tiny)")
+    ablate.add_argument("--seeds", type=int, default=1, help="so many runs a row (1)")
+    ablate.add_argument("--budget", default="tokens", help="what is held equal: tokens, flops, time, params (tokens)")
+    ablate.add_argument(
+        "--rows", action="append", default=[], help="rows of this label, or with this in it; repeatable"
+    )
+    finetune = "what stands behind 'albert-jax finetune', in quotes; every row is fine-tuned so; repeatable"
+    ablate.add_argument("--finetune", action="append", default=[], help=finetune)
+    ablate.add_argument("--run-dir", default="", help="folder (runs/TABLE-SCALE)")
+    ablate.add_argument("--dry-run", action="store_true", help="only show rows, counts and cost")
+    ablate.add_argument(
+        "--launcher", default="here", choices=("here", "slurm"), help="one after another, or jobs (here)"
+    )
+    slurm = "NAME=VALUE, of every job, in submitit's names: timeout_min, gpus_per_node, slurm_partition; repeatable"
+    ablate.add_argument("--slurm", action="append", default=[], help=slurm)
+    probe = "Ask how well sentence order can be told without reading, in an experiment's data."
+    job("probe", _probe, probe).add_argument("experiment", help="experiment file (.py) or a run's config.json")
+    report = job("report", _report, "Show a run, a table of runs, or any runs side by side, again.", REPORT_EPILOG)
+    report.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a run, a table, or a folder of runs")
+    report.add_argument(
+        "--output", type=Path, help="folder for files of several DIRs (report), or of a table (its own)"
+    )
 
 
 SOURCE = """a Hugging Face folder or hub id (albert/albert-base-v2, @revision pins it), the folder, tar or prefix of one of
@@ -197,6 +242,8 @@ def _exchange_jobs(job: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _help(job: str, experiment: str) -> int:
+    if job == "ablate":
+        return _ablate_help(experiment)
     import tyro
 
     from albert_jax.finetune import FinetuneConfig
@@ -267,17 +314,72 @@ def _vocab(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _report(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from albert_jax import report
+    from albert_jax import comparison, report
     from albert_jax.config import read_json
 
-    path = arguments.run_dir / "summary.json"
+    first = arguments.folders[0]
+    path = first / "summary.json"
     summary = read_json(path) if path.exists() else {}
-    if "seeds" in summary:
+    if len(arguments.folders) == 1 and "seeds" in summary:
         print(report.seeds_table(summary))
+    elif len(arguments.folders) == 1 and (first / "config.json").exists():
+        print(report.plot_curves(first))
+        if summary:
+            print(report.table(summary))
+    else:
+        table = comparison.write(comparison.read(arguments.folders, arguments.output))
+        print(comparison.markdown(table))
+        print(f"\ntable.md, table.csv, runs.csv, curves and scores (.png, .svg): {table.folder}", file=sys.stderr)
+    return 0
+
+
+def _ablate(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from albert_jax import ablation, comparison
+
+    names = ("scale", "seeds", "budget", "rows", "finetune", "run_dir")
+    plan = ablation.resolve(arguments.table, overrides=overrides, **{name: getattr(arguments, name) for name in names})
+    if arguments.dry_run:
+        print(ablation.describe(plan))
         return 0
-    print(report.plot_curves(arguments.run_dir))
-    if summary:
-        print(report.table(summary))
+    from albert_jax import ablate
+
+    if arguments.launcher == "slurm":
+        options = dict(_slurm_option(text) for text in arguments.slurm)
+        jobs = ablate.submit(plan, options)
+        print(f"{len(jobs)} jobs: {' '.join(jobs)}\nalbert-jax report {plan.run_dir}   shows how far they are")
+        return 0
+    require(not arguments.slurm, "--slurm is for --launcher slurm")
+    found: list[Any] = []
+    code = _trained(lambda: found.append(ablate.ablate(plan)))
+    for table in found:
+        print(comparison.markdown(table))
+        print(f"\ntable.md, table.csv, runs.csv, curves and scores (.png, .svg): {table.folder}", file=sys.stderr)
+        code = int(bool(table.failures))
+    return code
+
+
+def _slurm_option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    require(bool(equals), f"--slurm {text}: expected NAME=VALUE, such as timeout_min=120")
+    return name, int(value) if value.isdecimal() else value
+
+
+def _ablate_help(path: str) -> int:
+    from albert_jax import ablation
+
+    try:
+        print(ablation.explain(path))
+    except InputError as error:
+        print(f"albert-jax: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _probe(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from albert_jax import probes
+    from albert_jax.pretrain import PretrainConfig
+
+    print(probes.table(probes.probe(load(PretrainConfig, arguments.experiment, overrides))))
     return 0
 
 

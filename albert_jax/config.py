@@ -86,6 +86,8 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, path)
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
+    if type(None) in choices:  # a section that may be left out
+        return None if value is None else _typed(choices[0], value, path)
     if origin is Literal:
         require(
             value in choices, f"{path}: one of {', '.join(map(repr, choices))}, got {value!r}{_hint(value, choices)}"
@@ -130,13 +132,13 @@ def load(cls: type[T], path: str, overrides: Sequence[str] = ()) -> T:
         )
         values = stored["config"]
     else:
-        found = _run(path).get("config")
+        found = run_file(path).get("config")
         require(isinstance(found, cls), f"{path}: it must set 'config' to a {cls.__name__}")
         values = to_dict(found)
     return from_dict(cls, _override(values, overrides))
 
 
-def _run(path: str) -> dict[str, Any]:
+def run_file(path: str) -> dict[str, Any]:
     """What an experiment file defines.  Its mistakes are the user's: told by file and line, without a traceback."""
     try:
         return runpy.run_path(path)
@@ -150,6 +152,18 @@ def _run(path: str) -> dict[str, Any]:
 def _override(values: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
     """A copy of nested `values` with the command line's words put in; unknown names are left for `from_dict` to refuse."""
     values = json.loads(json.dumps(values))
+    for name, text in read_words(words).items():
+        put(values, name, text)
+    return values
+
+
+def read_words(words: Sequence[str]) -> dict[str, str]:
+    """Command-line words as dotted field -> text: `--train.seed 1` and `--train.seed=1` give `{"train.seed": "1"}`.
+
+    Raises:
+      InputError: a word that is no option, or an option without its value.
+    """
+    found = {}
     rest = list(words)
     while rest:
         word = rest.pop(0)
@@ -158,16 +172,25 @@ def _override(values: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
         if not equals:
             require(bool(rest), f"--{name} needs a value")
             text = rest.pop(0)
-        *sections, key = name.replace("-", "_").split(".")
-        table = values
-        for section in sections:
-            require(isinstance(table.get(section), dict), f"unknown key '{name}'{_hint(section, table)}")
-            table = table[section]
-        require(key in table, f"unknown key '{name}'{_hint(key, table)}")
-        if isinstance(table[key], dict):
-            raise InputError(f"--{name} is a section; its fields: {', '.join(table[key])}")
-        table[key] = text
-    return values
+        found[name.replace("-", "_")] = text
+    return found
+
+
+def put(values: dict[str, Any], name: str, value: Any) -> None:
+    """Sets the dotted field `name` of nested `values` in place.
+
+    Raises:
+      InputError: there is no such field, or it is a section.
+    """
+    *sections, key = name.split(".")
+    table = values
+    for section in sections:
+        require(isinstance(table.get(section), dict), f"unknown key '{name}'{_hint(section, table)}")
+        table = table[section]
+    require(key in table, f"unknown key '{name}'{_hint(key, table)}")
+    if isinstance(table[key], dict):
+        raise InputError(f"--{name.replace('_', '-')} is a section; its fields: {', '.join(table[key])}")
+    table[key] = value
 
 
 def read_json(path: Path) -> dict[str, Any]:

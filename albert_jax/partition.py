@@ -5,6 +5,7 @@ parameters); sharded parameters would be gathered L times a step for one and the
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -120,6 +121,17 @@ def summed_gradients(loss_fn: Callable[..., Any], mesh: Mesh, micro_batches: int
         return jax.tree.map(lambda x: jax.lax.pcast(x, DATA, to="varying"), tree)
 
     return jax.shard_map(local, mesh=mesh, in_specs=(PartitionSpec(), PartitionSpec(DATA)), out_specs=PartitionSpec())
+
+
+def matmul_flops(dtype: str) -> float:
+    """FLOP/s of all devices in a large matrix product, measured now: what no training step exceeds."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    matrix = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    product(matrix, matrix).block_until_ready()
+    begun = time.perf_counter()
+    product(matrix, matrix).block_until_ready()
+    return 2.0 * size**3 * jax.device_count() / (time.perf_counter() - begun)
 
 
 def peak_flops(mesh: Mesh) -> float | None:

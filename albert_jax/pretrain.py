@@ -44,6 +44,8 @@ class PretrainConfig:
     objective: ObjectiveConfig
     optim: OptimConfig
     train: TrainConfig
+    eval_objective: ObjectiveConfig | None = None
+    """What the held-out metrics are asked of, where runs of several objectives are to be compared; by default the objective."""
     max_eval_steps: int = 100
     """Most batches an evaluation takes."""
     init_from: str = ""
@@ -52,6 +54,8 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         check_types(self)
         require(self.run_dir != "", "run_dir is empty: name the run folder")
+        asked, trained = (self.eval_objective or self.objective).max_seq_length, self.objective.max_seq_length
+        require(asked == trained, f"eval_objective.max_seq_length {asked} is not objective.max_seq_length {trained}")
         require(self.max_eval_steps >= 1, f"max_eval_steps must be at least 1, got {self.max_eval_steps}")
         require(
             self.objective.max_seq_length <= self.model.max_position_embeddings,
@@ -151,17 +155,19 @@ def make_evaluate(
 ) -> Callable[[Any], dict[str, dict[str, float]]]:
     """`params -> {"eval": metrics, "baseline": the same without a model}` on the held-out split.
 
-    The masked-LM metrics are of inputs as the run trains on; sentence order and next sentence are both asked of the one
-    sentence head, whatever it was trained on (paper, Table 5).  Inputs are the same at every evaluation.
+    The masked-LM metrics are of inputs as the run trains on, or as `eval_objective` says; sentence order and next sentence
+    are both asked of the one sentence head, whatever it was trained on (paper, Table 5).  Inputs are the same at every
+    evaluation.
     """
-    own = config.objective.sentence_objective
+    asked = config.eval_objective or config.objective
+    own = asked.sentence_objective
 
     def step(params: Any, batch: dict[str, Array], number: Array) -> dict[str, Any]:
         key = jax.random.fold_in(jax.random.key(EVAL_SEED), number)
         found: dict[str, Array] = {}
         base: dict[str, Array] = {}
         for kind in sorted({own, "sop", "nsp"}):
-            objective = replace(config.objective, sentence_objective=kind)
+            objective = replace(asked, sentence_objective=kind)
             examples = pretraining.draw(objective, vocabulary, batch, key)
             _, metrics = pretraining.loss(objective, apply, params, examples, train=False)
             found |= {name: value for name, value in metrics.items() if name.startswith(f"{kind}_")}

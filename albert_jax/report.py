@@ -77,10 +77,10 @@ def table(summary: dict[str, Any]) -> str:
     columns["no model"] = summary["baseline"]
     rows = [f"| {' | '.join(['held out', *columns])} |", "|---" * (len(columns) + 1) + "|"]
     for name in summary["eval"]:
-        rows.append(f"| {' | '.join([name, *(_figure(values.get(name)) for values in columns.values())])} |")
+        rows.append(f"| {' | '.join([name, *(number(values.get(name)) for values in columns.values())])} |")
     for split, metrics in summary.get("test", {}).items():
         rows += [
-            f"| {split}: {name} | {_figure(value)} |" + " - |" * (len(columns) - 1) for name, value in metrics.items()
+            f"| {split}: {name} | {number(value)} |" + " - |" * (len(columns) - 1) for name, value in metrics.items()
         ]
     speed = f"{summary['steps']} steps, {summary['tokens']:,.0f} tokens, {summary['seconds']:.0f} s, {summary['tokens_per_second']:,.0f} tokens/s"
     degenerate = ["", "degenerate: the best parameters predict the same of everything"] * summary.get(
@@ -96,10 +96,10 @@ def seeds_table(summary: dict[str, Any]) -> str:
     tables = {"": summary["metrics"]} | {f"{split}: ": metrics for split, metrics in summary["test"].items()}
     for prefix, metrics in tables.items():
         for name, spread in metrics.items():
-            mean = f"{_figure(spread['mean'])} ± {_figure(spread['std'])}"
-            cells = [_figure(spread["median"]), mean, _figure(spread["best"]), _figure(spread["worst"])]
+            mean = f"{number(spread['mean'])} ± {number(spread['std'])}"
+            cells = [number(spread["median"]), mean, number(spread["best"]), number(spread["worst"])]
             base = None if prefix else summary["baseline"].get(name)
-            rows.append(f"| {' | '.join([prefix + name, *cells, _figure(base)])} |")
+            rows.append(f"| {' | '.join([prefix + name, *cells, number(base)])} |")
     told = (
         f"degenerate, and counted above: {', '.join(f'seed {seed}' for seed in failed)}"
         if failed
@@ -108,5 +108,6 @@ def seeds_table(summary: dict[str, Any]) -> str:
     return "\n".join(["", *rows, "", f"{told} (of seeds {', '.join(map(str, summary['seeds']))})"])
 
 
-def _figure(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A metric in a table."""
     return "-" if value is None else f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"

@@ -123,7 +123,7 @@ def init_state(task: Task, optimizer: Optimizer, mesh: Mesh, seed: int) -> tuple
     return jax.jit(make, out_shardings=everywhere), shapes
 
 
-def make_step(task: Task, optimizer: Optimizer, mesh: Mesh, config: TrainConfig) -> Callable[[TrainState, Batch], Any]:
+def make_step(task: Task, optimizer: Optimizer, mesh: Mesh, config: TrainConfig) -> Any:
     """The jitted step (state, global batch) -> (state, metrics): one draw, gradients with one all-reduce, one update."""
     gradients = partition.summed_gradients(task.loss, mesh, config.gradient_accumulation)
 
@@ -160,8 +160,8 @@ def run(
     The order within a step: next batch, step, log, evaluate, checkpoint; an evaluation ends the run.
 
     Returns:
-      The last state; its evaluation with `steps`, `tokens`, `seconds`, `tokens_per_second` of the whole run, and `best`,
-      the best evaluation's metrics and step, where the task selects by one.
+      The last state; its evaluation with `Meter.summary`, `parameters`, and `best`, the best evaluation's metrics and step,
+      where the task selects by one.
 
     Raises:
       InputError: the loss is not finite; nothing of that step is saved.
@@ -200,17 +200,19 @@ def run(
                 best.offer(step, task.select, state.params, evaluation["eval"])
             return evaluation
 
-        shapes_seen: set[Any] = set()
+        compiled: dict[Any, Any] = {}
         signals = stack.enter_context(caught_signals())
         if start and start % config.eval_every == 0 and start not in metrics_log.evaluated:  # a signal came before it
             evaluate(start)
         for step in range(start + 1, config.num_train_steps + 1):
             batch = next(batches)
             shape = tuple(sorted((name, rows.shape) for name, rows in batch.items()))
-            compiles = shape not in shapes_seen
-            shapes_seen.add(shape)
-            with meter.paused(run_dir) if compiles else contextlib.nullcontext(), jax.transfer_guard("disallow"):
-                state, metrics = step_fn(state, batch)
+            if shape not in compiled:
+                with meter.paused(run_dir):
+                    compiled[shape] = step_fn.lower(state, batch).compile()
+                    meter.compiled(compiled[shape])
+            with jax.transfer_guard("disallow"):
+                state, metrics = compiled[shape](state, batch)
             meter.add(step, metrics, batch, run_dir)  # reads the step before this one: the device never waits
             stop, last = signals[:1], step == config.num_train_steps
             if step % config.eval_every == 0 and not (last or stop):
@@ -227,7 +229,8 @@ def run(
         evaluation = evaluate(config.num_train_steps)
         if best is not None:
             evaluation |= {"best": {"step": best.step} | best.metrics}
-    return state, evaluation | meter.summary()
+    size = {"parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params))}
+    return state, evaluation | meter.summary() | size
 
 
 def log_evaluation(metrics_log: MetricsLog, step: int, evaluation: dict[str, dict[str, float]]) -> None:
@@ -248,9 +251,16 @@ class Meter:
         self.pending: tuple[int, dict[str, Array], Batch] | None = None
         self.window_tokens = self.window_steps = 0.0
         self.begun: float | None = None  # of the window; None until the first, compiling, step is over
-        # Over all launches of the run: tokens seen; tokens and seconds of the steps that were timed.
-        self.progress = {name: progress.get(name, 0.0) for name in ("tokens", "timed_tokens", "seconds")}
+        # Over all launches of the run: tokens seen; tokens and seconds of the steps that were timed; the most memory.
+        self.progress = {name: progress.get(name, 0.0) for name in ("tokens", "timed_tokens", "seconds", "memory")}
         self.sums = {name: np.array(total) for name, total in progress.get("sums", {}).items()}  # of the window so far
+
+    def compiled(self, step: Any) -> None:
+        """Takes what a compiled step needs of memory."""
+        need = step.memory_analysis()
+        if need is not None:
+            parts = need.argument_size_in_bytes, need.output_size_in_bytes, need.temp_size_in_bytes
+            self.progress["memory"] = max(self.progress["memory"], float(sum(parts) - need.alias_size_in_bytes))
 
     def add(self, step: int, metrics: dict[str, Array], batch: Batch, run_dir: Path) -> None:
         """Takes step's metrics, which may not be there yet, and reads those of the step before."""
@@ -322,13 +332,17 @@ class Meter:
         return self.progress | {"sums": {name: total.tolist() for name, total in self.sums.items()}}
 
     def summary(self) -> dict[str, float]:
-        """Of the whole run: updates, tokens seen, seconds of training (compilation, evaluation and saving left out)."""
+        """Of the whole run: updates, tokens seen, seconds of training (compilation, evaluation and saving left out), matmul
+        FLOPs a token, and bytes that XLA sets aside on a device for a step: state, batch and temporaries.
+        """
         seconds = self.progress["seconds"]
         return {
             "steps": self.config.num_train_steps,
             "tokens": self.progress["tokens"],
             "seconds": seconds,
             "tokens_per_second": self.progress["timed_tokens"] / seconds if seconds else 0.0,
+            "flops_per_token": self.task.flops_per_token,
+            "memory": self.progress["memory"],
         }
 
 

@@ -65,7 +65,36 @@ MAY_IMPORT = {
         "exchange",
     },
     "seeds": {"config", "finetune", "report", "run_folder"},
-    "cli": {"config", "data", "pretrain", "finetune", "seeds", "report", "train", "exchange", "answers"},
+    "comparison": {"config", "report", "run_folder"},
+    "probes": {"config", "data", "objectives", "pretrain"},
+    "ablation": {"config", "model", "partition", "run_folder", "comparison", "pretrain", "finetune"},
+    "ablate": {
+        "config",
+        "ablation",
+        "checkpoint",
+        "comparison",
+        "exchange",
+        "finetune",
+        "pretrain",
+        "probes",
+        "run_folder",
+        "train",
+    },
+    "cli": {
+        "config",
+        "data",
+        "pretrain",
+        "finetune",
+        "seeds",
+        "report",
+        "train",
+        "exchange",
+        "answers",
+        "ablation",
+        "ablate",
+        "comparison",
+        "probes",
+    },
     "__main__": {"cli"},
     "__init__": {"exchange"},
 }
@@ -93,11 +122,13 @@ ONLY = {
         "predict",
         "predict_task",
         "inspection",
+        "probes",
     },
     "tyro": {"cli"},
-    "sklearn": {"tasks"},
-    "scipy": {"tasks"},
-    "matplotlib": {"report", "inspection"},
+    "sklearn": {"tasks", "probes"},
+    "scipy": {"tasks", "probes"},
+    "matplotlib": {"report", "inspection", "comparison"},
+    "submitit": {"ablate"},
     "safetensors": {"convert"},
     "google_crc32c": {"convert"},
     "huggingface_hub": {"convert"},
@@ -141,10 +172,19 @@ def test_the_map_is_complete() -> None:
     assert parts == MAY_IMPORT.keys()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("*.py")), ids=lambda path: path.stem)
+KINDS: dict[str, Any] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "scales": PretrainConfig}
+"""Folder of experiments -> what they are; tables are `test_ablation.py`'s."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted((ROOT / "experiments").rglob("*.py")) if path.parent.name != "ablations"],
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
+)
 def test_experiment_can_be_built(path: Path) -> None:
     """Under 100 lines, says its command, and its model can be made."""
-    job, kind = {"pretrain": ("pretrain", PretrainConfig), "finetune": ("finetune", FinetuneConfig)}[path.parent.name]
+    kind = KINDS[path.parent.name]
+    job = "finetune" if kind is FinetuneConfig else "pretrain"
     config: Any = load(kind, str(path))
     assert len(path.read_text().splitlines()) < 100
     assert f"albert-jax {job} {path.relative_to(ROOT)}" in (ast.get_docstring(ast.parse(path.read_text())) or "")

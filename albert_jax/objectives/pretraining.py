@@ -34,7 +34,9 @@ class ObjectiveConfig:
     masked_lm_prob: float = 0.15
     """Share of a sequence's tokens that is predicted."""
     ngram: int = 3
-    """Most words in a masked span."""
+    """Most words (or pieces) in a masked span."""
+    do_whole_word_mask: bool = True
+    """Spans are of whole words; else of pieces."""
     favor_shorter_ngram: bool = True
     """p(n) proportional to 1 / n, else reversed."""
     short_seq_prob: float = 0.1
@@ -82,7 +84,7 @@ def draw(config: ObjectiveConfig, vocabulary: Vocabulary, batch: dict[str, Array
     index, found = segment_pairs.other_rows(other_key, batch["document"])
     # Without another document in the batch there is no negative: an empty row says so.
     others = Sequence(rows.tokens[index], jnp.where(found[:, None], rows.sentence[index], -1))
-    starts_word = jnp.asarray(vocabulary.starts_word)
+    starts_word = jnp.asarray(vocabulary.starts_word | (not config.do_whole_word_mask))
     room = config.max_seq_length - 3
 
     def one(key: Array, row: Sequence, other: Sequence) -> Examples:

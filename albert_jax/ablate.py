@@ -1,0 +1,178 @@
+"""Running a plan: row by row and seed by seed, here or as jobs of a cluster; finished rows are skipped, failed ones kept on record."""
+
+import contextlib
+import fcntl
+import logging
+import shutil
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from albert_jax import checkpoint, comparison, exchange, probes, run_folder
+from albert_jax.ablation import Plan, PlannedRow, finetune_config, load_plan
+from albert_jax.comparison import FAILURE, MANIFEST, PROBES, Comparison
+from albert_jax.config import InputError, check_writable, require
+from albert_jax.finetune import finetune
+from albert_jax.pretrain import pretrain
+from albert_jax.train import Interrupted
+
+log = logging.getLogger(__name__)
+
+
+def ablate(plan: Plan) -> Comparison:
+    """Runs what of the plan is not finished, one run after another, all rows of a seed before the next seed.
+
+    A row that fails is recorded in its folder and the others go on; it is tried again the next time.  A row that another
+    launch on the same folder is running is left to that one.
+
+    Returns:
+      The table of all rows, which also stands in the folder, with figures.
+
+    Raises:
+      InputError: the folder holds another table or other configurations; before anything runs.
+      train.Interrupted: a signal came; the run's state is saved.
+    """
+    claim(plan)
+    units = [(row, seed) for seed in range(plan.seeds) for row in plan.rows]
+    begun, done = time.monotonic(), 0
+    for number, (row, seed) in enumerate(units):
+        left = f"; about {_duration((time.monotonic() - begun) / done * (len(units) - number))} left" if done else ""
+        log.info("run %d of %d: %s, seed %d%s", number + 1, len(units), row.label, seed, left)
+        before = time.monotonic()
+        log.info("%s, seed %d: %s", row.label, seed, run_unit(plan.run_dir, row.label, seed))
+        done += time.monotonic() - before > 1  # what was finished before says nothing of what is left
+    return comparison.write(comparison.read([Path(plan.run_dir).expanduser()]))
+
+
+def claim(plan: Plan) -> None:
+    """Writes the plan's `ablation.json`, together with rows and seeds of earlier launches on the folder.
+
+    Raises:
+      InputError: the folder holds another table, or runs of other configurations.
+    """
+    folder = Path(plan.run_dir).expanduser()
+    check_writable(folder, "--run-dir")
+    for row in plan.rows:
+        for seed in range(plan.seeds):
+            run_folder.check(Path(row.seed(seed).run_dir).expanduser(), "pretrain", row.seed(seed))
+    if (folder / MANIFEST).exists():
+        before = load_plan(folder / MANIFEST)
+        for name in ("name", "scale", "budget"):
+            theirs, ours = getattr(before, name), getattr(plan, name)
+            told = f"--run-dir {folder} holds another table: {name} {theirs!r}, not {ours!r}; give another"
+            require(theirs == ours, told)
+        plan = plan.joined(before)
+    plan.save()
+
+
+def run_unit(run_dir: str, label: str, seed: int) -> str:
+    """Runs one row with one seed, and its fine-tuning, unless it is finished or another process has it; says what became of it.
+
+    Raises:
+      train.Interrupted: a signal came; the state is saved.
+    """
+    plan = load_plan(Path(run_dir).expanduser() / MANIFEST)
+    row = plan.row(label)
+    config = row.seed(seed)
+    folder = Path(config.run_dir).expanduser()
+    with held(folder) as mine:
+        if not mine:
+            return "left to the launch that is running it"
+        if row.start and not _finished(parent := Path(plan.row(row.start).seed(seed).run_dir).expanduser()):
+            return f"not begun: '{row.start}', which it starts from, is not finished ({parent})"
+        try:
+            (folder / FAILURE).unlink(missing_ok=True)
+            ran = not _finished(folder)
+            if ran:
+                _start(plan, row, seed)
+                pretrain(config)
+                shutil.rmtree(folder / "start", ignore_errors=True)
+            for words in plan.finetune:
+                tuned = finetune_config(row, seed, plan.scale, words)
+                if not _finished(Path(tuned.run_dir).expanduser()):
+                    ran = True
+                    finetune(tuned)
+            if seed == 0 and row == plan.rows[0] and not (path := Path(run_dir).expanduser() / PROBES).exists():
+                run_folder.write_json(path, probes.probe(config))
+        except Interrupted:
+            raise
+        except Exception as error:  # a row that does not fit into memory, or diverges, must not cost the others
+            reason = (str(error).splitlines() or [""])[0]
+            told = reason if isinstance(error, InputError) else f"{type(error).__name__}: {reason}"
+            run_folder.write_json(folder / FAILURE, {"error": told, "traceback": traceback.format_exc()})
+            log.warning("%s, seed %d failed, and the others go on: %s", label, seed, told)
+            return "failed"
+    return "finished" if ran else "was finished before"
+
+
+def _start(plan: Plan, row: PlannedRow, seed: int) -> None:
+    """The parameters that the row starts from, as a model folder of its own sharing and depth."""
+    config = row.seed(seed)
+    target = Path(config.run_dir).expanduser() / "start"
+    if not row.start or target.exists() or checkpoint.holds_any(target.parent / "checkpoints"):
+        return
+    model = config.model
+    changes: dict[str, Any] = {"sharing": model.sharing, "num_hidden_layers": model.num_hidden_layers}
+    if model.sharing == "groups":
+        changes["num_hidden_groups"] = model.num_hidden_groups
+    exchange.convert(plan.row(row.start).seed(seed).run_dir, target, to="albert_jax", **changes)
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[bool]:
+    """Whether this process has the folder for itself, until the block is left; the system lets go of it when a process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def submit(plan: Plan, options: Mapping[str, Any]) -> list[str]:
+    """Sends every run that is not finished to Slurm as a job of its own (submitit); returns the jobs' numbers.
+
+    A job whose row starts from another waits for that one's job.  Jobs that find their run finished, or held by another job,
+    end at once, so a second launch does no harm.
+
+    Args:
+      plan: what is to be run.
+      options: of the jobs, in submitit's names: `timeout_min`, `gpus_per_node`, `slurm_partition` and others.
+
+    Raises:
+      InputError: as `claim`; submitit is not installed; an option that it does not know.
+    """
+    try:
+        import submitit
+    except ModuleNotFoundError:
+        raise InputError("--launcher slurm: pip install 'albert_jax[slurm]'") from None
+    claim(plan)
+    logs = Path(plan.run_dir).expanduser() / "slurm"
+    try:
+        executor = submitit.AutoExecutor(folder=logs, cluster="slurm")
+        executor.update_parameters(**{"name": plan.name} | dict(options))
+    except (RuntimeError, NameError, TypeError, ValueError) as error:
+        raise InputError(f"--launcher slurm: {str(error).splitlines()[0]}") from None
+    jobs: dict[tuple[str, int], str] = {}
+    for seed in range(plan.seeds):
+        for row in plan.rows:
+            if _finished(Path(row.seed(seed).run_dir).expanduser()) and not plan.finetune:
+                continue
+            before = jobs.get((row.start, seed))
+            waits = {"dependency": f"afterany:{before}"} if before else {}
+            executor.update_parameters(slurm_additional_parameters=waits)
+            jobs[row.label, seed] = executor.submit(run_unit, plan.run_dir, row.label, seed).job_id
+    return list(jobs.values())
+
+
+def _finished(folder: Path) -> bool:
+    return (folder / "summary.json").exists()
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

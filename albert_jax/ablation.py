@@ -1,0 +1,448 @@
+"""A table of experiments as data, and the plan that it becomes at a scale and a budget: every row with its configuration.
+
+A table is a file that sets `ablation = Ablation(...)`; a scale is a pretraining experiment in the folder `scales` beside it.
+Running a plan is `ablate.py`'s business, what its rows come to `comparison.py`'s.
+"""
+
+import ast
+import re
+import shlex
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from albert_jax import partition, run_folder
+from albert_jax.comparison import MANIFEST
+from albert_jax.config import InputError, from_dict, load, put, read_json, read_words, require, run_file, to_dict
+from albert_jax.finetune import SCALES as FINETUNE_SCALES
+from albert_jax.finetune import FinetuneConfig, scaled
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.model.heads import Albert, flops_per_token, num_params
+from albert_jax.pretrain import PretrainConfig, pretrain
+
+BUDGETS = {
+    "tokens": "every row sees as many tokens",
+    "flops": "every row spends as many FLOPs as the first: its steps are changed",
+    "time": "every row trains about as long as the first, by step times measured here: its steps are changed",
+    "params": "every row has about as many parameters as the first: its width is changed, and heads and intermediate size with it",
+}
+"""What is held equal over the rows of a table, and what that means; it stands in the caption."""
+
+WIDTH = ("model.hidden_size", "model.num_attention_heads", "model.intermediate_size")
+"""What the budget `params` changes."""
+
+TIMED_STEPS = 20
+"""Steps that the budget `time` measures a row by."""
+
+LATER_SEED = 1_000_000
+"""Added to the seed of a row that starts from another: with that one's own it would read the same batches again."""
+
+
+@dataclass(frozen=True)
+class At:
+    """A value that differs by scale; `at` makes it."""
+
+    values: Mapping[str, Any]
+
+
+def at(**values: Any) -> At:
+    """A row's value at each scale: `at(tiny=32, small=128, paper=128)`."""
+    return At(values)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table."""
+
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Field -> value, or what `at` gives."""
+    paper: Mapping[str, float] = field(default_factory=dict)
+    """What the paper prints of this row, by column: `parameters (M)`, `MLM`, `SOP`, `NSP`, `average` and others (percent)."""
+    start: str = ""
+    """The row above whose finished parameters this one starts from, shared and repeated as this one needs them."""
+    share: float = 1.0
+    """Of the budget."""
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A table.  The first row is the one that budgets compare with."""
+
+    rows: Mapping[str, Row]
+    """Label -> row."""
+    base: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Scale -> fields of all rows, where the table is not of the scale's own model."""
+
+
+@dataclass(frozen=True)
+class PlannedRow:
+    """A row with everything decided but the seed."""
+
+    label: str
+    config: PretrainConfig
+    """Of the first seed; its run_dir is the row's folder."""
+    start: str
+    parameters: int
+    flops_per_token: float
+    paper: dict[str, float]
+    step_seconds: float = 0.0
+    """What the budget `time` measured; 0 elsewhere."""
+
+    def seed(self, seed: int) -> PretrainConfig:
+        """The run of the seed-th seed, from 0."""
+        run_dir = Path(self.config.run_dir) / f"seed-{seed}"
+        start = str(run_dir / "start") if self.start else self.config.init_from
+        return replace(
+            self.config,
+            run_dir=str(run_dir),
+            init_from=start,
+            train=replace(self.config.train, seed=self.config.train.seed + seed),
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A table at a scale and a budget; `ablation.json` of its folder holds it."""
+
+    name: str
+    question: str
+    """The first line of the file's docstring."""
+    scale: str
+    budget: str
+    seeds: int
+    run_dir: str
+    rows: tuple[PlannedRow, ...]
+    finetune: tuple[str, ...]
+    """Each what stands behind `albert-jax finetune`: an experiment and options."""
+
+    def joined(self, before: "Plan") -> "Plan":
+        """This plan, with the rows and seeds of one that the folder held before."""
+        rows = {row.label: row for row in before.rows} | {row.label: row for row in self.rows}
+        words = dict.fromkeys((*before.finetune, *self.finetune))
+        return replace(self, rows=tuple(rows.values()), seeds=max(self.seeds, before.seeds), finetune=tuple(words))
+
+    def save(self) -> None:
+        """Writes `ablation.json`."""
+        folder = Path(self.run_dir).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        run_folder.write_json(folder / MANIFEST, to_dict(self) | {"caption": self.caption})
+
+    def row(self, label: str) -> PlannedRow:
+        """The row of that label."""
+        return next(row for row in self.rows if row.label == label)
+
+    @property
+    def caption(self) -> str:
+        """What the table is of, and what is held equal in it."""
+        seeds = f"{self.seeds} seed{'s' * (self.seeds > 1)} a row"
+        return f"{self.name}, scale {self.scale}, {seeds}; {BUDGETS[self.budget]}. {self.question}"
+
+
+def read_table(path: str) -> tuple[str, Ablation]:
+    """The question (first line of the docstring) and the table of an experiment file.
+
+    Raises:
+      InputError: no such file, or it sets no `ablation`.
+    """
+    require(Path(path).is_file(), f"{path}: no such table; those that come along are in experiments/ablations/")
+    found = run_file(path).get("ablation")
+    if not isinstance(found, Ablation):
+        raise InputError(f"{path}: it must set 'ablation' to an Ablation")
+    doc = ast.get_docstring(ast.parse(Path(path).read_text())) or Path(path).stem
+    for label, row in found.rows.items():
+        earlier = list(found.rows)[: list(found.rows).index(label)]
+        require(
+            row.start in ("", *earlier), f"{path}: row '{label}' starts from '{row.start}', which is no row above it"
+        )
+        require("train.num_train_steps" not in row.overrides, f"{path}: row '{label}': 'share' gives it other steps")
+    return doc.splitlines()[0], found
+
+
+def load_plan(path: Path) -> Plan:
+    """The plan in an `ablation.json`.
+
+    Raises:
+      InputError: it is none, or of another version.
+    """
+    stored = {name: value for name, value in read_json(path).items() if name != "caption"}
+    try:
+        rows = [row | {"config": from_dict(PretrainConfig, row["config"])} for row in stored["rows"]]
+        return Plan(
+            **stored | {"rows": tuple(PlannedRow(**row) for row in rows), "finetune": tuple(stored["finetune"])}
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a plan of this version: {error}") from None
+
+
+def scales(path: str) -> list[str]:
+    """The scales that a table can be run at."""
+    return sorted(file.stem for file in (Path(path).parent / "scales").glob("*.py"))
+
+
+def resolve(
+    path: str,
+    *,
+    scale: str = "tiny",
+    seeds: int = 1,
+    budget: str = "tokens",
+    overrides: Sequence[str] = (),
+    rows: Sequence[str] = (),
+    finetune: Sequence[str] = (),
+    run_dir: str = "",
+) -> Plan:
+    """Every row of a table decided, without running any; but the budget `time` runs some steps of each.
+
+    Args:
+      path: the table's file.
+      scale: a file in the folder `scales` beside it.
+      seeds: runs a row, from the scale's train.seed on.
+      budget: one of `BUDGETS`.
+      overrides: command-line words such as `--train.num-train-steps 500`, for all rows.
+      rows: labels (or unique parts of them) of the rows wanted; all by default.
+      finetune: each what stands behind `albert-jax finetune`; run from every row's parameters.
+      run_dir: the folder; `runs/NAME-SCALE` by default.
+
+    Raises:
+      InputError: a field that is unknown, or one that rows set and `overrides` too; a configuration that cannot be.
+    """
+    question, table = read_table(path)
+    name = Path(path).stem
+    require(scale in scales(path), f"--scale: one of {', '.join(scales(path))}, got {scale!r}")
+    require(budget in BUDGETS, f"--budget: one of {', '.join(BUDGETS)}, got {budget!r}")
+    require(seeds >= 1, f"--seeds must be at least 1, got {seeds}")
+    given = read_words(overrides)
+    ours = {key for row in table.rows.values() for key in row.overrides}
+    for key in given:
+        require(key not in ours, f"--{key.replace('_', '-')}: rows of {name} set it; change it in {path}")
+    require("run_dir" not in given, "--run-dir is the table's: give it once")
+    base = to_dict(load(PretrainConfig, str(Path(path).parent / "scales" / f"{scale}.py")))
+    for key, value in (dict(table.base.get(scale, {})) | given).items():
+        put(base, key, value)
+    folder = run_dir or f"runs/{name}-{scale}"
+    config = from_dict(PretrainConfig, base | {"run_dir": folder})
+    chosen = _chosen(list(table.rows), table, rows)
+    first = next(iter(table.rows))
+    require(
+        budget != "params" or not ours & set(WIDTH), f"--budget params: the rows of {name} set the width themselves"
+    )
+    configs = {label: _row(config, label, row, scale, path) for label, row in table.rows.items()}
+    if budget == "params":
+        target = num_params(Albert(configs[first].model))
+        configs = {label: replace(c, model=_widened(c.model, target)) for label, c in configs.items()}
+    costs = _costs(budget, config, {label: configs[label] for label in {first: None, **dict.fromkeys(chosen)}}, folder)
+    planned = []
+    for label in chosen:
+        row, steps = table.rows[label], config.train.num_train_steps * costs[first] / costs[label]
+        configs[label] = one = _lasting(configs[label], config, steps * row.share)
+        generation = _generation(table, label)
+        train = replace(one.train, seed=one.train.seed + LATER_SEED * generation)
+        planned.append(
+            PlannedRow(
+                label,
+                replace(one, run_dir=str(Path(folder) / slug(label)), train=train),
+                row.start,
+                num_params(Albert(one.model)),
+                row_flops(one),
+                dict(row.paper),
+                costs[label] if budget == "time" else 0.0,
+            )
+        )
+    plan = Plan(name, question, scale, budget, seeds, folder, tuple(planned), tuple(finetune))
+    for words in finetune:  # refused before anything runs
+        finetune_config(plan.rows[0], 0, scale, words)
+    return plan
+
+
+def slug(label: str) -> str:
+    """A label as the name of a folder."""
+    return re.sub(r"[^a-z0-9.=]+", "-", label.lower()).strip("-")
+
+
+def row_flops(config: PretrainConfig) -> float:
+    """Matmul FLOPs of a training step for each token."""
+    objective = config.objective
+    return flops_per_token(config.model, objective.max_seq_length, objective.max_predictions_per_seq)
+
+
+def _chosen(labels: list[str], table: Ablation, wanted: Sequence[str]) -> list[str]:
+    """The rows asked for, and those that they start from, in the table's order."""
+    if not wanted:
+        return labels
+    chosen = set()
+    for word in wanted:
+        found = [label for label in labels if label == word] or [label for label in labels if word in label]
+        require(bool(found), f"--rows: no row has '{word}' in its label; they are {'; '.join(labels)}")
+        chosen |= set(found)
+    for label in reversed(labels):
+        if label in chosen and table.rows[label].start:
+            chosen.add(table.rows[label].start)
+    return [label for label in labels if label in chosen]
+
+
+def _generation(table: Ablation, label: str) -> int:
+    start = table.rows[label].start
+    return 1 + _generation(table, start) if start else 0
+
+
+def _row(base: PretrainConfig, label: str, row: Row, scale: str, path: str) -> PretrainConfig:
+    values = to_dict(base)
+    for key, value in row.overrides.items():
+        if isinstance(value, At):
+            told = f"{path}: row '{label}': {key} has no value at scale {scale!r}, only at {', '.join(value.values)}"
+            require(scale in value.values, told)
+            value = value.values[scale]
+        put(values, key, value)
+    try:
+        config = from_dict(PretrainConfig, values)
+    except InputError as error:
+        raise InputError(f"{path}: row '{label}': {error}") from None
+    # Held-out pieces are masked in the same way whatever a row trains on; pairs are the row's own, as in Table 5.
+    asked = replace(base.objective, sentence_objective=config.objective.sentence_objective)
+    return config if asked == config.objective else replace(config, eval_objective=asked)
+
+
+def _widened(model: AlbertConfig, target: int) -> AlbertConfig:
+    """The network with as many heads of the same size as bring it nearest to `target` parameters."""
+    head, ratio = model.hidden_size // model.num_attention_heads, model.intermediate_size / model.hidden_size
+    best, heads = model, 1
+    while True:
+        width = heads * head
+        embedding = width if model.embedding_size == model.hidden_size else model.embedding_size
+        made = replace(
+            model,
+            hidden_size=width,
+            num_attention_heads=heads,
+            intermediate_size=max(1, round(ratio * width)),
+            embedding_size=embedding,
+        )
+        gap = abs(num_params(Albert(made)) - target)
+        if heads == 1 or gap <= abs(num_params(Albert(best)) - target):
+            best, heads = made, heads + 1
+        else:
+            return best
+
+
+def _costs(budget: str, base: PretrainConfig, configs: Mapping[str, PretrainConfig], folder: str) -> dict[str, float]:
+    """What a step of each row costs in the unit of the budget."""
+    positions = {label: c.train.global_batch_size * c.objective.max_seq_length for label, c in configs.items()}
+    if budget == "flops":
+        return {label: positions[label] * row_flops(config) for label, config in configs.items()}
+    if budget == "time":
+        path = Path(folder) / MANIFEST
+        known = {row.label: row.step_seconds for row in load_plan(path).rows} if path.exists() else {}
+        return {label: known.get(label) or step_seconds(config) for label, config in configs.items()}
+    return {label: float(count) for label, count in positions.items()}
+
+
+def step_seconds(config: PretrainConfig) -> float:
+    """Seconds that a training step takes here: those of a short run in a folder that is gone afterwards."""
+    steps = TIMED_STEPS + 1  # the first one is not timed
+    train = replace(config.train, num_train_steps=steps, log_every=steps, eval_every=steps, checkpoint_every=steps)
+    with tempfile.TemporaryDirectory() as folder:
+        optim = replace(config.optim, num_warmup_steps=1)
+        short = replace(config, run_dir=folder, train=train, optim=optim, max_eval_steps=1, init_from="")
+        return pretrain(short)["seconds"] / TIMED_STEPS
+
+
+def _lasting(config: PretrainConfig, base: PretrainConfig, steps: float) -> PretrainConfig:
+    """With so many steps, and as many logs, evaluations and as large a share of warm-up as before."""
+    count = max(1, round(steps))
+    if count == base.train.num_train_steps:
+        return config
+    factor = count / base.train.num_train_steps
+
+    def scale(number: int) -> int:
+        return max(1, round(number * factor))
+
+    train = config.train
+    rhythm: dict[str, Any] = {
+        name: scale(getattr(train, name)) for name in ("log_every", "eval_every", "checkpoint_every")
+    }
+    optim = replace(config.optim, num_warmup_steps=min(scale(config.optim.num_warmup_steps), count - 1))
+    return replace(config, train=replace(train, num_train_steps=count, **rhythm), optim=optim)
+
+
+def finetune_config(row: PlannedRow, seed: int, scale: str, words: str) -> FinetuneConfig:
+    """The fine-tuning run from a row's parameters that `words` stand for, in a folder beside the row's own run.
+
+    `words` are an experiment file and options as behind `albert-jax finetune`; the scale is the table's where fine-tuning has
+    one of that name and `words` give no other.  Inputs are no longer than the row's network takes.
+
+    Raises:
+      InputError: they are no such thing.
+    """
+    experiment, *rest = shlex.split(words) or [""]
+    given = read_words(rest)
+    size = given.pop("scale", scale if scale in FINETUNE_SCALES else "paper")
+    require(size in FINETUNE_SCALES, f"--finetune '{words}': --scale is one of {', '.join(FINETUNE_SCALES)}")
+    for name in ("init", "run_dir", "train.seed"):
+        require(name not in given, f"--finetune '{words}': --{name.replace('_', '-')} is the row's")
+    own = row.seed(seed)
+    folder = Path(own.run_dir).parent / f"seed-{seed}-{Path(experiment).stem}"
+    options = [f"--{name}={value}" for name, value in given.items()]
+    options += [f"--init={own.run_dir}", f"--run-dir={folder}", f"--train.seed={seed}"]
+    try:
+        config = load(FinetuneConfig, experiment, [*scaled(size), *options])
+    except InputError as error:
+        raise InputError(f"--finetune '{words}': {error}") from None
+    length = min(config.data.max_seq_length, own.model.max_position_embeddings)
+    return replace(config, data=replace(config.data, max_seq_length=length))
+
+
+def describe(plan: Plan) -> str:
+    """The rows of a plan with their sizes and what they will cost, as Markdown; for `--dry-run`."""
+    rows = ["| | parameters | MFLOP/token | steps | tokens (M) | PFLOP | paper: parameters (M) |", "|---" * 7 + "|"]
+    flops = 0.0
+    for row in plan.rows:
+        train, objective = row.config.train, row.config.objective
+        tokens = train.num_train_steps * train.global_batch_size * objective.max_seq_length
+        flops += tokens * row.flops_per_token * plan.seeds
+        paper = f"{row.paper['parameters (M)']:g}" if "parameters (M)" in row.paper else ""
+        cells = [
+            f"{row.parameters:,}",
+            f"{row.flops_per_token / 1e6:,.1f}",
+            f"{train.num_train_steps:,}",
+            f"{tokens / 1e6:,.2f}",
+            f"{tokens * row.flops_per_token / 1e15:,.3g}",
+            paper,
+        ]
+        rows.append(f"| {' | '.join([row.label, *cells])} |")
+    speed = partition.matmul_flops(plan.rows[0].config.model.dtype)
+    runs = f"{len(plan.rows)} rows x {plan.seeds} seeds are {flops / 1e15:,.3g} PFLOP in matrix products"
+    least = f"at least {_duration(flops / speed)} here, where a large product runs at {speed / 1e12:,.2f} TFLOP/s"
+    summaries = [read_json(path) for row in plan.rows for path in Path(row.config.run_dir).glob("seed-*/summary.json")]
+    rates = [found["tokens_per_second"] * found["flops_per_token"] for found in summaries]
+    seen = f"; about {_duration(flops / statistics.median(rates))} at the speed of the finished runs" if rates else ""
+    return "\n".join([plan.caption, "", *rows, "", f"{runs}: {least}{seen}."])
+
+
+def _duration(seconds: float) -> str:
+    return next(
+        f"{seconds / size:,.1f} {unit}"
+        for size, unit in ((86400, "days"), (3600, "h"), (60, "min"), (0.001, "ms"))
+        if seconds >= size or unit == "ms"
+    )
+
+
+def explain(path: str) -> str:
+    """What a table asks, its rows and the scales it can be run at; for `--help`."""
+    question, table = read_table(path)
+    lines = [f"  {label}: {_overrides(row)}" for label, row in table.rows.items()]
+    doc = ast.get_docstring(ast.parse(Path(path).read_text())) or question
+    told = (
+        "Any field of the scale's experiment can be overridden, for all rows; albert-jax ablate --help has the options."
+    )
+    return "\n".join([doc, "", "rows:", *lines, "", f"scales: {', '.join(scales(path))}", told])
+
+
+def _overrides(row: Row) -> str:
+    values = {
+        key: " | ".join(f"{scale} {one}" for scale, one in value.values.items()) if isinstance(value, At) else value
+        for key, value in row.overrides.items()
+    }
+    texts = [f"{key} = {value}" for key, value in values.items()]
+    texts += [f"starts from '{row.start}'"] * bool(row.start) + [f"{row.share:g} of the budget"] * (row.share != 1)
+    return ", ".join(texts)

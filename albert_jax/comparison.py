@@ -1,0 +1,429 @@
+"""Runs side by side: one table of rows with mean and spread over seeds, as Markdown and CSV, and figures of it.
+
+Reads run folders and nothing else, so a table can be made again, or anew from other runs, wherever the folders lie.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from albert_jax import report
+from albert_jax.config import differences, read_json, require
+from albert_jax.run_folder import read_metrics, replace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MANIFEST = "ablation.json"
+"""The plan of a table, which `ablate` writes into its folder."""
+FAILURE = "failure.json"
+"""In a run's folder: why the last try ended."""
+PROBES = "probes.json"
+"""In a table's folder: what `probes.probe` found."""
+
+
+def _number(scale: float, digits: int) -> Callable[[float], str]:
+    return lambda value: f"{value * scale:,.{digits}f}"
+
+
+COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "parameters": ("parameters", _number(1, 0)),
+    "flops_per_token": ("MFLOP/token", _number(1e-6, 1)),
+    "tokens": ("tokens (M)", _number(1e-6, 2)),
+    "tokens_per_second": ("tokens/s", _number(1, 0)),
+    "step_seconds": ("step (ms)", _number(1e3, 1)),
+    "memory": ("memory (MB)", _number(1e-6, 1)),
+    "mlm_accuracy": ("MLM (%)", _number(100, 1)),
+    "mlm_loss": ("MLM loss", _number(1, 3)),
+    "sop_accuracy": ("SOP (%)", _number(100, 1)),
+    "nsp_accuracy": ("NSP (%)", _number(100, 1)),
+}
+"""Name of a value -> its head in the Markdown table and how it is printed; metrics that are not here stand behind, as they are."""
+
+EXACT = ("parameters", "flops_per_token", "memory")
+"""Columns that seeds do not change."""
+
+
+@dataclass
+class Line:
+    """One row of a comparison."""
+
+    label: str
+    folders: list[Path]
+    """Of its runs, one a seed."""
+    facts: dict[str, float] = field(default_factory=dict)
+    """What is known of it before it ran."""
+    paper: dict[str, float] = field(default_factory=dict)
+    start: str = ""
+    """The line whose training comes before this one's own."""
+    values: dict[str, list[float]] = field(default_factory=dict)
+    """Name -> one value a finished run."""
+    records: list[list[dict[str, float]]] = field(default_factory=list)
+    """The log of each run that has one."""
+    states: list[str] = field(default_factory=list)
+    """What became of each run: finished, failed: why, at step n of m, not begun."""
+
+    @property
+    def state(self) -> str:
+        """All of them in a few words."""
+        finished = self.states.count("finished")
+        others = [state.partition(":")[0] for state in self.states if state != "finished"]
+        if not others:
+            return str(finished)
+        told = ", ".join(f"{others.count(state)} {state}" for state in dict.fromkeys(others))
+        return f"{finished} of {len(self.states)}; {told}"
+
+    def mean(self, name: str) -> float | None:
+        """Over the finished runs; None without any."""
+        found = self.values.get(name, [])
+        return float(np.mean(found)) if found else self.facts.get(name)
+
+    def std(self, name: str) -> float | None:
+        """Over n - 1; None with fewer than two runs."""
+        found = self.values.get(name, [])
+        return float(np.std(found, ddof=1)) if len(found) > 1 else None
+
+
+@dataclass
+class Comparison:
+    """Rows that belong together."""
+
+    caption: str
+    lines: list[Line]
+    folder: Path
+    """Where `write` puts files."""
+    baseline: dict[str, float]
+    """Metrics without a model."""
+    probes: dict[str, Any]
+
+    @property
+    def failures(self) -> list[str]:
+        """The runs that failed, and why."""
+        return [
+            f"{line.label}, {folder.name}: {state.removeprefix('failed: ')}"
+            for line in self.lines
+            for folder, state in zip(line.folders, line.states, strict=True)
+            if state.startswith("failed")
+        ]
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the values that any line has, in the table's order."""
+        found = {name for line in self.lines for name in (*line.facts, *line.values)}
+        rest = sorted(name for name in found - COLUMNS.keys() if not name.endswith("_loss") and name != "seconds")
+        return [name for name in COLUMNS if name in found] + rest
+
+
+def read(folders: Sequence[Path], output: Path | None = None) -> Comparison:
+    """What the runs in `folders` come to: tables of `ablate`, run folders, folders of such.
+
+    Run folders whose configurations differ by no more than the seed are one row, which is named after what is its own.
+
+    Raises:
+      InputError: no runs there.
+    """
+    lines: list[Line] = []
+    captions, loose, probes = [], [], {}
+    for folder in folders:
+        if (folder / MANIFEST).exists():
+            plan = read_json(folder / MANIFEST)
+            lines += _planned(folder, plan)
+            captions.append(plan["caption"])
+            if (folder / PROBES).exists():
+                probes = read_json(folder / PROBES)
+        else:
+            found = sorted(
+                path.parent
+                for path in (folder, *folder.glob("*"), *folder.glob("*/*"))
+                for path in [path / "config.json"]
+                if path.exists()
+            )
+            require(bool(found), f"{folder}: no run in it, and no table of runs")
+            loose += found
+    lines += _grouped(loose)
+    for line in lines:
+        _fill(line)
+    by_label = {line.label: line for line in lines}
+    for line in lines:  # tokens and time of what it started from count
+        if line.start in by_label:
+            for name in ("tokens", "seconds"):
+                before = by_label[line.start].mean(name) or 0
+                line.values[name] = [value + before for value in line.values.get(name, [])]
+    baselines = [read_json(path) for line in lines for f in line.folders if (path := f / "summary.json").exists()]
+    baseline = baselines[0].get("baseline", {}) if baselines else {}
+    where = output or (folders[0] if len(folders) == 1 else Path("report"))
+    return Comparison(" ".join(captions), lines, where, baseline, probes)
+
+
+def _planned(folder: Path, plan: dict[str, Any]) -> list[Line]:
+    return [
+        Line(
+            row["label"],
+            # Beside the manifest, wherever the table was moved.
+            [folder / Path(row["config"]["run_dir"]).name / f"seed-{seed}" for seed in range(plan["seeds"])],
+            {name: row[name] for name in ("parameters", "flops_per_token")},
+            row["paper"],
+            row["start"],
+        )
+        for row in plan["rows"]
+    ]
+
+
+def _grouped(folders: Sequence[Path]) -> list[Line]:
+    """Runs that differ in their seed alone together."""
+    kinds: dict[str, tuple[dict[str, Any], list[Path]]] = {}
+    for folder in folders:
+        config = read_json(folder / "config.json")["config"]
+        config = {"train": {}} | config | {"run_dir": ""}
+        config["train"] = config["train"] | {"seed": 0}
+        kinds.setdefault(json.dumps(config, sort_keys=True), (config, []))[1].append(folder)
+    lines = []
+    for config, runs in kinds.values():
+        own = {key: value for other, _ in kinds.values() for key, value in _own(config, other).items()}
+        label = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in own.items())
+        lines.append(Line(label or runs[0].name, runs))
+    return lines
+
+
+def _own(config: dict[str, Any], other: dict[str, Any]) -> dict[str, str]:
+    """Field -> its value in `config`, for those that differ."""
+    found = {}
+    for text in differences(config, other):
+        name, _, values = text.partition(": ")
+        found[name] = values.partition(" -> ")[0].strip("'")
+    return found
+
+
+def _fill(line: Line) -> None:
+    """What the folders of its runs hold."""
+    for folder in line.folders:
+        has_log = (folder / "metrics.jsonl").exists()
+        records = read_metrics(folder) if has_log else []
+        if has_log:
+            line.records.append(records)
+        if not (folder / "summary.json").exists():
+            line.states.append(_state(folder, records))
+            continue
+        summary = read_json(folder / "summary.json")
+        line.states.append("finished")
+        found = {name: value for name, value in summary.items() if isinstance(value, (int, float))}
+        metrics = summary["best"] if "best" in summary else summary["eval"]
+        found |= {name: value for name, value in metrics.items() if "threshold" not in name and name != "step"}
+        # The median over the log's windows: other work on the machine slows some of them.
+        rates = [r["speed/sequences_per_second"] for r in records if "speed/sequences_per_second" in r]
+        if rates:
+            batch = read_json(folder / "config.json")["config"]["train"]["global_batch_size"]
+            found["step_seconds"] = batch / float(np.median(rates))
+            found["tokens_per_second"] = float(
+                np.median([r["speed/tokens_per_second"] for r in records if "speed/tokens_per_second" in r])
+            )
+        found.pop("steps")
+        for tuned in sorted(folder.parent.glob(f"{folder.name}-*/summary.json")):
+            task, other = tuned.parent.name.removeprefix(f"{folder.name}-"), read_json(tuned)
+            found[f"{task} {other['select']}"] = other["best"][other["select"]]
+        for name, value in found.items():
+            line.values.setdefault(name, []).append(float(value))
+
+
+def _state(folder: Path, records: list[dict[str, float]]) -> str:
+    if (folder / FAILURE).exists():
+        return f"failed: {read_json(folder / FAILURE)['error']}"
+    if not (folder / "config.json").exists():
+        return "not begun"
+    steps = read_json(folder / "config.json")["config"]["train"]["num_train_steps"]
+    return f"at step {max((r['step'] for r in records), default=0)} of {steps}"
+
+
+def markdown(comparison: Comparison) -> str:
+    """The table for people and papers: mean ± standard deviation over seeds, what the paper has beside."""
+    names = comparison.columns
+    printed = list(dict.fromkeys(key for line in comparison.lines for key in line.paper))
+    heads = [COLUMNS[name][0] if name in COLUMNS else name for name in names]
+    rows = [["", "runs", *heads, *(f"paper: {key}" for key in printed)]]
+    for line in comparison.lines:
+        cells = [_cell(line, name) for name in names]
+        rows.append(
+            [line.label, line.state, *cells, *(f"{line.paper[key]:g}" if key in line.paper else "" for key in printed)]
+        )
+    if any(name in comparison.baseline for name in names):
+        base = [_print(name, comparison.baseline.get(name)) for name in names]
+        rows.append(["no model", "", *base, *[""] * len(printed)])
+    text = [f"| {' | '.join(row)} |" for row in rows]
+    text.insert(1, "|---" * len(rows[0]) + "|")
+    if comparison.caption:
+        text = [comparison.caption, "", *text]
+    if comparison.probes:
+        text += ["", *_probed(comparison.probes)]
+    if comparison.failures:
+        text += ["", *(f"failed: {told}" for told in comparison.failures)]
+    return "\n".join(text)
+
+
+def _probed(found: dict[str, Any]) -> list[str]:
+    kind = found["objective"].upper()
+    return [
+        f"Without reading, {kind} comes to {100 * found['shapes']:.1f} % from lengths, punctuation and case, {100 * found['pieces']:.1f} % "
+        f"from bags of pieces (linear classifiers; a coin: 50 ± {100 * found['standard_error']:.1f} %)."
+    ]
+
+
+def _cell(line: Line, name: str) -> str:
+    mean, std = line.mean(name), line.std(name)
+    return _print(name, mean) + ("" if std is None or name in EXACT else f" ± {_print(name, std)}")
+
+
+def _print(name: str, value: float | None) -> str:
+    return "" if value is None else COLUMNS[name][1](value) if name in COLUMNS else report.number(value)
+
+
+def table_csv(comparison: Comparison) -> str:
+    """A line a row: label, state, mean and standard deviation of every value, the paper's figures."""
+    names = sorted({name for line in comparison.lines for name in (*line.facts, *line.values)})
+    printed = list(dict.fromkeys(key for line in comparison.lines for key in line.paper))
+    heads = [head for name in names for head in (name, f"{name} std")]
+    rows: list[list[Any]] = [["row", "runs", *heads, *(f"paper: {key}" for key in printed)]]
+    for line in comparison.lines:
+        cells = [value for name in names for value in (line.mean(name), line.std(name))]
+        rows.append([line.label, line.state, *cells, *(line.paper.get(key) for key in printed)])
+    return _csv(rows)
+
+
+def runs_csv(comparison: Comparison) -> str:
+    """A line a run, for statistics of one's own: row, folder, state, every value of its summary."""
+    names = sorted({name for line in comparison.lines for name in line.values})
+    rows: list[list[Any]] = [["row", "run", "state", *names]]
+    for line in comparison.lines:
+        finished = 0
+        for folder, state in zip(line.folders, line.states, strict=True):
+            cells: list[Any] = [None] * len(names)
+            if state == "finished":
+                cells = [line.values[name][finished] if name in line.values else None for name in names]
+                finished += 1
+            rows.append([line.label, folder.name, state, *cells])
+    return _csv(rows)
+
+
+def _csv(rows: list[list[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def write(comparison: Comparison) -> Comparison:
+    """Writes `table.md`, `table.csv`, `runs.csv`, `curves` and `scores` (PNG and SVG) into the comparison's folder."""
+    folder = comparison.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    replace(folder / "table.md", markdown(comparison) + "\n")
+    replace(folder / "table.csv", table_csv(comparison))
+    replace(folder / "runs.csv", runs_csv(comparison))
+    for name, figure in (("curves", draw_curves(comparison)), ("scores", draw_scores(comparison))):
+        if figure is not None:
+            for suffix in ("png", "svg"):
+                figure.savefig(folder / f"{name}.{suffix}", dpi=150)
+    return comparison
+
+
+def _colors(comparison: Comparison) -> dict[str, Any]:
+    from matplotlib import colormaps
+
+    count = len(comparison.lines)
+    palette = colormaps["tab10"].colors if count <= 10 else colormaps["tab20"].colors  # type: ignore[attr-defined]
+    return {line.label: palette[number % len(palette)] for number, line in enumerate(comparison.lines)}
+
+
+def draw_curves(comparison: Comparison) -> "Figure | None":
+    """Held-out metrics by step: the mean of a row's seeds, and a band of one standard deviation to each side; None without any."""
+    from matplotlib.figure import Figure
+
+    drawn = {
+        label: name
+        for label, names in report.panels(
+            [r for line in comparison.lines for runs in line.records for r in runs]
+        ).items()
+        for name in names[:1]
+        if not label.startswith("training")
+    }
+    points = {(line.label, name): _points(line, f"eval/{name}") for line in comparison.lines for name in drawn.values()}
+    drawn = {
+        label: name
+        for label, name in drawn.items()
+        if any(points[line.label, name][0].size for line in comparison.lines)
+    }
+    if not drawn:
+        return None
+    rows = -(-len(drawn) // 2)
+    figure = Figure(figsize=(11, 3.4 * rows + 0.3 * len(comparison.lines) / 3), layout="constrained")
+    grid = figure.subplots(rows, 2, squeeze=False).flatten()
+    for axes in grid[len(drawn) :]:
+        axes.remove()
+    colors = _colors(comparison)
+    for axes, (label, name) in zip(grid, drawn.items(), strict=False):
+        for line in comparison.lines:
+            steps, mean, std = points[line.label, name]
+            if steps.size:
+                axes.plot(steps, mean, "o-", ms=3, lw=1.3, color=colors[line.label], label=line.label)
+                axes.fill_between(steps, mean - std, mean + std, color=colors[line.label], alpha=0.15, lw=0)
+        if name in comparison.baseline:
+            axes.axhline(comparison.baseline[name], color="black", ls=":", lw=1, label="no model")
+        axes.set(xlabel="step", ylabel=f"{label}, held out")
+        axes.grid(alpha=0.3)
+    _legend(figure, grid[0], len(comparison.lines))
+    return figure
+
+
+def _points(line: Line, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps, mean and standard deviation over the runs that have that step."""
+    found: dict[float, list[float]] = {}
+    for records in line.records:
+        for record in records:
+            if name in record:
+                found.setdefault(record["step"], []).append(record[name])
+    steps = sorted(found)
+    spread = [np.std(found[step], ddof=1) if len(found[step]) > 1 else 0.0 for step in steps]
+    return np.array(steps), np.array([np.mean(found[step]) for step in steps]), np.array(spread)
+
+
+def draw_scores(comparison: Comparison) -> "Figure | None":
+    """The main metrics against parameters, FLOPs and time of training, with one standard deviation; None without a finished run."""
+    from matplotlib.figure import Figure
+
+    finished = [line for line in comparison.lines if line.values]
+    names = [name for name in comparison.columns if name.endswith("accuracy") or name not in COLUMNS]
+    names = [name for name in names if name in COLUMNS or "accuracy" in name or " " in name][:3]
+    names = names or [name for name in comparison.columns if name not in COLUMNS][:2]
+    if not finished or not names:
+        return None
+    across = {
+        "parameters (M)": lambda line: (line.mean("parameters") or 0) / 1e6,
+        "training FLOPs": lambda line: (line.mean("flops_per_token") or 0) * (line.mean("tokens") or 0),
+        "training time (s)": lambda line: line.mean("seconds") or 0,
+    }
+    figure = Figure(figsize=(12, 3.2 * len(names) + 0.3 * len(finished) / 3), layout="constrained")
+    grid = figure.subplots(len(names), len(across), squeeze=False, sharey="row")
+    colors = _colors(comparison)
+    for row, name in zip(grid, names, strict=True):
+        for axes, (label, of) in zip(row, across.items(), strict=True):
+            for line in finished:
+                mean, std = line.mean(name), line.std(name) or 0.0
+                if mean is not None:
+                    axes.errorbar(
+                        of(line), mean, yerr=std, fmt="o", ms=5, capsize=2, color=colors[line.label], label=line.label
+                    )
+            if name in comparison.baseline:
+                axes.axhline(comparison.baseline[name], color="black", ls=":", lw=1, label="no model")
+            axes.set(xlabel=label, xscale="log" if label != "training time (s)" else "linear")
+            axes.grid(alpha=0.3)
+        row[0].set_ylabel(f"{name.replace('_', ' ')}, held out")
+    _legend(figure, grid[0][0], len(finished))
+    return figure
+
+
+def _legend(figure: "Figure", axes: "Axes", lines: int) -> None:
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, lines + 1), fontsize=8)

@@ -1,0 +1,33 @@
+"""How many times should the one layer run, and does a deep network need to start from a shallower one?
+
+    albert-jax ablate experiments/ablations/depth.py --scale tiny --seeds 3
+
+Paper (Table 11, appendix A.1): at ALBERT-large's width 1, 3, 6, 12, 24, 48 layers come to 52.9, 71.2, 77.2, 81.5, 82.1, 81.8,
+each started from the one before ("3 from 1" and so on here); without that the deepest do not converge (footnote 5), which
+the rows without "from" show.  A row that starts from another is trained on top of it: its tokens and time include those.
+Ours: not run yet.
+"""
+
+from albert_jax.ablation import Ablation, Row
+
+AVERAGES = {1: 52.9, 3: 71.2, 6: 77.2, 12: 81.5, 24: 82.1, 48: 81.8}
+LARGE = {"model.hidden_size": 1024, "model.num_attention_heads": 16, "model.intermediate_size": 4096}
+
+
+def layers(count: int) -> dict:
+    # As many blocks as there are at most in one piece of the scan: 12, for networks of twelve layers and more.
+    return {"model.num_hidden_layers": count, "model.scan_unroll": 1}
+
+
+def paper(count: int) -> dict:
+    return {"parameters (M)": 18, "average": AVERAGES[count]}
+
+
+rows = {"1 layer": Row(layers(1), paper(1))}
+before = "1 layer"
+for count in (3, 6, 12, 24, 48):
+    label = f"{count} layers from {before.split()[0]}"
+    rows |= {label: Row(layers(count), paper(count), start=before), f"{count} layers": Row(layers(count))}
+    before = label
+
+ablation = Ablation(rows=rows, base={"paper": LARGE})

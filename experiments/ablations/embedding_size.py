@@ -1,0 +1,32 @@
+"""How wide do token embeddings have to be, with shared and with unshared layers?
+
+    albert-jax ablate experiments/ablations/embedding_size.py --scale tiny --seeds 3
+
+Paper (Table 3, section 4.4): unshared, wider is better, by little (81.3 to 82.3); shared, E = 128 is best (80.1 against 79.8 at
+E = 768).  The paper's sizes are 64, 128, 256 and 768 with H = 768; at the scale tiny 16, 32, 48 and 64 with H = 64.
+Ours: see experiments/LOG.md.
+"""
+
+from albert_jax.ablation import Ablation, Row, at
+
+SIZES = {
+    "E = H/12": at(tiny=16, small=64, paper=64),
+    "E = H/6": at(tiny=32, small=128, paper=128),
+    "E = H/3": at(tiny=48, small=256, paper=256),
+    "E = H": at(tiny=64, small=512, paper=768),
+}
+PAPER = {  # parameters in millions, average; by size as above
+    "all": [(10, 79.0), (12, 80.1), (16, 79.6), (31, 79.8)],
+    "none": [(87, 81.3), (89, 81.7), (93, 81.8), (108, 82.3)],
+}
+NAMES = {"all": "all-shared", "none": "not-shared"}
+
+ablation = Ablation(
+    rows={
+        f"{NAMES[sharing]}, {name}": Row(
+            {"model.sharing": sharing, "model.embedding_size": size}, {"parameters (M)": millions, "average": average}
+        )
+        for sharing, printed in PAPER.items()
+        for (name, size), (millions, average) in zip(SIZES.items(), printed, strict=True)
+    },
+)

@@ -1,0 +1,23 @@
+"""The scale `paper` of the ablations: the paper's own setup of its tables (section 4.1), ALBERT-base and 125,000 steps.
+
+    albert-jax pretrain experiments/ablations/scales/paper.py      the scale alone
+    albert-jax ablate experiments/ablations/sharing.py --scale paper --dry-run
+
+A row of base is 262 G tokens and 1.5e20 FLOP: on paper 4.3 days of one GPU at 400 TFLOP/s.  Not run here.
+"""
+
+from albert_jax.data.sources import DataConfig
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.objectives.pretraining import ObjectiveConfig
+from albert_jax.optim import OptimConfig
+from albert_jax.pretrain import PretrainConfig
+from albert_jax.train import TrainConfig
+
+config = PretrainConfig(
+    run_dir="runs/paper",
+    model=AlbertConfig(dtype="bfloat16"),
+    data=DataConfig(source="corpus/*.jsonl.gz", vocab="spiece.model"),
+    objective=ObjectiveConfig(max_seq_length=512, max_predictions_per_seq=77),
+    optim=OptimConfig(optimizer="lamb", learning_rate=0.00176, num_warmup_steps=3125),
+    train=TrainConfig(num_train_steps=125_000, global_batch_size=4096, eval_every=5000, checkpoint_every=5000),
+)

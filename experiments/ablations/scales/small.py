@@ -1,0 +1,33 @@
+"""The scale `small` of the ablations: one accelerator, minutes a row, on tens of millions of tokens of your own.
+
+    albert-jax pretrain experiments/ablations/scales/small.py      the scale alone
+    albert-jax ablate experiments/ablations/sharing.py --scale small --seeds 3 \
+        --data.source 'corpus/*.jsonl.gz' --data.vocab spiece.model
+
+5,000 steps of 32,768 positions are 0.16 G tokens and 40 PFLOP a row with everything shared: 6 minutes at 105 TFLOP/s (on
+paper).  Not run here.
+"""
+
+from albert_jax.data.sources import DataConfig
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.objectives.pretraining import ObjectiveConfig
+from albert_jax.optim import OptimConfig
+from albert_jax.pretrain import PretrainConfig
+from albert_jax.train import TrainConfig
+
+config = PretrainConfig(
+    run_dir="runs/small",
+    model=AlbertConfig(
+        hidden_size=512,
+        num_hidden_layers=12,
+        num_attention_heads=8,
+        intermediate_size=2048,
+        dtype="bfloat16",
+    ),
+    data=DataConfig(source="corpus/*.jsonl.gz", vocab="spiece.model"),
+    objective=ObjectiveConfig(max_seq_length=128, max_predictions_per_seq=20),
+    optim=OptimConfig(learning_rate=4.4e-4, num_warmup_steps=500),
+    train=TrainConfig(
+        num_train_steps=5000, global_batch_size=256, log_every=100, eval_every=500, checkpoint_every=1000
+    ),
+)

@@ -1,0 +1,32 @@
+"""The scale `tiny` of the ablations: two CPU cores, minutes a row, on the documentation that ships with Python.
+
+Twelve layers, so that 2, 3, 4 and 6 groups divide them, and small in everything else.
+    albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 3
+    albert-jax pretrain experiments/ablations/scales/tiny.py        the scale alone
+"""
+
+from albert_jax.data.sources import DataConfig
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.objectives.pretraining import ObjectiveConfig
+from albert_jax.optim import OptimConfig
+from albert_jax.pretrain import PretrainConfig
+from albert_jax.train import TrainConfig
+
+config = PretrainConfig(
+    run_dir="runs/tiny",
+    model=AlbertConfig(
+        vocab_size=1000,
+        embedding_size=32,
+        hidden_size=64,
+        num_hidden_layers=12,
+        num_attention_heads=4,
+        intermediate_size=256,
+        max_position_embeddings=64,
+        scan_unroll=12,
+    ),
+    data=DataConfig(source="python-docs", eval_fraction=0.1),
+    objective=ObjectiveConfig(max_seq_length=64, max_predictions_per_seq=10),
+    optim=OptimConfig(optimizer="adamw", learning_rate=0.002, num_warmup_steps=50),
+    train=TrainConfig(num_train_steps=500, global_batch_size=32, log_every=50, eval_every=100, checkpoint_every=250),
+    max_eval_steps=20,
+)

@@ -1,0 +1,40 @@
+"""What does sharing parameters cost, and which part of a layer bears it?
+
+    albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 3
+
+Paper (Table 4, section 4.5): sharing everything costs 1.5 points on average at E = 128 and 2.5 at E = 768; sharing attention
+alone costs nothing at E = 128 (+0.1), most of the loss comes from the feed-forward part.  The rows of 2 to 6 groups, between
+all-shared and not-shared, are not in the paper; it says only that smaller groups are better and larger.
+Ours: see experiments/LOG.md.
+"""
+
+from albert_jax.ablation import Ablation, Row, at
+
+small = {"model.embedding_size": at(tiny=32, small=128, paper=128)}
+wide = {"model.embedding_size": at(tiny=64, small=512, paper=768)}  # E = H
+
+
+def shared(how: str, embedding: dict, millions: int, average: float) -> Row:
+    return Row({"model.sharing": how} | embedding, {"parameters (M)": millions, "average": average})
+
+
+def groups(count: int) -> Row:
+    return Row({"model.sharing": "groups", "model.num_hidden_groups": count} | small)
+
+
+ablation = Ablation(
+    rows={
+        "all-shared (1 group)": shared("all", small, 12, 80.1),
+        "shared-attention": shared("attention", small, 64, 81.7),
+        "shared-FFN": shared("ffn", small, 38, 80.2),
+        "not-shared (12 groups)": shared("none", small, 89, 81.6),
+        "all-shared, E = H": shared("all", wide, 31, 79.8),
+        "shared-attention, E = H": shared("attention", wide, 83, 81.6),
+        "shared-FFN, E = H": shared("ffn", wide, 57, 79.5),
+        "not-shared, E = H": shared("none", wide, 108, 82.3),
+        "2 groups": groups(2),
+        "3 groups": groups(3),
+        "4 groups": groups(4),
+        "6 groups": groups(6),
+    },
+)
