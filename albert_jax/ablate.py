@@ -94,8 +94,6 @@ def run_unit(run_dir: str, label: str, seed: int) -> str:
                 if not _finished(Path(tuned.run_dir).expanduser()):
                     ran = True
                     finetune(tuned)
-            if seed == 0 and row == plan.rows[0] and not (path := Path(run_dir).expanduser() / PROBES).exists():
-                run_folder.write_json(path, probes.probe(config))
         except Interrupted:
             raise
         except Exception as error:  # a row that does not fit into memory, or diverges, must not cost the others
@@ -104,6 +102,9 @@ def run_unit(run_dir: str, label: str, seed: int) -> str:
             run_folder.write_json(folder / FAILURE, {"error": told, "traceback": traceback.format_exc()})
             log.warning("%s, seed %d failed, and the others go on: %s", label, seed, told)
             return "failed"
+        path = Path(run_dir).expanduser() / PROBES
+        if row == plan.rows[0] and not path.exists():
+            run_folder.write_json(path, probes.probe(config))
     return "finished" if ran else "was finished before"
 
 

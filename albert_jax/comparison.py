@@ -47,8 +47,19 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
 }
 """Name of a value -> its head in the Markdown table and how it is printed; metrics that are not here stand behind, as they are."""
 
-EXACT = ("parameters", "flops_per_token", "memory")
-"""Columns that seeds do not change."""
+EXACT = ("parameters", "flops_per_token", "tokens", "memory")
+"""Columns that seeds do not change, or next to not."""
+
+MOST_SCORES = 4
+"""Metrics in the figure of scores, from the first."""
+
+PRETRAINING_CURVES = {
+    "masked-LM loss (nats)": "mlm_loss",
+    "masked-LM accuracy": "mlm_accuracy",
+    "SOP accuracy": "sop_accuracy",
+    "NSP accuracy": "nsp_accuracy",
+}
+"""Axis label -> metric, where runs are of pretraining."""
 
 
 @dataclass
@@ -63,8 +74,8 @@ class Line:
     paper: dict[str, float] = field(default_factory=dict)
     start: str = ""
     """The line whose training comes before this one's own."""
-    values: dict[str, list[float]] = field(default_factory=dict)
-    """Name -> one value a finished run."""
+    results: list[dict[str, float]] = field(default_factory=list)
+    """What each run came to, name -> value; empty for a run that has not come to an end."""
     records: list[list[dict[str, float]]] = field(default_factory=list)
     """The log of each run that has one."""
     states: list[str] = field(default_factory=list)
@@ -80,14 +91,23 @@ class Line:
         told = ", ".join(f"{others.count(state)} {state}" for state in dict.fromkeys(others))
         return f"{finished} of {len(self.states)}; {told}"
 
+    @property
+    def names(self) -> list[str]:
+        """Of all values that are known of it."""
+        return list(dict.fromkeys((*self.facts, *(name for result in self.results for name in result))))
+
+    def values(self, name: str) -> list[float]:
+        """One a run that has it."""
+        return [result[name] for result in self.results if name in result]
+
     def mean(self, name: str) -> float | None:
-        """Over the finished runs; None without any."""
-        found = self.values.get(name, [])
+        """Over the runs; None without any."""
+        found = self.values(name)
         return float(np.mean(found)) if found else self.facts.get(name)
 
     def std(self, name: str) -> float | None:
         """Over n - 1; None with fewer than two runs."""
-        found = self.values.get(name, [])
+        found = self.values(name)
         return float(np.std(found, ddof=1)) if len(found) > 1 else None
 
 
@@ -116,7 +136,7 @@ class Comparison:
     @property
     def columns(self) -> list[str]:
         """Names of the values that any line has, in the table's order."""
-        found = {name for line in self.lines for name in (*line.facts, *line.values)}
+        found = {name for line in self.lines for name in line.names}
         rest = sorted(name for name in found - COLUMNS.keys() if not name.endswith("_loss") and name != "seconds")
         return [name for name in COLUMNS if name in found] + rest
 
@@ -153,9 +173,8 @@ def read(folders: Sequence[Path], output: Path | None = None) -> Comparison:
     by_label = {line.label: line for line in lines}
     for line in lines:  # tokens and time of what it started from count
         if line.start in by_label:
-            for name in ("tokens", "seconds"):
-                before = by_label[line.start].mean(name) or 0
-                line.values[name] = [value + before for value in line.values.get(name, [])]
+            for result, before in zip(line.results, by_label[line.start].results, strict=False):
+                result |= {name: result[name] + before.get(name, 0) for name in ("tokens", "seconds") if name in result}
     baselines = [read_json(path) for line in lines for f in line.folders if (path := f / "summary.json").exists()]
     baseline = baselines[0].get("baseline", {}) if baselines else {}
     where = output or (folders[0] if len(folders) == 1 else Path("report"))
@@ -208,12 +227,12 @@ def _fill(line: Line) -> None:
         records = read_metrics(folder) if has_log else []
         if has_log:
             line.records.append(records)
+        line.states.append(_state(folder, records))
         if not (folder / "summary.json").exists():
-            line.states.append(_state(folder, records))
+            line.results.append({})
             continue
         summary = read_json(folder / "summary.json")
-        line.states.append("finished")
-        found = {name: value for name, value in summary.items() if isinstance(value, (int, float))}
+        found: dict[str, Any] = {name: value for name, value in summary.items() if isinstance(value, (int, float))}
         metrics = summary["best"] if "best" in summary else summary["eval"]
         found |= {name: value for name, value in metrics.items() if "threshold" not in name and name != "step"}
         # The median over the log's windows: other work on the machine slows some of them.
@@ -228,13 +247,14 @@ def _fill(line: Line) -> None:
         for tuned in sorted(folder.parent.glob(f"{folder.name}-*/summary.json")):
             task, other = tuned.parent.name.removeprefix(f"{folder.name}-"), read_json(tuned)
             found[f"{task} {other['select']}"] = other["best"][other["select"]]
-        for name, value in found.items():
-            line.values.setdefault(name, []).append(float(value))
+        line.results.append({name: float(value) for name, value in found.items()})
 
 
 def _state(folder: Path, records: list[dict[str, float]]) -> str:
     if (folder / FAILURE).exists():
         return f"failed: {read_json(folder / FAILURE)['error']}"
+    if (folder / "summary.json").exists():
+        return "finished"
     if not (folder / "config.json").exists():
         return "not begun"
     steps = read_json(folder / "config.json")["config"]["train"]["num_train_steps"]
@@ -285,7 +305,7 @@ def _print(name: str, value: float | None) -> str:
 
 def table_csv(comparison: Comparison) -> str:
     """A line a row: label, state, mean and standard deviation of every value, the paper's figures."""
-    names = sorted({name for line in comparison.lines for name in (*line.facts, *line.values)})
+    names = sorted({name for line in comparison.lines for name in line.names})
     printed = list(dict.fromkeys(key for line in comparison.lines for key in line.paper))
     heads = [head for name in names for head in (name, f"{name} std")]
     rows: list[list[Any]] = [["row", "runs", *heads, *(f"paper: {key}" for key in printed)]]
@@ -297,16 +317,11 @@ def table_csv(comparison: Comparison) -> str:
 
 def runs_csv(comparison: Comparison) -> str:
     """A line a run, for statistics of one's own: row, folder, state, every value of its summary."""
-    names = sorted({name for line in comparison.lines for name in line.values})
+    names = sorted({name for line in comparison.lines for result in line.results for name in result})
     rows: list[list[Any]] = [["row", "run", "state", *names]]
     for line in comparison.lines:
-        finished = 0
-        for folder, state in zip(line.folders, line.states, strict=True):
-            cells: list[Any] = [None] * len(names)
-            if state == "finished":
-                cells = [line.values[name][finished] if name in line.values else None for name in names]
-                finished += 1
-            rows.append([line.label, folder.name, state, *cells])
+        for folder, state, result in zip(line.folders, line.states, line.results, strict=True):
+            rows.append([line.label, folder.name, state, *(result.get(name) for name in names)])
     return _csv(rows)
 
 
@@ -342,20 +357,10 @@ def draw_curves(comparison: Comparison) -> "Figure | None":
     """Held-out metrics by step: the mean of a row's seeds, and a band of one standard deviation to each side; None without any."""
     from matplotlib.figure import Figure
 
-    drawn = {
-        label: name
-        for label, names in report.panels(
-            [r for line in comparison.lines for runs in line.records for r in runs]
-        ).items()
-        for name in names[:1]
-        if not label.startswith("training")
-    }
-    points = {(line.label, name): _points(line, f"eval/{name}") for line in comparison.lines for name in drawn.values()}
-    drawn = {
-        label: name
-        for label, name in drawn.items()
-        if any(points[line.label, name][0].size for line in comparison.lines)
-    }
+    names = {name for line in comparison.lines for runs in line.records for r in runs for name in r}
+    others = {name: name for name in sorted(n.removeprefix("eval/") for n in names) if f"eval/{name}" in names}
+    wanted = PRETRAINING_CURVES if "eval/mlm_loss" in names else others
+    drawn = {label: name for label, name in wanted.items() if f"eval/{name}" in names and "threshold" not in name}
     if not drawn:
         return None
     rows = -(-len(drawn) // 2)
@@ -366,7 +371,7 @@ def draw_curves(comparison: Comparison) -> "Figure | None":
     colors = _colors(comparison)
     for axes, (label, name) in zip(grid, drawn.items(), strict=False):
         for line in comparison.lines:
-            steps, mean, std = points[line.label, name]
+            steps, mean, std = _points(line, f"eval/{name}")
             if steps.size:
                 axes.plot(steps, mean, "o-", ms=3, lw=1.3, color=colors[line.label], label=line.label)
                 axes.fill_between(steps, mean - std, mean + std, color=colors[line.label], alpha=0.15, lw=0)
@@ -393,13 +398,14 @@ def _points(line: Line, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def draw_scores(comparison: Comparison) -> "Figure | None":
     """The main metrics against parameters, FLOPs and time of training, with one standard deviation; None without a finished run."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    finished = [line for line in comparison.lines if line.values]
-    names = [name for name in comparison.columns if name.endswith("accuracy") or name not in COLUMNS]
-    names = [name for name in names if name in COLUMNS or "accuracy" in name or " " in name][:3]
-    names = names or [name for name in comparison.columns if name not in COLUMNS][:2]
+    finished = [line for line in comparison.lines if any(line.results)]
+    others = [name for name in comparison.columns if name not in COLUMNS]
+    names = [name for name in ("mlm_accuracy", "sop_accuracy") if name in comparison.columns] + others
     if not finished or not names:
         return None
+    names = names[:MOST_SCORES]
     across = {
         "parameters (M)": lambda line: (line.mean("parameters") or 0) / 1e6,
         "training FLOPs": lambda line: (line.mean("flops_per_token") or 0) * (line.mean("tokens") or 0),
@@ -418,7 +424,13 @@ def draw_scores(comparison: Comparison) -> "Figure | None":
                     )
             if name in comparison.baseline:
                 axes.axhline(comparison.baseline[name], color="black", ls=":", lw=1, label="no model")
-            axes.set(xlabel=label, xscale="log" if label != "training time (s)" else "linear")
+            axes.set(xlabel=label)
+            values = [of(line) for line in finished]
+            if max(values) > 3 * min(values) > 0:
+                axes.set_xscale("log")
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axes.xaxis.set_minor_formatter(NullFormatter())
             axes.grid(alpha=0.3)
         row[0].set_ylabel(f"{name.replace('_', ' ')}, held out")
     _legend(figure, grid[0][0], len(finished))

@@ -56,9 +56,9 @@ def probe(config: PretrainConfig) -> dict[str, Any]:
             key = jax.random.fold_in(jax.random.key(EVAL_SEED), number)
             examples = jax.device_get(draw(batch, key))
             row, slot = np.nonzero(examples["masked_lm_weights"])
-            examples["input_ids"][row, examples["masked_lm_positions"][row, slot]] = examples["masked_lm_labels"][
-                row, slot
-            ]
+            ids = examples["input_ids"].copy()
+            ids[row, examples["masked_lm_positions"][row, slot]] = examples["masked_lm_labels"][row, slot]
+            examples["input_ids"] = ids
             found.append({name: value[examples["sentence_weights"] > 0] for name, value in examples.items()})
         whole = {name: np.concatenate([part[name] for part in found]) for name in ("input_ids", "token_type_ids")}
         whole["inside"] = np.concatenate([part["attention_mask"] for part in found]) > 0
