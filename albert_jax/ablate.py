@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from albert_jax import checkpoint, comparison, exchange, probes, run_folder
-from albert_jax.ablation import Plan, PlannedRow, finetune_config, load_plan
+from albert_jax import checkpoint, comparison, exchange, figures, probes, run_folder
+from albert_jax.ablation.planning import Plan, PlannedRow, finetune_config, load_plan
 from albert_jax.comparison import FAILURE, MANIFEST, PROBES, Comparison
 from albert_jax.config import InputError, check_writable, require
 from albert_jax.finetune import finetune
@@ -43,7 +43,7 @@ def ablate(plan: Plan) -> Comparison:
         before = time.monotonic()
         log.info("%s, seed %d: %s", row.label, seed, run_unit(plan.run_dir, row.label, seed))
         done += time.monotonic() - before > 1  # what was finished before says nothing of what is left
-    return comparison.write(comparison.read([Path(plan.run_dir).expanduser()]))
+    return figures.write(comparison.read([Path(plan.run_dir).expanduser()]))
 
 
 def claim(plan: Plan) -> None:

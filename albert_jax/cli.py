@@ -314,7 +314,7 @@ def _vocab(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _report(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from albert_jax import comparison, report
+    from albert_jax import comparison, figures, report
     from albert_jax.config import read_json
 
     first = arguments.folders[0]
@@ -327,19 +327,20 @@ def _report(arguments: argparse.Namespace, overrides: list[str]) -> int:
         if summary:
             print(report.table(summary))
     else:
-        table = comparison.write(comparison.read(arguments.folders, arguments.output))
+        table = figures.write(comparison.read(arguments.folders, arguments.output))
         print(comparison.markdown(table))
         print(f"\ntable.md, table.csv, runs.csv, curves and scores (.png, .svg): {table.folder}", file=sys.stderr)
     return 0
 
 
 def _ablate(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from albert_jax import ablation, comparison
+    from albert_jax import comparison
+    from albert_jax.ablation import planning
 
     names = ("scale", "seeds", "budget", "rows", "finetune", "run_dir")
-    plan = ablation.resolve(arguments.table, overrides=overrides, **{name: getattr(arguments, name) for name in names})
+    plan = planning.resolve(arguments.table, overrides=overrides, **{name: getattr(arguments, name) for name in names})
     if arguments.dry_run:
-        print(ablation.describe(plan))
+        print(planning.describe(plan))
         return 0
     from albert_jax import ablate
 
@@ -365,10 +366,10 @@ def _slurm_option(text: str) -> tuple[str, Any]:
 
 
 def _ablate_help(path: str) -> int:
-    from albert_jax import ablation
+    from albert_jax.ablation import table
 
     try:
-        print(ablation.explain(path))
+        print(table.explain(path))
     except InputError as error:
         print(f"albert-jax: error: {error}", file=sys.stderr)
         return 2

@@ -9,10 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from albert_jax import ablation
-from albert_jax.ablation import At, resolve
+from albert_jax.ablation import At
+from albert_jax.ablation.budget import row_flops
+from albert_jax.ablation.planning import load_plan, resolve, slug
+from albert_jax.ablation.table import read_table
 from albert_jax.cli import main
-from albert_jax.config import to_dict
+from albert_jax.config import InputError, differences, to_dict
 from albert_jax.model.heads import Albert, init_params, num_params, param_shapes
 from albert_jax.objectives import pretraining
 from albert_jax.objectives.pretraining import Vocabulary
@@ -44,7 +46,7 @@ def test_overrides_take_effect(path: Path, scale: str) -> None:
 
     Fails if a row's field is overwritten by the scale or the budget, or two rows are copies.
     """
-    rows = ablation.read_table(str(path))[1].rows
+    rows = read_table(str(path))[1].rows
     plan = resolve(str(path), scale=scale)
     assert [row.label for row in plan.rows] == list(rows)
     own = {name for row in rows.values() for name in row.overrides}
@@ -56,17 +58,11 @@ def test_overrides_take_effect(path: Path, scale: str) -> None:
         shapes = param_shapes(Albert(planned.config.model))
         assert planned.parameters == sum(leaf.size for leaf in jax.tree.leaves(shapes))
         seen.append(json.dumps(config | {"run_dir": ""}, sort_keys=True) + planned.start)
-        changed = {line.partition(":")[0] for line in ablation_differences(plan.rows[0].config, planned.config)}
+        changed = {line.partition(":")[0] for line in differences(to_dict(plan.rows[0].config), config)}
         follows = ("run_dir", "eval_objective", "optim.num_warmup_steps", "train.")
         assert all(name in own or name.startswith(follows) for name in changed), changed
         assert planned.config.train.seed == plan.rows[0].config.train.seed or planned.start
     assert len(set(seen)) == len(seen)
-
-
-def ablation_differences(a: Any, b: Any) -> list[str]:
-    from albert_jax.config import differences
-
-    return differences(to_dict(a), to_dict(b))
 
 
 @both
@@ -146,9 +142,9 @@ def test_budget_of_tokens() -> None:
 def test_budget_of_flops() -> None:
     """Every row spends what the first one does, to one step."""
     plan = resolve(table("depth"), budget="flops")
-    spent = [ablation.row_flops(row.config) * row.config.train.num_train_steps for row in plan.rows]
+    spent = [row_flops(row.config) * row.config.train.num_train_steps for row in plan.rows]
     for row, found in zip(plan.rows, spent, strict=True):
-        assert abs(found - spent[0]) <= ablation.row_flops(row.config), row.label
+        assert abs(found - spent[0]) <= row_flops(row.config), row.label
 
 
 def test_budget_of_params() -> None:
@@ -206,7 +202,7 @@ def test_rows_are_chosen_with_what_they_start_from() -> None:
 def test_plan_comes_back_from_its_file(tmp_path: Path) -> None:
     plan = resolve(table("depth"), seeds=2, run_dir=str(tmp_path / "t"), overrides=["--train.seed", "7"])
     plan.save()
-    assert ablation.load_plan(tmp_path / "t" / "ablation.json") == plan
+    assert load_plan(tmp_path / "t" / "ablation.json") == plan
     again = resolve(table("depth"), rows=["3 layers"], run_dir=str(tmp_path / "t"), overrides=["--train.seed", "7"])
     assert again.joined(plan) == plan
 
@@ -257,14 +253,14 @@ def test_mistakes_in_a_table_are_told(tmp_path: Path) -> None:
         "Row(": "mine.py:2: SyntaxError",
     }.items():
         (tmp_path / "mine.py").write_text(f"{head}ablation = Ablation({{'a': {body}}})\n")
-        with pytest.raises(ablation.InputError, match=r".") as error:
+        with pytest.raises(InputError, match=r".") as error:
             resolve(str(tmp_path / "mine.py"))
         assert told in str(error.value)
 
 
 def test_labels_make_folders() -> None:
     for path in TABLES:
-        slugs = [ablation.slug(label) for label in ablation.read_table(str(path))[1].rows]
+        slugs = [slug(label) for label in read_table(str(path))[1].rows]
         assert len(set(slugs)) == len(slugs)
         assert all(slugs)
 

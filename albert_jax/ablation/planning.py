@@ -1,80 +1,27 @@
-"""A table of experiments as data, and the plan that it becomes at a scale and a budget: every row with its configuration.
+"""A table at a scale and a budget: the plan, with every row decided but its seed; `ablation.json` of the table's folder holds it.
 
-A table is a file that sets `ablation = Ablation(...)`; a scale is a pretraining experiment in the folder `scales` beside it.
-Running a plan is `ablate.py`'s business, what its rows come to `comparison.py`'s.
+Running it is `ablate.py`'s business, what its rows come to `comparison.py`'s.
 """
 
-import ast
 import re
 import shlex
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from albert_jax import partition, run_folder
+from albert_jax.ablation.budget import BUDGETS, WIDTH, lasting, row_flops, widened
+from albert_jax.ablation.table import Ablation, At, Row, read_table, scales
 from albert_jax.comparison import MANIFEST
-from albert_jax.config import InputError, from_dict, load, put, read_json, read_words, require, run_file, to_dict
+from albert_jax.config import InputError, from_dict, load, put, read_json, read_words, require, to_dict
 from albert_jax.finetune import SCALES as FINETUNE_SCALES
 from albert_jax.finetune import FinetuneConfig, scaled
-from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.heads import Albert, flops_per_token, num_params
-from albert_jax.pretrain import PretrainConfig, pretrain
-
-BUDGETS = {
-    "tokens": "every row sees as many tokens",
-    "flops": "every row spends as many FLOPs as the first: its steps are changed",
-    "time": "every row trains about as long as the first, by step times measured here: its steps are changed",
-    "params": "every row has about as many parameters as the first: its width is changed, and heads and intermediate size with it",
-}
-"""What is held equal over the rows of a table, and what that means; it stands in the caption."""
-
-WIDTH = ("model.hidden_size", "model.num_attention_heads", "model.intermediate_size")
-"""What the budget `params` changes."""
-
-TIMED_STEPS = 20
-"""Steps that the budget `time` measures a row by."""
+from albert_jax.model.heads import Albert, num_params
+from albert_jax.pretrain import PretrainConfig
 
 LATER_SEED = 1_000_000
 """Added to the seed of a row that starts from another: with that one's own it would read the same batches again."""
-
-
-@dataclass(frozen=True)
-class At:
-    """A value that differs by scale; `at` makes it."""
-
-    values: Mapping[str, Any]
-
-
-def at(**values: Any) -> At:
-    """A row's value at each scale: `at(tiny=32, small=128, paper=128)`."""
-    return At(values)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a table."""
-
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    """Field -> value, or what `at` gives."""
-    paper: Mapping[str, float] = field(default_factory=dict)
-    """What the paper prints of this row, by column: `parameters (M)`, `MLM`, `SOP`, `NSP`, `average` and others (percent)."""
-    start: str = ""
-    """The row above whose finished parameters this one starts from, shared and repeated as this one needs them."""
-    share: float = 1.0
-    """Of the budget."""
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """A table.  The first row is the one that budgets compare with."""
-
-    rows: Mapping[str, Row]
-    """Label -> row."""
-    base: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Scale -> fields of all rows, where the table is not of the scale's own model."""
 
 
 @dataclass(frozen=True)
@@ -138,27 +85,7 @@ class Plan:
     def caption(self) -> str:
         """What the table is of, and what is held equal in it."""
         seeds = f"{self.seeds} seed{'s' * (self.seeds > 1)} a row"
-        return f"{self.name}, scale {self.scale}, {seeds}; {BUDGETS[self.budget]}. {self.question}"
-
-
-def read_table(path: str) -> tuple[str, Ablation]:
-    """The question (first line of the docstring) and the table of an experiment file.
-
-    Raises:
-      InputError: no such file, or it sets no `ablation`.
-    """
-    require(Path(path).is_file(), f"{path}: no such table; those that come along are in experiments/ablations/")
-    found = run_file(path).get("ablation")
-    if not isinstance(found, Ablation):
-        raise InputError(f"{path}: it must set 'ablation' to an Ablation")
-    doc = ast.get_docstring(ast.parse(Path(path).read_text())) or Path(path).stem
-    for label, row in found.rows.items():
-        earlier = list(found.rows)[: list(found.rows).index(label)]
-        require(
-            row.start in ("", *earlier), f"{path}: row '{label}' starts from '{row.start}', which is no row above it"
-        )
-        require("train.num_train_steps" not in row.overrides, f"{path}: row '{label}': 'share' gives it other steps")
-    return doc.splitlines()[0], found
+        return f"{self.name}, scale {self.scale}, {seeds}; {BUDGETS[self.budget].caption}. {self.question}"
 
 
 def load_plan(path: Path) -> Plan:
@@ -175,11 +102,6 @@ def load_plan(path: Path) -> Plan:
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: not a plan of this version: {error}") from None
-
-
-def scales(path: str) -> list[str]:
-    """The scales that a table can be run at."""
-    return sorted(file.stem for file in (Path(path).parent / "scales").glob("*.py"))
 
 
 def resolve(
@@ -231,12 +153,12 @@ def resolve(
     configs = {label: _row(config, label, row, scale, path) for label, row in table.rows.items()}
     if budget == "params":
         target = num_params(Albert(configs[first].model))
-        configs = {label: replace(c, model=_widened(c.model, target)) for label, c in configs.items()}
-    costs = _costs(budget, config, {label: configs[label] for label in {first: None, **dict.fromkeys(chosen)}}, folder)
+        configs = {label: replace(c, model=widened(c.model, target)) for label, c in configs.items()}
+    costs = _costs(budget, {label: configs[label] for label in dict.fromkeys((first, *chosen))}, folder)
     planned = []
     for label in chosen:
         row, steps = table.rows[label], config.train.num_train_steps * costs[first] / costs[label]
-        configs[label] = one = _lasting(configs[label], config, steps * row.share)
+        configs[label] = one = lasting(configs[label], config, steps * row.share)
         generation = _generation(table, label)
         train = replace(one.train, seed=one.train.seed + LATER_SEED * generation)
         planned.append(
@@ -261,12 +183,6 @@ def slug(label: str) -> str:
     return re.sub(r"[^a-z0-9.=]+", "-", label.lower()).strip("-")
 
 
-def row_flops(config: PretrainConfig) -> float:
-    """Matmul FLOPs of a training step for each token."""
-    objective = config.objective
-    return flops_per_token(config.model, objective.max_seq_length, objective.max_predictions_per_seq)
-
-
 def _chosen(labels: list[str], table: Ablation, wanted: Sequence[str]) -> list[str]:
     """The rows asked for, and those that they start from, in the table's order."""
     if not wanted:
@@ -280,6 +196,14 @@ def _chosen(labels: list[str], table: Ablation, wanted: Sequence[str]) -> list[s
         if label in chosen and table.rows[label].start:
             chosen.add(table.rows[label].start)
     return [label for label in labels if label in chosen]
+
+
+def _costs(budget: str, configs: Mapping[str, PretrainConfig], folder: str) -> dict[str, float]:
+    """What a step of each row costs; what was measured stays as it was, or a table could not be gone on with."""
+    path = Path(folder).expanduser() / MANIFEST
+    measured = load_plan(path).rows if budget == "time" and path.exists() else ()
+    known = {row.label: row.step_seconds for row in measured}
+    return {label: known.get(label) or BUDGETS[budget].cost(config) for label, config in configs.items()}
 
 
 def _generation(table: Ablation, label: str) -> int:
@@ -302,67 +226,6 @@ def _row(base: PretrainConfig, label: str, row: Row, scale: str, path: str) -> P
     # Held-out pieces are masked in the same way whatever a row trains on; pairs are the row's own, as in Table 5.
     asked = replace(base.objective, sentence_objective=config.objective.sentence_objective)
     return config if asked == config.objective else replace(config, eval_objective=asked)
-
-
-def _widened(model: AlbertConfig, target: int) -> AlbertConfig:
-    """The network with as many heads of the same size as bring it nearest to `target` parameters."""
-    head, ratio = model.hidden_size // model.num_attention_heads, model.intermediate_size / model.hidden_size
-    best, heads = model, 1
-    while True:
-        width = heads * head
-        embedding = width if model.embedding_size == model.hidden_size else model.embedding_size
-        made = replace(
-            model,
-            hidden_size=width,
-            num_attention_heads=heads,
-            intermediate_size=max(1, round(ratio * width)),
-            embedding_size=embedding,
-        )
-        gap = abs(num_params(Albert(made)) - target)
-        if heads == 1 or gap <= abs(num_params(Albert(best)) - target):
-            best, heads = made, heads + 1
-        else:
-            return best
-
-
-def _costs(budget: str, base: PretrainConfig, configs: Mapping[str, PretrainConfig], folder: str) -> dict[str, float]:
-    """What a step of each row costs in the unit of the budget."""
-    positions = {label: c.train.global_batch_size * c.objective.max_seq_length for label, c in configs.items()}
-    if budget == "flops":
-        return {label: positions[label] * row_flops(config) for label, config in configs.items()}
-    if budget == "time":
-        path = Path(folder) / MANIFEST
-        known = {row.label: row.step_seconds for row in load_plan(path).rows} if path.exists() else {}
-        return {label: known.get(label) or step_seconds(config) for label, config in configs.items()}
-    return {label: float(count) for label, count in positions.items()}
-
-
-def step_seconds(config: PretrainConfig) -> float:
-    """Seconds that a training step takes here: those of a short run in a folder that is gone afterwards."""
-    steps = TIMED_STEPS + 1  # the first one is not timed
-    train = replace(config.train, num_train_steps=steps, log_every=steps, eval_every=steps, checkpoint_every=steps)
-    with tempfile.TemporaryDirectory() as folder:
-        optim = replace(config.optim, num_warmup_steps=1)
-        short = replace(config, run_dir=folder, train=train, optim=optim, max_eval_steps=1, init_from="")
-        return pretrain(short)["seconds"] / TIMED_STEPS
-
-
-def _lasting(config: PretrainConfig, base: PretrainConfig, steps: float) -> PretrainConfig:
-    """With so many steps, and as many logs, evaluations and as large a share of warm-up as before."""
-    count = max(1, round(steps))
-    if count == base.train.num_train_steps:
-        return config
-    factor = count / base.train.num_train_steps
-
-    def scale(number: int) -> int:
-        return max(1, round(number * factor))
-
-    train = config.train
-    rhythm: dict[str, Any] = {
-        name: scale(getattr(train, name)) for name in ("log_every", "eval_every", "checkpoint_every")
-    }
-    optim = replace(config.optim, num_warmup_steps=min(scale(config.optim.num_warmup_steps), count - 1))
-    return replace(config, train=replace(train, num_train_steps=count, **rhythm), optim=optim)
 
 
 def finetune_config(row: PlannedRow, seed: int, scale: str, words: str) -> FinetuneConfig:
@@ -425,24 +288,3 @@ def _duration(seconds: float) -> str:
         for size, unit in ((86400, "days"), (3600, "h"), (60, "min"), (0.001, "ms"))
         if seconds >= size or unit == "ms"
     )
-
-
-def explain(path: str) -> str:
-    """What a table asks, its rows and the scales it can be run at; for `--help`."""
-    question, table = read_table(path)
-    lines = [f"  {label}: {_overrides(row)}" for label, row in table.rows.items()]
-    doc = ast.get_docstring(ast.parse(Path(path).read_text())) or question
-    told = (
-        "Any field of the scale's experiment can be overridden, for all rows; albert-jax ablate --help has the options."
-    )
-    return "\n".join([doc, "", "rows:", *lines, "", f"scales: {', '.join(scales(path))}", told])
-
-
-def _overrides(row: Row) -> str:
-    values = {
-        key: " | ".join(f"{scale} {one}" for scale, one in value.values.items()) if isinstance(value, At) else value
-        for key, value in row.overrides.items()
-    }
-    texts = [f"{key} = {value}" for key, value in values.items()]
-    texts += [f"starts from '{row.start}'"] * bool(row.start) + [f"{row.share:g} of the budget"] * (row.share != 1)
-    return ", ".join(texts)
