@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import logging
+import os
 import shutil
 import time
 import traceback
@@ -147,6 +148,7 @@ def submit(plan: Plan, options: Mapping[str, Any]) -> list[str]:
     Raises:
       InputError: as `claim`; submitit is not installed; an option that it does not know.
     """
+    os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")  # it would close the handlers of all other loggers
     try:
         import submitit
     except ModuleNotFoundError:
@@ -166,8 +168,15 @@ def submit(plan: Plan, options: Mapping[str, Any]) -> list[str]:
             before = jobs.get((row.start, seed))
             waits = {"dependency": f"afterany:{before}"} if before else {}
             executor.update_parameters(slurm_additional_parameters=waits)
-            jobs[row.label, seed] = executor.submit(run_unit, plan.run_dir, row.label, seed).job_id
+            jobs[row.label, seed] = executor.submit(run_job, plan.run_dir, row.label, seed).job_id
     return list(jobs.values())
+
+
+def run_job(run_dir: str, label: str, seed: int) -> str:
+    """`run_unit` in a process of its own, whose log is the job's."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("albert_jax").setLevel(logging.INFO)
+    return run_unit(run_dir, label, seed)
 
 
 def _finished(folder: Path) -> bool:

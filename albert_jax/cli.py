@@ -100,8 +100,10 @@ def _split(words: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[st
         if not word.startswith("--") or word in ("--help", *FLAGS):
             plain.append(word)
             continue
-        chosen = plain if word.partition("=")[0] in own else overrides
-        chosen.append(word)
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")  # as in fields, either will do
+        chosen = plain if name in own else overrides
+        chosen.append(name + equals + value if name in own else word)
         if "=" not in word and rest:
             chosen.append(rest.pop(0))
     return plain, overrides

@@ -1,6 +1,7 @@
 """The train loop: one pure step and the loop around it.  It knows neither model, data nor objective; every job uses it."""
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -114,22 +115,29 @@ class Interrupted(Exception):
 def init_state(task: Task, optimizer: Optimizer, mesh: Mesh, seed: int) -> tuple[Callable[[], TrainState], TrainState]:
     """A function that makes a fresh state on the devices where it stays, and the shapes and shardings of that state."""
 
-    def make() -> TrainState:
+    def make(seed: Array) -> TrainState:
         params = task.init(jax.random.key(seed))
         return TrainState(params, optimizer.transformation.init(params), jnp.int32(0))
 
     everywhere = partition.replicated(mesh)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(make))
-    return jax.jit(make, out_shardings=everywhere), shapes
+    number = as_argument(seed, mesh)
+    made = jax.eval_shape(make, number)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), made)
+    return functools.partial(jax.jit(make, out_shardings=everywhere), number), shapes
+
+
+def as_argument(seed: int, mesh: Mesh) -> Array:
+    """A seed as jitted functions take it: as a constant in them, every seed would be another program to compile."""
+    return jax.device_put(np.uint32(seed), partition.replicated(mesh))
 
 
 def make_step(task: Task, optimizer: Optimizer, mesh: Mesh, config: TrainConfig) -> Any:
-    """The jitted step (state, global batch) -> (state, metrics): one draw, gradients with one all-reduce, one update."""
+    """The jitted step (state, global batch, seed) -> (state, metrics): one draw, gradients with one all-reduce, one update."""
     gradients = partition.summed_gradients(task.loss, mesh, config.gradient_accumulation)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def step(state: TrainState, batch: Batch, seed: Array) -> tuple[TrainState, dict[str, Array]]:
         # A fold apart from the key that made the parameters.
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), state.step)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step)
         examples = jax.lax.with_sharding_constraint(task.draw(batch, key), partition.by_rows(mesh))
         grads, loss, metrics = gradients(state.params, examples)
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
@@ -143,7 +151,8 @@ def make_step(task: Task, optimizer: Optimizer, mesh: Mesh, config: TrainConfig)
         return TrainState(params, opt_state, state.step + 1), metrics
 
     everywhere = partition.replicated(mesh)
-    return jax.jit(step, in_shardings=(everywhere, partition.by_rows(mesh)), out_shardings=everywhere, donate_argnums=0)
+    arguments = (everywhere, partition.by_rows(mesh), everywhere)
+    return jax.jit(step, in_shardings=arguments, out_shardings=everywhere, donate_argnums=0)
 
 
 def run(
@@ -180,7 +189,7 @@ def run(
             if initial is not None:
                 state = state._replace(params=initial())
         start = int(state.step)
-        step_fn = make_step(task, optimizer, mesh, config)
+        step_fn, seed = make_step(task, optimizer, mesh, config), as_argument(config.seed, mesh)
         batches = partition.prefetch(mesh, task.batches(start))
         metrics_log = MetricsLog(run_dir, start)
         stack.callback(metrics_log.close)
@@ -209,10 +218,10 @@ def run(
             shape = tuple(sorted((name, rows.shape) for name, rows in batch.items()))
             if shape not in compiled:
                 with meter.paused(run_dir):
-                    compiled[shape] = step_fn.lower(state, batch).compile()
+                    compiled[shape] = step_fn.lower(state, batch, seed).compile()
                     meter.compiled(compiled[shape])
             with jax.transfer_guard("disallow"):
-                state, metrics = compiled[shape](state, batch)
+                state, metrics = compiled[shape](state, batch, seed)
             meter.add(step, metrics, batch, run_dir)  # reads the step before this one: the device never waits
             stop, last = signals[:1], step == config.num_train_steps
             if step % config.eval_every == 0 and not (last or stop):

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compilation is most of the time that small steps take; tests compare programs that were compiled alike.
+FAST_COMPILE = "--xla_backend_optimization_level=0"
+os.environ.setdefault("XLA_FLAGS", FAST_COMPILE)
 # The same small steps are compiled again and again, also by processes that tests start.
 _compiled = tempfile.TemporaryDirectory()
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from albert_jax.ablation import At
-from albert_jax.ablation.budget import row_flops
+from albert_jax.ablation.budget import BUDGETS, row_flops
 from albert_jax.ablation.planning import load_plan, resolve, slug
 from albert_jax.ablation.table import read_table
 from albert_jax.cli import main
@@ -136,7 +136,7 @@ def test_budget_of_tokens() -> None:
         assert config.train.num_train_steps == one.train.num_train_steps / factor
         for name in ("log_every", "eval_every", "checkpoint_every"):
             assert getattr(config.train, name) == pytest.approx(getattr(one.train, name) / factor, abs=0.5)
-        assert config.optim.num_warmup_steps == one.optim.num_warmup_steps / factor
+        assert config.optim.num_warmup_steps == pytest.approx(one.optim.num_warmup_steps / factor, abs=0.5)
 
 
 def test_budget_of_flops() -> None:
@@ -165,6 +165,32 @@ def test_budget_of_params() -> None:
             gaps.append((abs(num_params(Albert(type(model)(**to_dict(model) | sizes))) - target), heads))
         assert min(gaps)[1] == model.num_attention_heads, row.label
     assert plan.rows[0].config.model.hidden_size == 64
+
+
+def test_budget_of_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Slower rows get fewer steps; a row is measured once, and never again once a plan is in the folder."""
+    measured = []
+
+    def cost(config: Any) -> float:
+        measured.append(config.model.num_hidden_layers)
+        return 0.1 * config.model.num_hidden_layers
+
+    monkeypatch.setitem(BUDGETS, "time", BUDGETS["time"]._replace(cost=cost))
+    given = {"budget": "time", "rows": ["6 layers from", "12 layers"], "run_dir": str(tmp_path / "t")}
+    plan = resolve(table("depth"), **given)
+    steps = {row.label: row.config.train.num_train_steps for row in plan.rows}
+    assert steps == {
+        "1 layer": 500,
+        "3 layers from 1": 167,
+        "6 layers from 3": 83,
+        "12 layers from 6": 42,
+        "12 layers": 42,
+    }
+    assert measured == [1, 3, 6, 12, 12]
+    plan.save()
+    assert resolve(table("depth"), **given) == plan
+    assert len(measured) == 5
+    assert "about as long as the first" in plan.caption
 
 
 def test_shares_and_starts() -> None:
@@ -237,7 +263,7 @@ def test_refused(
     words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert told in refused(capsys, ["ablate", *words])
+    assert told in refused(["ablate", *words], capsys)
     assert not list(tmp_path.iterdir())
 
 

@@ -20,7 +20,7 @@ from albert_jax.run_folder import read_metrics
 from albert_jax.tasks import table
 from albert_jax.tasks.classification import Classification
 
-from .conftest import ROOT
+from .conftest import FAST_COMPILE, ROOT
 from .made_tasks import glue
 from .test_cli import refused
 from .test_finetune import FIELDS, files, summary, words
@@ -246,7 +246,7 @@ def test_seeds_and_those_that_degenerate(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_evaluation_on_eight_devices(sst2: Path, tmp_path: Path) -> None:
     """21 dev rows in batches of 8: the same predictions and metrics on 8 devices as on one."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = os.environ | {"XLA_FLAGS": f"{FAST_COMPILE} --xla_force_host_platform_device_count=8"}
     given = [*words("sst2", tmp_path / "run", train__num_train_steps=100), "--data.dir", str(sst2 / "data")]
     subprocess.run([sys.executable, "-m", "albert_jax", *given], cwd=ROOT, env=environment, check=True)
     one, eight = summary(sst2 / "run"), summary(tmp_path / "run")

@@ -25,6 +25,7 @@ from albert_jax.objectives import masking, pretraining, segment_pairs
 from albert_jax.objectives.pretraining import ObjectiveConfig, Vocabulary
 from albert_jax.objectives.segment_pairs import Segment
 from tests import oracle
+from tests.conftest import FAST_COMPILE
 from tests.oracle import CLS, MASK, PAD, SEP, STARTS_WORD, Rows, instances, text
 
 CONFIG = ObjectiveConfig(max_seq_length=128, max_predictions_per_seq=20)
@@ -259,7 +260,10 @@ def draw_on_all_devices(path: str) -> None:
 def test_draw_is_the_same_on_eight_devices(tmp_path: Path) -> None:
     """Bit for bit.  Fails if a key is folded with the number of devices."""
     code = f"from tests.test_objectives import *; draw_on_all_devices({str(tmp_path / 'eight.npz')!r})"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {
+        "XLA_FLAGS": f"{FAST_COMPILE} --xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
     subprocess.run(
         [sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1], env=environment, timeout=300
     )

@@ -15,7 +15,7 @@ import pytest
 from albert_jax import partition
 from albert_jax.checkpoint import fingerprint
 
-from .conftest import ROOT
+from .conftest import FAST_COMPILE, ROOT
 from .train_script import batches, make
 
 
@@ -27,7 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def run(devices: int, accumulation: int = 1, sharing: str = "all", objective: str = "sop") -> Any:
         out = folder / f"{devices}-{accumulation}-{sharing}-{objective}.npz"
         if not out.exists():
-            environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+            environment = os.environ | {"XLA_FLAGS": f"{FAST_COMPILE} --xla_force_host_platform_device_count={devices}"}
             words = [sys.executable, "-m", "tests.train_script", str(out), str(accumulation), sharing, objective]
             subprocess.run(words, env=environment, check=True, cwd=ROOT)
         return np.load(out)
@@ -131,7 +131,7 @@ GOLDEN = [6.397042, 6.411024, 6.385527, 6.395838, 6.405540]
 def test_whole_run_on_two_devices(small: Any, tmp_path: Path) -> None:
     """Training, evaluation, checkpoint and resume through the command line; fails if an array of one device is handed to
     a computation on both."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = os.environ | {"XLA_FLAGS": f"{FAST_COMPILE} --xla_force_host_platform_device_count=2"}
     words = small(
         tmp_path / "run",
         train__num_train_steps=4,

@@ -77,7 +77,9 @@ def make(accumulation: int, sharing: str = "all", sentence_objective: str = "sop
     optimizer = make_optimizer(OptimConfig(num_warmup_steps=1, learning_rate=0.01), 100, is_stacked)
     fresh, _ = train.init_state(task, optimizer, mesh, seed=0)
     config_of_run = TrainConfig(num_train_steps=STEPS, global_batch_size=BATCH, gradient_accumulation=accumulation)
-    return mesh, train.make_step(task, optimizer, mesh, config_of_run), fresh()
+    step = train.make_step(task, optimizer, mesh, config_of_run)
+    seed = train.as_argument(0, mesh)
+    return mesh, jax.jit(lambda state, batch: step(state, batch, seed), donate_argnums=0), fresh()
 
 
 def main(out: str, accumulation: str, sharing: str, sentence_objective: str) -> None:

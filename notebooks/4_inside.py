@@ -1,0 +1,106 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Inside a trained model
+#
+# You look at who attends to whom, and at how far each layer moves its input (the paper's Figure 1), in a network whose
+# layers share their parameters and in one whose layers do not, before and after training.
+
+# %%
+# %matplotlib inline
+import logging
+import os
+
+import jax
+
+import albert_jax
+from albert_jax import ablate, inspection
+from albert_jax.ablation.planning import resolve
+from albert_jax.model.heads import init_params
+
+logging.basicConfig(level=logging.ERROR, format="%(message)s")
+logging.getLogger("albert_jax").setLevel(logging.INFO)  # how far it is
+
+STEPS = int(os.environ.get("NOTEBOOK_STEPS", "300"))
+
+# %% [markdown]
+# The two networks of the notebook on the sharing ablation. If they have been trained there, nothing is run here.
+
+# %%
+plan = resolve(
+    "../experiments/ablations/sharing.py",
+    scale="tiny",
+    seeds=2,
+    rows=["all-shared (1 group)", "not-shared (12 groups)"],
+    overrides=[
+        "--model.scan-unroll=1",  # compiles sooner, runs slower
+        f"--train.num-train-steps={STEPS}",
+        f"--train.eval-every={max(1, STEPS // 4)}",
+        f"--optim.num-warmup-steps={STEPS // 10}",
+    ],
+    run_dir="runs/notebook",
+)
+ablate.ablate(plan)
+folders = {row.label: row.seed(0).run_dir for row in plan.rows}
+folders
+
+# %%
+models = {label: albert_jax.load(folder) for label, folder in folders.items()}
+_, _, tokenizer = next(iter(models.values()))
+
+# %% [markdown]
+# ## Attention
+#
+# Rows are the pieces that look, columns those that are looked at; dark is 1. All heads of all layers first: a row of
+# small maps a layer.
+
+# %%
+sentence = "If the file does not exist, an exception is raised."
+model, params, _ = models["all-shared (1 group)"]
+maps, pieces = inspection.attention_maps(model, params, tokenizer, sentence)
+inspection.draw_attention(maps, pieces)
+
+# %%
+inspection.draw_attention(maps, pieces, layers=[0, 11], heads=[0, 1])
+
+# %% [markdown]
+# ## How far each layer moves its input
+#
+# Figure 1 of the paper: in ALBERT the distance between a layer's input and output changes smoothly from layer to layer, and does
+# not fall to zero: no fixed point is reached. Whether a network of this size, after minutes of training, shows that, you see.
+
+# %%
+texts = [
+    sentence,
+    "A list is a mutable sequence, and a tuple is not.",
+    "The function returns a new object whose attributes are those of the old one.",
+    "Raises an error where the argument is neither a string nor a number.",
+]
+distances = {}
+for label, (model, params, _) in models.items():
+    fresh = init_params(model, jax.random.key(0))
+    distances[label] = inspection.layer_distances(model, params, tokenizer(texts))
+    distances[f"{label}, untrained"] = inspection.layer_distances(model, fresh, tokenizer(texts))
+inspection.draw_layer_distances(distances)
+
+# %% [markdown]
+# ## What it would say
+#
+# The likeliest pieces in the place of a mask.
+
+# %%
+from albert_jax import predict
+
+for label, (model, params, tokenizer) in models.items():
+    found = predict.fill_mask(model, params, tokenizer, ["The function [MASK] a list."], top_k=5)
+    print(label, found[0])

@@ -1,0 +1,106 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # To Hugging Face and back
+#
+# You write a trained model as a folder that `transformers` loads, look at which tensor went where, read it back, and check that
+# nothing was lost on the way. A run folder, Google's checkpoints and hub ids such as `albert/albert-base-v2` all go the same way.
+
+# %%
+# %matplotlib inline
+import importlib.util
+import shutil
+from pathlib import Path
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+
+import albert_jax
+from albert_jax import exchange, predict
+
+# %% [markdown]
+# The shared network of the notebook on the sharing ablation; any other run folder will do.
+
+# %%
+source = Path("runs/notebook/all-shared-1-group/seed-0")
+target = Path("runs/notebook-exported")
+shutil.rmtree(target, ignore_errors=True)
+report = exchange.convert(source, target)
+sorted(path.name for path in target.iterdir())
+
+# %% [markdown]
+# Every tensor's name there, its shape, and its name here. Kernels are transposed for torch; the leading axis of parameter
+# sets is gone, since all layers share one.
+
+# %%
+for tensor in report["written"]:
+    print(f"{tensor['theirs']:75} {tensor['shape']!s:12} {tensor['ours']}")
+
+# %% [markdown]
+# ## Back again
+#
+# What was written is read as any Hugging Face folder is. All parameters are the same, bit for bit.
+
+# %%
+model, params, tokenizer = albert_jax.load(source)
+again, params_again, tokenizer_again = albert_jax.load(target)
+assert jax.tree.all(jax.tree.map(np.array_equal, params, params_again))
+text = "The function returns a list of strings."
+assert np.array_equal(tokenizer(text)["input_ids"], tokenizer_again(text)["input_ids"])
+
+# %% [markdown]
+# The report holds the parity of the outputs on random inputs: by `transformers` itself where it and torch are installed, else by
+# our own reading of what was written.
+
+# %%
+report["parity"]
+
+# %% [markdown]
+# ## The same words, logit for logit
+#
+# Ours on one axis; on the other `transformers`' where it is installed, else ours of the folder that was written.
+
+# %%
+inputs = tokenizer(text)
+ours = np.asarray(model.apply({"params": params}, **inputs)["prediction_logits"][0])
+if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
+    import torch
+    from transformers import AlbertForPreTraining
+
+    tensors = {name: torch.tensor(np.asarray(value, np.int64)) for name, value in inputs.items()}
+    with torch.no_grad():
+        theirs = AlbertForPreTraining.from_pretrained(target).eval()(**tensors).prediction_logits[0].numpy()
+    by = "transformers"
+else:
+    theirs = np.asarray(again.apply({"params": params_again}, **inputs)["prediction_logits"][0])
+    by = "albert_jax, read back"
+figure, axes = plt.subplots(figsize=(4, 4))
+axes.plot(ours.ravel(), theirs.ravel(), ".", ms=2)
+axes.set(
+    xlabel="logits, albert_jax", ylabel=f"logits, {by}", title=f"largest difference {np.abs(ours - theirs).max():.1e}"
+)
+plt.show()
+
+# %% [markdown]
+# ## Shared another way
+#
+# On the way a network can be unshared, grown or grouped. Unshared, it has twelve times the parameters in its layers and says the same.
+
+# %%
+unshared = Path("runs/notebook-unshared")
+shutil.rmtree(unshared, ignore_errors=True)
+grown = exchange.convert(source, unshared, to="albert_jax", sharing="none")
+print(f"{report['parameters']:,} -> {grown['parameters']:,} parameters")
+for folder in (source, unshared):
+    print(predict.fill_mask(*albert_jax.load(folder), ["The function returns a [MASK]."], top_k=3)[0])

@@ -1,0 +1,368 @@
+"""Tables that are run: finished rows are kept, failed ones shown, killed ones resumed, and no run is run twice."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import albert_jax
+from albert_jax import comparison, exchange, probes
+from albert_jax.ablate import held, run_unit
+from albert_jax.ablation.budget import step_seconds
+from albert_jax.ablation.planning import load_plan, resolve
+from albert_jax.cli import main
+from albert_jax.config import InputError, load
+from albert_jax.convert.reshare import reshare
+from albert_jax.pretrain import PretrainConfig
+from albert_jax.run_folder import read_metrics
+
+from .conftest import ROOT
+from .made_tasks import WRITE
+from .test_cli import refused
+from .test_resume import digest
+
+pytestmark = pytest.mark.slow
+
+TABLE = '''"""Does a small table run?"""
+
+from albert_jax.ablation import Ablation, Row
+
+ablation = Ablation(
+    rows={
+        "shared": Row({"model.sharing": "all"}, {"parameters (M)": 12, "average": 80.1}),
+        "fails": Row({"data.source": "nowhere/*.txt"}),
+        "unshared later": Row({"model.sharing": "none"}, start="shared", share=0.5),
+        "after that": Row({"model.sharing": "none"}, start="fails"),
+    },
+)
+'''
+
+Words = Callable[..., list[str]]
+
+
+@pytest.fixture(scope="module")
+def words(small: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Words:
+    """`words(run_dir, *options, **fields)`: a table of four rows, of networks that take seconds."""
+    folder = tmp_path_factory.mktemp("tables")
+    (folder / "scales").symlink_to(ROOT / "experiments" / "ablations" / "scales")
+    (folder / "four.py").write_text(TABLE)
+
+    def command(run_dir: Path, *options: str, **fields: Any) -> list[str]:
+        quick = {"train__num_train_steps": 12, "optim__num_warmup_steps": 2, "train__eval_every": 6} | fields
+        given = small(run_dir, train__checkpoint_every=6, **quick)[2:]
+        return ["ablate", str(folder / "four.py"), *given, *options]
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def table(words: Words, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The table after one launch with two seeds, where one row fails."""
+    folder = tmp_path_factory.mktemp("table") / "four"
+    assert main(words(folder, "--seeds", "2")) == 1
+    return folder
+
+
+def summaries(folder: Path, row: str) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted((folder / row).glob("seed-?/summary.json"))]
+
+
+def test_finished_failed_and_waiting_rows_are_shown(table: Path) -> None:
+    found = comparison.read([table])
+    states = {line.label: line.state for line in found.lines}
+    assert states == {
+        "shared": "2",
+        "fails": "0 of 2; 2 failed",
+        "unshared later": "2",
+        "after that": "0 of 2; 2 not begun",
+    }
+    text = (table / "table.md").read_text()
+    assert "failed: fails, seed-0: data.source 'nowhere/*.txt' matches no file " in text
+    assert "| after that | 0 of 2; 2 not begun | " in text
+    assert "2 seeds a row; every row sees as many tokens. Does a small table run?" in text
+
+
+def test_table_is_mean_and_spread_of_the_summaries(table: Path) -> None:
+    """Fails if the spread is over n, or rows are mixed up."""
+    values = [100 * summary["eval"]["mlm_accuracy"] for summary in summaries(table, "shared")]
+    assert len(set(values)) == 2, "seeds that come to the same test nothing"
+    cells = next(line for line in (table / "table.md").read_text().splitlines() if line.startswith("| shared |")).split(
+        " | "
+    )
+    assert f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" in cells
+    assert cells[-2:] == ["12", "80.1 |"]
+    rows = list(csv.DictReader((table / "runs.csv").open()))
+    assert [row["state"] for row in rows[:2]] == ["finished"] * 2
+    assert rows[2]["state"].startswith("failed: data.source")
+    assert [100 * float(row["mlm_accuracy"]) for row in rows[:2]] == pytest.approx(values)
+    first = next(csv.DictReader((table / "table.csv").open()))
+    assert 100 * float(first["mlm_accuracy std"]) == pytest.approx(np.std(values, ddof=1))
+    assert first["paper: average"] == "80.1"
+
+
+def test_figures(table: Path) -> None:
+    for name in ("curves", "scores"):
+        assert (table / f"{name}.png").stat().st_size > 20_000
+        assert "<svg" in (table / f"{name}.svg").read_text()
+
+
+def test_what_a_row_starts_from(table: Path, tmp_path: Path) -> None:
+    """The network of the other row's same seed, unshared, with tokens of both; and another seed's batches.
+
+    Fails if the start is the first seed's for all, or is not read.
+    """
+    plan = load_plan(table / "ablation.json")
+    row = plan.row("unshared later")
+    assert not list((table / "unshared-later").glob("*/start"))  # tidied away
+    for seed in (0, 1):
+        config = row.seed(seed)
+        source = exchange.read(table / "shared" / f"seed-{seed}").weights
+        start = reshare(source, sharing="none").params
+        first = next(r for r in read_metrics(Path(config.run_dir)) if "train/mlm_loss" in r)
+        other = next(r for r in read_metrics(table / "shared" / f"seed-{seed}") if "train/mlm_loss" in r)
+        assert first["train/mlm_loss"] < other["train/mlm_loss"]
+        assert start["encoder"]["ffn"]["intermediate"]["kernel"].shape[0] == 3
+        assert config.train.seed == 1_000_000 + seed
+    lines = {line.label: line for line in comparison.read([table]).lines}
+    before, own = (summaries(table, name)[0]["tokens"] for name in ("shared", "unshared-later"))
+    assert lines["unshared later"].results[0]["tokens"] == before + own
+    assert lines["shared"].results[0]["tokens"] == before
+
+
+def test_the_same_command_runs_only_what_is_not_finished(
+    table: Path, words: Words, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in table.glob("*/seed-*/summary.json")}
+    assert len(before) == 4
+    assert main(words(table, "--seeds", "2")) == 1
+    assert {path: path.stat().st_mtime_ns for path in table.glob("*/seed-*/summary.json")} == before
+    told = capsys.readouterr().err
+    assert "shared, seed 0: was finished before" in told
+    assert "fails, seed 1: failed" in told
+    assert "after that, seed 0: not begun: 'fails', which it starts from, is not finished" in told
+
+
+def test_another_table_is_refused(table: Path, words: Words, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(words(table, model__hidden_size=64), capsys)
+    assert "belongs to another configuration (model.hidden_size: 32 -> 64)" in told
+    told = refused(words(table, "--budget", "flops"), capsys)
+    assert f"--run-dir {table} holds another table: budget 'tokens', not 'flops'; give another" in told
+
+
+def test_probes_are_beside_the_table(table: Path) -> None:
+    found = json.loads((table / "probes.json").read_text())
+    assert found["objective"] == "sop"
+    assert f"SOP comes to {100 * found['shapes']:.1f} % from lengths" in (table / "table.md").read_text()
+
+
+def test_killed_between_rows_and_within_one(words: Words, table: Path, tmp_path: Path) -> None:
+    """kill -9 in the middle of a run; the next launch resumes that one, and all comes to the same bits as without."""
+    folder = tmp_path / "four"
+    command = [sys.executable, "-m", "albert_jax", *words(folder, "--seeds", "2")]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    wanted = folder / "unshared-later" / "seed-0" / "checkpoints"
+    for _ in range(3000):
+        if wanted.exists() or process.poll() is not None:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "unshared-later" / "seed-0" / "summary.json").exists()
+    assert main(words(folder, "--seeds", "2")) == 1
+    for row, step in (("shared", 12), ("unshared-later", 6)):
+        for seed in (0, 1):
+            assert digest(folder / row / f"seed-{seed}", step) == digest(table / row / f"seed-{seed}", step)
+
+
+def test_two_launches_never_run_a_row_twice(words: Words, tmp_path: Path) -> None:
+    """Side by side on one folder each run is finished by one of them."""
+    folder = tmp_path / "four"
+    command = [sys.executable, "-m", "albert_jax", *words(folder, "--seeds", "3", "--rows", "unshared later")]
+    launches = [
+        subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for _ in range(2)
+    ]
+    told = "".join(launch.communicate()[1] for launch in launches)
+    for row in ("shared", "unshared later"):
+        for seed in range(3):
+            assert told.count(f"{row}, seed {seed}: finished") <= 1
+    assert told.count("left to the launch that is running it") >= 1
+    # What waited for the other launch's row is left; one launch more finds that finished.
+    assert main(words(folder, "--seeds", "3", "--rows", "unshared later")) == 0
+    assert [line.state for line in comparison.read([folder]).lines] == ["3", "3"]
+
+
+def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
+    with held(tmp_path) as first, held(tmp_path) as second:
+        assert (first, second) == (True, False)
+    with held(tmp_path) as third:
+        assert third
+
+
+def test_rows_are_fine_tuned(words: Words, table: Path, tmp_path: Path) -> None:
+    """A finished table can be fine-tuned afterwards; the scores stand in it, and pretraining is not run again."""
+    options = " ".join(WRITE["cola"](_made(tmp_path / "cola")))
+    tuning = f"{ROOT}/experiments/finetune/cola.py {options} --train.num-train-steps 6 --optim.num-warmup-steps 1"
+    before = (table / "shared" / "seed-0" / "summary.json").stat().st_mtime_ns
+    assert main([*words(table, "--rows", "shared"), "--finetune", tuning]) == 0
+    assert (table / "shared" / "seed-0" / "summary.json").stat().st_mtime_ns == before
+    stored = json.loads((table / "shared" / "seed-0-cola" / "config.json").read_text())["config"]
+    assert stored["init"] == str(table / "shared" / "seed-0")
+    assert stored["data"]["max_seq_length"] == 32  # what the row's network takes, though the scale says more
+    assert stored["train"]["num_train_steps"] == 6
+    found = comparison.read([table]).lines[0]
+    assert found.values("cola matthews") == [
+        json.loads((table / "shared" / "seed-0-cola" / "summary.json").read_text())["best"]["matthews"]
+    ]
+    assert "| cola matthews |" in (table / "table.md").read_text()
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_step_seconds(words: Words, tmp_path: Path) -> None:
+    """A real measurement, which leaves nothing behind."""
+    before = set(tmp_path.iterdir())
+    command = words(tmp_path / "four")
+    plan = resolve(command[1], rows=["shared"], overrides=command[2:-2])  # without the run folder
+    assert 0 < step_seconds(plan.rows[0].config) < 10
+    assert set(tmp_path.iterdir()) == before
+
+
+SBATCH = """#!/bin/sh
+grep -o 'dependency=.*' "$1" >> {log} || echo none >> {log}
+echo "Submitted batch job $((99 + $(wc -l < {log})))"
+"""
+SRUN = """#!/bin/sh
+while [ "${1#*python}" = "$1" ]; do shift; done
+exec "$@"
+"""
+
+
+def test_slurm(
+    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One job a run, later rows after those that they start from; and each job, once a node takes it, does its run."""
+    binaries, log = tmp_path / "bin", tmp_path / "sbatch.log"
+    binaries.mkdir()
+    for name, text in {"sbatch": SBATCH.format(log=log), "srun": SRUN}.items():
+        (binaries / name).write_text(text)
+        (binaries / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{binaries}:{os.environ['PATH']}")
+    folder = tmp_path / "four"
+    command = words(folder, "--rows", "unshared later", "--launcher", "slurm")
+    assert main([*command, "--slurm", "timeout_min=5", "--slurm", "slurm_partition=gpu"]) == 0
+    assert capsys.readouterr().out.startswith("2 jobs: 100 101\n")
+    assert log.read_text().splitlines() == ["none", "dependency=afterany:100"]
+    node = {"NTASKS": "1", "JOB_NUM_NODES": "1", "NODEID": "0", "JOB_NODELIST": "here", "PROCID": "0", "LOCALID": "0"}
+    for number in ("100", "101"):
+        script = (folder / "slurm" / f"{number}_submission.sh").read_text()
+        assert "--partition=gpu" in script
+        assert "--time=5" in script
+        env = os.environ | {f"SLURM_{name}": value for name, value in (node | {"JOB_ID": number}).items()}
+        subprocess.run(["bash", "-c", script], env=env, check=True, capture_output=True)
+    assert [line.state for line in comparison.read([folder]).lines] == ["1", "1"]
+    assert main(command) == 0  # nothing is left to send
+    assert capsys.readouterr().out.startswith("0 jobs")
+    assert "--launcher slurm: " in refused([*command, "--slurm", "bicycles=5"], capsys)
+
+
+def test_runs_side_by_side(table: Path, words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Any run folders: those that differ in their seed are one row, named after what is its own."""
+    runs = [str(table / "shared"), str(table / "unshared-later" / "seed-0"), str(table / "unshared-later" / "seed-1")]
+    assert main(["report", *runs, "--output", str(tmp_path / "compared")]) == 0
+    out = capsys.readouterr().out
+    lines = comparison.read([Path(run) for run in runs]).lines
+    assert [len(line.folders) for line in lines] == [2, 2]
+    assert "sharing all" in lines[0].label
+    assert "sharing none" in lines[1].label
+    assert "sharing all" in out
+    assert (tmp_path / "compared" / "curves.svg").exists()
+    assert main(["report", str(table)]) == 0
+    assert capsys.readouterr().out == (table / "table.md").read_text()
+    assert "no run in it" in refused(["report", str(tmp_path / "compared"), str(table)], capsys)
+
+
+def test_a_run_that_was_moved_is_still_read(table: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").symlink_to(table)
+    found = comparison.read([tmp_path / "elsewhere"])
+    assert found.lines[0].state == "2"
+
+
+def test_unfinished_runs_say_how_far_they_are(words: Words, tmp_path: Path) -> None:
+    folder = tmp_path / "four"
+    assert main(words(folder, "--rows", "shared")) == 0
+    (folder / "shared" / "seed-0" / "summary.json").unlink()
+    assert comparison.read([folder]).lines[0].state == "0 of 1; 1 at step 12 of 12"
+    assert run_unit(str(folder), "shared", 0) == "finished"
+
+
+LEAKS = {
+    # A document always begins with the same word; its sentences grow longer and longer; neither.
+    "words": lambda draw: ["indeed " + _text(draw, 9), *(_text(draw, 9) for _ in range(3))],
+    "shapes": lambda draw: [_text(draw, 3), _text(draw, 4), _text(draw, 12), _text(draw, 13)],
+    "none": lambda draw: [_text(draw, 9) for _ in range(4)],
+}
+
+
+def _text(draw: np.random.Generator, length: int) -> str:
+    known = ["the", "list", "of", "text", "which", "is", "a", "case", "object", "value", "method", "function", "name"]
+    return " ".join(draw.choice(known, length)) + "."
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+def test_probes_see_a_leak(
+    leak: str, small: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where order shows in words or lengths the probe of it says so; where it does not, both are coins.
+
+    Fails if the hidden pieces stay hidden, or the classifiers see other labels than the pairs have.
+    """
+    draw = np.random.default_rng(0)
+    with (tmp_path / "made.jsonl").open("w") as file:
+        for _ in range(400):
+            file.write(json.dumps({"text": "\n".join(LEAKS[leak](draw))}) + "\n")
+    given = small(tmp_path / "run", data__source=tmp_path / "made.jsonl", model__vocab_size=32, max_eval_steps=100)[1:]
+    given += [
+        "--objective.max-seq-length",
+        "64",
+        "--model.max-position-embeddings",
+        "64",
+        "--data.eval-fraction",
+        "0.3",
+    ]
+    assert main(["probe", *given]) == 0
+    out = capsys.readouterr().out
+    assert "| SOP from | held-out accuracy |" in out
+    found = probes.probe(load(PretrainConfig, given[0], given[1:]))
+    assert f"| bags of pieces | {found['pieces']:.4f} |" in out
+    error = found["standard_error"]
+    assert found["heldout_pairs"] > 80
+    if leak == "none":
+        assert abs(found["shapes"] - 0.5) < 4 * error
+        assert abs(found["pieces"] - 0.5) < 4 * error
+    else:
+        assert found["pieces" if leak == "words" else "shapes"] > 0.85
+
+
+def test_eval_objective(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Held-out scores are of the masking that is asked for; it has to be of the same length."""
+    config = load(PretrainConfig, small(tmp_path)[1], small(tmp_path)[2:])
+    other = PretrainConfig.__dataclass_fields__["eval_objective"].default
+    assert other is None
+    with pytest.raises(InputError, match=r"eval_objective\.max_seq_length 64 is not objective\.max_seq_length 32"):
+        albert_jax.config.from_dict(
+            PretrainConfig,
+            albert_jax.config.to_dict(config)
+            | {"eval_objective": {"max_seq_length": 64, "max_predictions_per_seq": 5}},
+        )
