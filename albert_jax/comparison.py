@@ -77,6 +77,12 @@ class Line:
         return f"{finished} of {len(self.states)}; {told}"
 
     @property
+    def failures(self) -> list[str]:
+        """The runs that failed, and why."""
+        runs = zip(self.folders, self.states, strict=True)
+        return [f"{self.label}, {run.name}: {state[8:]}" for run, state in runs if state.startswith("failed: ")]
+
+    @property
     def names(self) -> list[str]:
         """Of all values that are known of it."""
         return list(dict.fromkeys((*self.facts, *(name for result in self.results for name in result))))
@@ -107,16 +113,6 @@ class Comparison:
     baseline: dict[str, float]
     """Metrics without a model."""
     probes: dict[str, Any]
-
-    @property
-    def failures(self) -> list[str]:
-        """The runs that failed, and why."""
-        return [
-            f"{line.label}, {folder.name}: {state.removeprefix('failed: ')}"
-            for line in self.lines
-            for folder, state in zip(line.folders, line.states, strict=True)
-            if state.startswith("failed")
-        ]
 
     @property
     def columns(self) -> list[str]:
@@ -185,8 +181,8 @@ def _grouped(folders: Sequence[Path]) -> list[Line]:
     kinds: dict[str, tuple[dict[str, Any], list[Path]]] = {}
     for folder in folders:
         config = read_json(folder / "config.json")["config"]
-        config = {"train": {}} | config | {"run_dir": ""}
-        config["train"] = config["train"] | {"seed": 0}
+        start = config.get("init_from", "").replace(config["run_dir"], "RUN")  # each has its own, made for it
+        config |= {"run_dir": "", "init_from": start, "train": config["train"] | {"seed": 0}}
         kinds.setdefault(json.dumps(config, sort_keys=True), (config, []))[1].append(folder)
     lines = []
     for config, runs in kinds.values():
@@ -266,8 +262,8 @@ def markdown(comparison: Comparison) -> str:
         text = [comparison.caption, "", *text]
     if comparison.probes:
         text += ["", *_probed(comparison.probes)]
-    if comparison.failures:
-        text += ["", *(f"failed: {told}" for told in comparison.failures)]
+    failures = [f"failed: {told}" for line in comparison.lines for told in line.failures]
+    text += ["", *failures] if failures else []
     return "\n".join(text)
 
 
