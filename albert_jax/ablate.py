@@ -8,6 +8,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def ablate(plan: Plan) -> Comparison:
         before = time.monotonic()
         log.info("%s, seed %d: %s", row.label, seed, run_unit(plan.run_dir, row.label, seed))
         done += time.monotonic() - before > 1  # what was finished before says nothing of what is left
-    return figures.write(comparison.read([Path(plan.run_dir).expanduser()]))
+    return figures.write(comparison.read([Path(plan.run_dir)]))
 
 
 def claim(plan: Plan) -> None:
@@ -53,11 +54,11 @@ def claim(plan: Plan) -> None:
     Raises:
       InputError: the folder holds another table, or runs of other configurations.
     """
-    folder = Path(plan.run_dir).expanduser()
+    folder = Path(plan.run_dir)
     check_writable(folder, "--run-dir")
     for row in plan.rows:
         for seed in range(plan.seeds):
-            run_folder.check(Path(row.seed(seed).run_dir).expanduser(), "pretrain", row.seed(seed))
+            run_folder.check(Path(row.seed(seed).run_dir), "pretrain", row.seed(seed))
     if (folder / MANIFEST).exists():
         before = load_plan(folder / MANIFEST)
         for name in ("name", "scale", "budget"):
@@ -74,14 +75,14 @@ def run_unit(run_dir: str, label: str, seed: int) -> str:
     Raises:
       train.Interrupted: a signal came; the state is saved.
     """
-    plan = load_plan(Path(run_dir).expanduser() / MANIFEST)
+    plan = load_plan(Path(run_dir) / MANIFEST)
     row = plan.row(label)
     config = row.seed(seed)
-    folder = Path(config.run_dir).expanduser()
+    folder = Path(config.run_dir)
     with held(folder) as mine:
         if not mine:
             return "left to the launch that is running it"
-        if row.start and not _finished(parent := Path(plan.row(row.start).seed(seed).run_dir).expanduser()):
+        if row.start and not _finished(parent := Path(plan.row(row.start).seed(seed).run_dir)):
             return f"not begun: '{row.start}', which it starts from, is not finished ({parent})"
         try:
             (folder / FAILURE).unlink(missing_ok=True)
@@ -92,7 +93,7 @@ def run_unit(run_dir: str, label: str, seed: int) -> str:
                 shutil.rmtree(folder / "start", ignore_errors=True)
             for words in plan.finetune:
                 tuned = finetune_config(row, seed, plan.scale, words)
-                if not _finished(Path(tuned.run_dir).expanduser()):
+                if not _finished(Path(tuned.run_dir)):
                     ran = True
                     finetune(tuned)
         except Interrupted:
@@ -103,16 +104,17 @@ def run_unit(run_dir: str, label: str, seed: int) -> str:
             run_folder.write_json(folder / FAILURE, {"error": told, "traceback": traceback.format_exc()})
             log.warning("%s, seed %d failed, and the others go on: %s", label, seed, told)
             return "failed"
-        path = Path(run_dir).expanduser() / PROBES
-        if row == plan.rows[0] and not path.exists():
-            run_folder.write_json(path, probes.probe(config))
+        path = Path(run_dir) / PROBES
+        if not path.exists():
+            objective = replace(config.objective, sentence_objective="sop")
+            run_folder.write_json(path, probes.probe(replace(config, objective=objective, eval_objective=None)))
     return "finished" if ran else "was finished before"
 
 
 def _start(plan: Plan, row: PlannedRow, seed: int) -> None:
     """The parameters that the row starts from, as a model folder of its own sharing and depth."""
     config = row.seed(seed)
-    target = Path(config.run_dir).expanduser() / "start"
+    target = Path(config.run_dir) / "start"
     if not row.start or target.exists() or checkpoint.holds_any(target.parent / "checkpoints"):
         return
     model = config.model
@@ -154,7 +156,7 @@ def submit(plan: Plan, options: Mapping[str, Any]) -> list[str]:
     except ModuleNotFoundError:
         raise InputError("--launcher slurm: pip install 'albert_jax[slurm]'") from None
     claim(plan)
-    logs = Path(plan.run_dir).expanduser() / "slurm"
+    logs = Path(plan.run_dir) / "slurm"
     try:
         executor = submitit.AutoExecutor(folder=logs, cluster="slurm")
         executor.update_parameters(**{"name": plan.name} | dict(options))
@@ -163,7 +165,7 @@ def submit(plan: Plan, options: Mapping[str, Any]) -> list[str]:
     jobs: dict[tuple[str, int], str] = {}
     for seed in range(plan.seeds):
         for row in plan.rows:
-            if _finished(Path(row.seed(seed).run_dir).expanduser()) and not plan.finetune:
+            if _finished(Path(row.seed(seed).run_dir)) and not plan.finetune:
                 continue
             before = jobs.get((row.start, seed))
             waits = {"dependency": f"afterany:{before}"} if before else {}

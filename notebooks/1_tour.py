@@ -98,7 +98,8 @@ figure, axes = plt.subplots(figsize=(7, 3))
 for offset, (size, values) in zip((-0.2, 0.2), counts.items(), strict=True):
     axes.bar_label(axes.bar([i + offset for i in range(4)], values, width=0.38, label=f"E = {size}"), fmt="%.0f")
 axes.set_xticks(range(4), ["all shared", "FFN shared", "attention shared", "nothing shared"])
-axes.set_ylabel("parameters (M), base")
+axes.set_ylabel("parameters (M), base with heads")
+axes.margins(y=0.12)
 axes.legend()
 plt.show()
 

@@ -29,6 +29,8 @@ class PlannedRow:
     """A row with everything decided but the seed."""
 
     label: str
+    place: int
+    """In the table."""
     config: PretrainConfig
     """Of the first seed; its run_dir is the row's folder."""
     start: str
@@ -69,13 +71,13 @@ class Plan:
         """This plan, with the rows and seeds of one that the folder held before."""
         rows = {row.label: row for row in before.rows} | {row.label: row for row in self.rows}
         words = dict.fromkeys((*before.finetune, *self.finetune))
-        return replace(self, rows=tuple(rows.values()), seeds=max(self.seeds, before.seeds), finetune=tuple(words))
+        ordered = sorted(rows.values(), key=lambda row: row.place)
+        return replace(self, rows=tuple(ordered), seeds=max(self.seeds, before.seeds), finetune=tuple(words))
 
     def save(self) -> None:
         """Writes `ablation.json`."""
-        folder = Path(self.run_dir).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
-        run_folder.write_json(folder / MANIFEST, to_dict(self) | {"caption": self.caption})
+        Path(self.run_dir).mkdir(parents=True, exist_ok=True)
+        run_folder.write_json(Path(self.run_dir) / MANIFEST, to_dict(self) | {"caption": self.caption})
 
     def row(self, label: str) -> PlannedRow:
         """The row of that label."""
@@ -143,10 +145,12 @@ def resolve(
     base = to_dict(load(PretrainConfig, str(Path(path).parent / "scales" / f"{scale}.py")))
     for key, value in (dict(table.base.get(scale, {})) | given).items():
         put(base, key, value)
-    folder = run_dir or f"runs/{name}-{scale}"
+    folder = str(Path(run_dir or f"runs/{name}-{scale}").expanduser())
     config = from_dict(PretrainConfig, base | {"run_dir": folder})
-    chosen = _chosen(list(table.rows), table, rows)
     first = next(iter(table.rows))
+    chosen = _chosen(list(table.rows), table, rows)
+    if budget == "time" and first not in chosen:
+        chosen = [first, *chosen]  # what the others are measured against is kept with them
     require(
         budget != "params" or not ours & set(WIDTH), f"--budget params: the rows of {name} set the width themselves"
     )
@@ -154,7 +158,8 @@ def resolve(
     if budget == "params":
         target = num_params(Albert(configs[first].model))
         configs = {label: replace(c, model=widened(c.model, target)) for label, c in configs.items()}
-    costs = _costs(budget, {label: configs[label] for label in dict.fromkeys((first, *chosen))}, folder)
+    wanted = {label: configs[label] for label in dict.fromkeys((first, *chosen))}
+    costs = _costs(budget, wanted, folder)
     planned = []
     for label in chosen:
         row, steps = table.rows[label], config.train.num_train_steps * costs[first] / costs[label]
@@ -164,6 +169,7 @@ def resolve(
         planned.append(
             PlannedRow(
                 label,
+                list(table.rows).index(label),
                 replace(one, run_dir=str(Path(folder) / slug(label)), train=train),
                 row.start,
                 num_params(Albert(one.model)),
@@ -200,7 +206,7 @@ def _chosen(labels: list[str], table: Ablation, wanted: Sequence[str]) -> list[s
 
 def _costs(budget: str, configs: Mapping[str, PretrainConfig], folder: str) -> dict[str, float]:
     """What a step of each row costs; what was measured stays as it was, or a table could not be gone on with."""
-    path = Path(folder).expanduser() / MANIFEST
+    path = Path(folder) / MANIFEST
     measured = load_plan(path).rows if budget == "time" and path.exists() else ()
     known = {row.label: row.step_seconds for row in measured}
     return {label: known.get(label) or BUDGETS[budget].cost(config) for label, config in configs.items()}
