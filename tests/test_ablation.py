@@ -179,17 +179,11 @@ def test_budget_of_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     given = {"budget": "time", "rows": ["6 layers from", "12 layers"], "run_dir": str(tmp_path / "t")}
     plan = resolve(table("depth"), **given)
     steps = {row.label: row.config.train.num_train_steps for row in plan.rows}
-    assert steps == {
-        "1 layer": 500,
-        "3 layers from 1": 167,
-        "6 layers from 3": 83,
-        "12 layers from 6": 42,
-        "12 layers": 42,
-    }
-    assert measured == [1, 3, 6, 12, 12]
+    assert steps == {"1 layer": 500, "3 layers from 1": 167, "6 layers from 3": 83, "12 layers": 42}
+    assert measured == [1, 3, 6, 12]
     plan.save()
     assert resolve(table("depth"), **given) == plan
-    assert len(measured) == 5
+    assert len(measured) == 4
     assert "about as long as the first" in plan.caption
 
 
@@ -255,7 +249,7 @@ def test_plan_comes_back_from_its_file(tmp_path: Path) -> None:
         ([table("sharing"), "--finetune", f"{ROOT}/experiments/finetune/sst2.py --init x"], "--init is the row's"),
         (
             [table("sharing"), "--train.num-train-steps", "50"],
-            "optim.num_warmup_steps (100) must be < train.num_train_steps (50)",
+            "optim.num_warmup_steps (50) must be < train.num_train_steps (50)",
         ),
     ],
 )

@@ -301,7 +301,7 @@ def test_report(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["report", str(done)]) == 0
     assert "| mlm_loss |" in capsys.readouterr().out
     assert (done / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "a run folder?" in refused(["report", str(tmp_path)], capsys)
+    assert "no run in it" in refused(["report", str(tmp_path)], capsys)
 
 
 def test_overrides_are_typed() -> None:

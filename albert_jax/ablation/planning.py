@@ -219,13 +219,13 @@ def _generation(table: Ablation, label: str) -> int:
 
 def _row(base: PretrainConfig, label: str, row: Row, scale: str, path: str) -> PretrainConfig:
     values = to_dict(base)
-    for key, value in row.overrides.items():
-        if isinstance(value, At):
-            told = f"{path}: row '{label}': {key} has no value at scale {scale!r}, only at {', '.join(value.values)}"
-            require(scale in value.values, told)
-            value = value.values[scale]
-        put(values, key, value)
     try:
+        for key, value in row.overrides.items():
+            if isinstance(value, At):
+                told = f"{key} has no value at scale {scale!r}, only at {', '.join(value.values)}"
+                require(scale in value.values, told)
+                value = value.values[scale]
+            put(values, key, value)
         config = from_dict(PretrainConfig, values)
     except InputError as error:
         raise InputError(f"{path}: row '{label}': {error}") from None
