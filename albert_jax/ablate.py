@@ -1,23 +1,25 @@
 """Running a plan: row by row and seed by seed, here or as jobs of a cluster; finished rows are skipped, failed ones kept on record."""
 
 import contextlib
+import dataclasses
 import fcntl
 import logging
 import os
-import shutil
 import time
 import traceback
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from albert_jax import checkpoint, comparison, exchange, figures, probes, run_folder
-from albert_jax.ablation.planning import Plan, PlannedRow, finetune_config, load_plan
+from albert_jax.ablation.planning import Plan, PlannedRow, duration, finetune_config, load_plan
 from albert_jax.comparison import FAILURE, MANIFEST, PROBES, Comparison
-from albert_jax.config import InputError, check_writable, require
-from albert_jax.finetune import finetune
-from albert_jax.pretrain import pretrain
+from albert_jax.config import InputError, check_writable, differences, read_json, require, to_dict
+from albert_jax.data.prepare import prepare
+from albert_jax.finetune import FinetuneConfig, finetune
+from albert_jax.pretrain import PretrainConfig, pretrain
+from albert_jax.tasks import files
+from albert_jax.tasks.table import TASKS
 from albert_jax.train import Interrupted
 
 log = logging.getLogger(__name__)
@@ -33,14 +35,20 @@ def ablate(plan: Plan) -> Comparison:
       The table of all rows, which also stands in the folder, with figures.
 
     Raises:
-      InputError: the folder holds another table or other configurations; before anything runs.
+      InputError: the folder holds another table or other configurations, or the first row's text or a task's files cannot be
+        used; before anything runs.
       train.Interrupted: a signal came; the run's state is saved.
     """
-    claim(plan)
+    plan = claim(plan)
+    first = plan.rows[0].config
+    prepare(first.data, first.model.vocab_size)
+    for words in plan.finetune.values():
+        data = finetune_config(plan.rows[0], 0, plan.scale, words).data
+        files.find(data, TASKS[data.task].splits)
     units = [(row, seed) for seed in range(plan.seeds) for row in plan.rows]
     begun, done = time.monotonic(), 0
     for number, (row, seed) in enumerate(units):
-        left = f"; about {_duration((time.monotonic() - begun) / done * (len(units) - number))} left" if done else ""
+        left = f"; about {duration((time.monotonic() - begun) / done * (len(units) - number))} left" if done else ""
         log.info("run %d of %d: %s, seed %d%s", number + 1, len(units), row.label, seed, left)
         before = time.monotonic()
         log.info("%s, seed %d: %s", row.label, seed, run_unit(plan.run_dir, row.label, seed))
@@ -48,25 +56,48 @@ def ablate(plan: Plan) -> Comparison:
     return figures.write(comparison.read([Path(plan.run_dir)]))
 
 
-def claim(plan: Plan) -> None:
-    """Writes the plan's `ablation.json`, together with rows and seeds of earlier launches on the folder.
+def claim(plan: Plan) -> Plan:
+    """Writes the plan's `ablation.json`, together with what earlier launches on the folder began.
+
+    Returns:
+      The plan, with the rows that were begun as they were planned then.
 
     Raises:
       InputError: the folder holds another table, or runs of other configurations.
     """
     folder = Path(plan.run_dir)
     check_writable(folder, "--run-dir")
-    for row in plan.rows:
-        for seed in range(plan.seeds):
-            run_folder.check(Path(row.seed(seed).run_dir), "pretrain", row.seed(seed))
-    if (folder / MANIFEST).exists():
-        before = load_plan(folder / MANIFEST)
-        for name in ("name", "scale", "budget"):
-            theirs, ours = getattr(before, name), getattr(plan, name)
-            told = f"--run-dir {folder} holds another table: {name} {theirs!r}, not {ours!r}; give another"
-            require(theirs == ours, told)
-        plan = plan.joined(before)
-    plan.save()
+    with held(folder, wait=True):
+        if (folder / MANIFEST).exists():
+            whole = plan.joined(load_plan(folder / MANIFEST))
+            if plan.budget == "time":  # measured again, steps differ: those of the first time count
+                plan = dataclasses.replace(plan, rows=tuple(whole.row(row.label) for row in plan.rows))
+        else:
+            whole = plan
+        for row in plan.rows:
+            for seed in range(plan.seeds):
+                run_folder.check(Path(row.seed(seed).run_dir), "pretrain", row.seed(seed))
+                for words in plan.finetune.values():
+                    _check_tuned(finetune_config(row, seed, plan.scale, words))
+        whole.save()
+    return plan
+
+
+def _check_tuned(config: FinetuneConfig) -> None:
+    """Refuses a folder of fine-tuning with other settings; its network is the run's, and not in `config`."""
+    path = Path(config.run_dir, "config.json")
+    stored = read_json(path)["config"] if path.exists() else {}
+    sections = [name for name in ("data", "optim", "train") if name in stored]
+    changed = [
+        d
+        for name in sections
+        for d in differences(stored[name], to_dict(config)[name], f"{name}.")
+        if not d.startswith(run_folder.FREE)
+    ]
+    told = (
+        f"{path.parent} was fine-tuned with other settings ({'; '.join(changed)}); give another --run-dir, or remove it"
+    )
+    require(not changed, told)
 
 
 def run_unit(run_dir: str, label: str, seed: int) -> str:
@@ -90,8 +121,7 @@ def run_unit(run_dir: str, label: str, seed: int) -> str:
             if ran:
                 _start(plan, row, seed)
                 pretrain(config)
-                shutil.rmtree(folder / "start", ignore_errors=True)
-            for words in plan.finetune:
+            for words in plan.finetune.values():
                 tuned = finetune_config(row, seed, plan.scale, words)
                 if not _finished(Path(tuned.run_dir)):
                     ran = True
@@ -99,16 +129,29 @@ def run_unit(run_dir: str, label: str, seed: int) -> str:
         except Interrupted:
             raise
         except Exception as error:  # a row that does not fit into memory, or diverges, must not cost the others
-            reason = (str(error).splitlines() or [""])[0]
-            told = reason if isinstance(error, InputError) else f"{type(error).__name__}: {reason}"
+            told = _reason(error)
             run_folder.write_json(folder / FAILURE, {"error": told, "traceback": traceback.format_exc()})
             log.warning("%s, seed %d failed, and the others go on: %s", label, seed, told)
             return "failed"
         path = Path(run_dir) / PROBES
         if not path.exists():
-            objective = replace(config.objective, sentence_objective="sop")
-            run_folder.write_json(path, probes.probe(replace(config, objective=objective, eval_objective=None)))
+            objective = dataclasses.replace(config.objective, sentence_objective="sop")
+            asked = dataclasses.replace(config, objective=objective, eval_objective=None)
+            run_folder.write_json(path, _attempted(probes.probe, asked))
     return "finished" if ran else "was finished before"
+
+
+def _reason(error: Exception) -> str:
+    first = (str(error).splitlines() or [""])[0]
+    return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"
+
+
+def _attempted(probe: Callable[[PretrainConfig], dict[str, Any]], config: PretrainConfig) -> dict[str, Any]:
+    """What the probe found, or why it found nothing: no reason to lose the table."""
+    try:
+        return probe(config)
+    except Exception as error:
+        return {"error": _reason(error)}
 
 
 def _start(plan: Plan, row: PlannedRow, seed: int) -> None:
@@ -125,12 +168,12 @@ def _start(plan: Plan, row: PlannedRow, seed: int) -> None:
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[bool]:
+def held(folder: Path, wait: bool = False) -> Iterator[bool]:
     """Whether this process has the folder for itself, until the block is left; the system lets go of it when a process dies."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
         else:
@@ -145,7 +188,7 @@ def submit(plan: Plan, options: Mapping[str, Any]) -> list[str]:
 
     Args:
       plan: what is to be run.
-      options: of the jobs, in submitit's names: `timeout_min`, `gpus_per_node`, `slurm_partition` and others.
+      options: of the jobs, in submitit's names: `timeout_min` (its default is 5), `gpus_per_node`, `slurm_partition` and others.
 
     Raises:
       InputError: as `claim`; submitit is not installed; an option that it does not know.
@@ -155,13 +198,12 @@ def submit(plan: Plan, options: Mapping[str, Any]) -> list[str]:
         import submitit
     except ModuleNotFoundError:
         raise InputError("--launcher slurm: pip install 'albert_jax[slurm]'") from None
-    claim(plan)
-    logs = Path(plan.run_dir) / "slurm"
     try:
-        executor = submitit.AutoExecutor(folder=logs, cluster="slurm")
+        executor = submitit.AutoExecutor(folder=Path(plan.run_dir, "slurm"), cluster="slurm")
         executor.update_parameters(**{"name": plan.name} | dict(options))
     except (RuntimeError, NameError, TypeError, ValueError) as error:
         raise InputError(f"--launcher slurm: {str(error).splitlines()[0]}") from None
+    plan = claim(plan)
     jobs: dict[tuple[str, int], str] = {}
     for seed in range(plan.seeds):
         for row in plan.rows:
@@ -183,8 +225,3 @@ def run_job(run_dir: str, label: str, seed: int) -> str:
 
 def _finished(folder: Path) -> bool:
     return (folder / "summary.json").exists()
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

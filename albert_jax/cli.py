@@ -37,7 +37,7 @@ ABLATE_EPILOG = """\
   albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 3 --dry-run     rows, counts and cost first
   albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 3               the same again goes on
   albert-jax ablate experiments/ablations/sharing.py --scale small --data.source 'corpus/*.jsonl.gz' --data.vocab spiece.model
-  albert-jax ablate experiments/ablations/depth.py --rows '6 layers' --budget flops       those rows and what they start from
+  albert-jax ablate experiments/ablations/depth.py --rows '6 layers from' --budget flops  that row and what they start from
   albert-jax ablate experiments/ablations/sharing.py --finetune 'experiments/finetune/sst2.py --data.dir glue/SST-2'
 Any field of the scale's experiment can be overridden, for all rows: --train.num-train-steps 500.
 Budgets, what is held equal: tokens (as many for every row), flops, time (steps are measured first), params (widths are changed).
@@ -169,7 +169,7 @@ def _ablation_jobs(job: Callable[..., argparse.ArgumentParser]) -> None:
     ablate.add_argument(
         "--launcher", default="here", choices=("here", "slurm"), help="one after another, or jobs (here)"
     )
-    slurm = "NAME=VALUE, of every job, in submitit's names: timeout_min, gpus_per_node, slurm_partition; repeatable"
+    slurm = "NAME=VALUE, of every job, in submitit's names: timeout_min (5), gpus_per_node, slurm_partition; repeatable"
     ablate.add_argument("--slurm", action="append", default=[], help=slurm)
     probe = "Ask how well sentence order can be told without reading, in an experiment's data."
     job("probe", _probe, probe).add_argument("experiment", help="experiment file (.py) or a run's config.json")

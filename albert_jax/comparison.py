@@ -6,6 +6,7 @@ Reads run folders and nothing else, so a table can be made again, or anew from o
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from albert_jax import report
 from albert_jax.config import differences, read_json, require
-from albert_jax.run_folder import read_metrics
+from albert_jax.run_folder import FREE, placeless, read_metrics
 
 MANIFEST = "ablation.json"
 """The plan of a table, which `ablate` writes into its folder."""
@@ -33,6 +34,7 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "parameters": ("parameters", _number(1, 0)),
     "flops_per_token": ("MFLOP/token", _number(1e-6, 1)),
     "tokens": ("tokens (M)", _number(1e-6, 2)),
+    "seconds": ("training (s)", _number(1, 0)),
     "tokens_per_second": ("tokens/s", _number(1, 0)),
     "step_seconds": ("step (ms)", _number(1e3, 1)),
     "memory": ("memory (MB)", _number(1e-6, 1)),
@@ -59,10 +61,12 @@ class Line:
     paper: dict[str, float] = field(default_factory=dict)
     start: str = ""
     """The line whose training comes before this one's own."""
+    tuned: tuple[str, ...] = ()
+    """Names of the fine-tuning runs that every run is to have."""
     results: list[dict[str, float]] = field(default_factory=list)
     """What each run came to, name -> value; empty for a run that has not come to an end."""
     records: list[list[dict[str, float]]] = field(default_factory=list)
-    """The log of each run that has one."""
+    """The log of each run that has one; `at` is how far it was, in tokens (padding counted) where it can be said, else in steps."""
     states: list[str] = field(default_factory=list)
     """What became of each run: finished, failed: why, at step n of m, not begun."""
 
@@ -118,7 +122,7 @@ class Comparison:
     def columns(self) -> list[str]:
         """Names of the values that any line has, in the table's order."""
         found = {name for line in self.lines for name in line.names}
-        rest = sorted(name for name in found - COLUMNS.keys() if not name.endswith("_loss") and name != "seconds")
+        rest = sorted(name for name in found - COLUMNS.keys() if not name.endswith("_loss") and name != "flops")
         return [name for name in COLUMNS if name in found] + rest
 
 
@@ -130,36 +134,59 @@ def read(folders: Sequence[Path], output: Path | None = None) -> Comparison:
     Raises:
       InputError: no runs there.
     """
+    tables = [path.parent for folder in folders for path in _found(folder, MANIFEST)]
     lines: list[Line] = []
-    captions, loose, probes = [], [], {}
-    for folder in folders:
-        if (folder / MANIFEST).exists():
-            plan = read_json(folder / MANIFEST)
-            lines += _planned(folder, plan)
-            captions.append(plan["caption"])
-            if (folder / PROBES).exists():
-                probes = read_json(folder / PROBES)
-        else:
-            found = sorted(
-                path.parent
-                for path in (folder, *folder.glob("*"), *folder.glob("*/*"))
-                for path in [path / "config.json"]
-                if path.exists()
-            )
-            require(bool(found), f"{folder}: no run in it, and no table of runs")
-            loose += found
-    lines += _grouped(loose)
-    for line in lines:
+    captions, probes = [], {}
+    for table in tables:
+        plan = read_json(table / MANIFEST)
+        own = _planned(table, plan)
+        _add_starts(own)
+        for line in own if len(tables) > 1 else ():
+            line.label = f"{plan['name']}: {line.label}"
+        lines += own
+        captions.append(plan["caption"])
+        if (table / PROBES).exists():
+            probes = read_json(table / PROBES)
+    inside = {folder.resolve() for line in lines for folder in line.folders}
+    loose = [
+        path.parent
+        for folder in folders
+        for path in (*_found(folder, "config.json"), *folder.glob("*/*/config.json"))
+        if not any(parent in tables for parent in path.parents) and path.parent.resolve() not in inside
+    ]
+    runs = [folder for folder in loose if read_json(folder / "config.json").get("job") in ("pretrain", "finetune")]
+    require(bool(lines or runs), f"{folders[0]}: no run in it, and no table of runs")
+    others = _grouped(runs)
+    for line in others:
         _fill(line)
-    by_label = {line.label: line for line in lines}
-    for line in lines:  # tokens and time of what it started from count
-        if line.start in by_label:
-            for result, before in zip(line.results, by_label[line.start].results, strict=False):
-                result |= {name: result[name] + before.get(name, 0) for name in ("tokens", "seconds") if name in result}
-    baselines = [read_json(path) for line in lines for f in line.folders if (path := f / "summary.json").exists()]
-    baseline = baselines[0].get("baseline", {}) if baselines else {}
+    lines += others
+    summaries = [read_json(path) for line in lines for f in line.folders if (path := f / "summary.json").exists()]
+    baseline = summaries[0].get("baseline", {}) if summaries else {}
     where = output or (folders[0] if len(folders) == 1 else Path("report"))
     return Comparison(" ".join(captions), lines, where, baseline, probes)
+
+
+def _found(folder: Path, name: str) -> list[Path]:
+    """Files of that name in the folder and those one level below it."""
+    return sorted(path for path in (folder / name, *folder.glob(f"*/{name}")) if path.exists())
+
+
+def _add_starts(lines: Sequence[Line]) -> None:
+    """Fills the lines of one table; tokens, FLOPs and time of what a line started from are added to its own."""
+    by_label: dict[str, Line] = {}
+    for line in lines:
+        _fill(line)
+        by_label[line.label] = line
+        if line.start not in by_label:
+            continue
+        for result, before in zip(line.results, by_label[line.start].results, strict=True):
+            for name in ("tokens", "seconds", "flops"):
+                if name in result:
+                    result[name] += before.get(name, 0)
+        ends = [max((r["at"] for r in records), default=0.0) for records in by_label[line.start].records]
+        for records in line.records:
+            for record in records:
+                record["at"] += max(ends, default=0.0)
 
 
 def _planned(folder: Path, plan: dict[str, Any]) -> list[Line]:
@@ -171,6 +198,7 @@ def _planned(folder: Path, plan: dict[str, Any]) -> list[Line]:
             {name: row[name] for name in ("parameters", "flops_per_token")},
             row["paper"],
             row["start"],
+            tuple(plan["finetune"]),
         )
         for row in plan["rows"]
     ]
@@ -181,8 +209,10 @@ def _grouped(folders: Sequence[Path]) -> list[Line]:
     kinds: dict[str, tuple[dict[str, Any], list[Path]]] = {}
     for folder in folders:
         config = read_json(folder / "config.json")["config"]
-        start = config.get("init_from", "").replace(config["run_dir"], "RUN")  # each has its own, made for it
-        config |= {"run_dir": "", "init_from": start, "train": config["train"] | {"seed": 0}}
+        config = placeless(config) | {"run_dir": "", "train": config["train"] | {"seed": 0}}
+        for key in ("init_from", "init"):  # each seed's own
+            if key in config:
+                config[key] = re.sub(r"seed-\d+", "seed", config[key])
         kinds.setdefault(json.dumps(config, sort_keys=True), (config, []))[1].append(folder)
     lines = []
     for config, runs in kinds.values():
@@ -197,45 +227,53 @@ def _own(config: dict[str, Any], other: dict[str, Any]) -> dict[str, str]:
     found = {}
     for text in differences(config, other):
         name, _, values = text.partition(": ")
-        found[name] = values.partition(" -> ")[0].strip("'")
+        if not name.startswith(FREE):
+            found[name] = values.partition(" -> ")[0].strip("'")
     return found
 
 
 def _fill(line: Line) -> None:
     """What the folders of its runs hold."""
     for folder in line.folders:
-        has_log = (folder / "metrics.jsonl").exists()
-        records = read_metrics(folder) if has_log else []
-        if has_log:
+        records = read_metrics(folder) if (folder / "metrics.jsonl").exists() else []
+        if records:
+            config = read_json(folder / "config.json")["config"]
+            length = config["objective"]["max_seq_length"] if "objective" in config else 0
+            for record in records:
+                record["at"] = record["step"] * (config["train"]["global_batch_size"] * length or 1)
             line.records.append(records)
-        line.states.append(_state(folder, records))
-        if not (folder / "summary.json").exists():
-            line.results.append({})
-            continue
-        summary = read_json(folder / "summary.json")
-        found: dict[str, Any] = {name: value for name, value in summary.items() if isinstance(value, (int, float))}
-        metrics = summary["best"] if "best" in summary else summary["eval"]
-        found |= {name: value for name, value in metrics.items() if "threshold" not in name and name != "step"}
-        # The median over the log's windows: other work on the machine slows some of them.
-        rates = [r["speed/sequences_per_second"] for r in records if "speed/sequences_per_second" in r]
-        if rates:
-            batch = read_json(folder / "config.json")["config"]["train"]["global_batch_size"]
-            found["step_seconds"] = batch / float(np.median(rates))
-            found["tokens_per_second"] = float(
-                np.median([r["speed/tokens_per_second"] for r in records if "speed/tokens_per_second" in r])
-            )
-        found.pop("steps")
-        for tuned in sorted(folder.parent.glob(f"{folder.name}-*/summary.json")):
-            task, other = tuned.parent.name.removeprefix(f"{folder.name}-"), read_json(tuned)
+        line.states.append(_state(folder, records, line.tuned))
+        line.results.append(_result(folder, records, line.tuned) if (folder / "summary.json").exists() else {})
+
+
+def _result(folder: Path, records: list[dict[str, float]], tuned: Sequence[str]) -> dict[str, float]:
+    """The values of a finished run, and of what was fine-tuned from it."""
+    summary = read_json(folder / "summary.json")
+    metrics = summary["best"] if "best" in summary else summary["eval"]
+    found = {name: value for name, value in (summary | metrics).items() if type(value) in (int, float)}
+    found = {name: value for name, value in found.items() if "threshold" not in name and name not in ("step", "steps")}
+    if "flops_per_token" in found:
+        found["flops"] = found["flops_per_token"] * found["tokens"]
+    # The median over the log's windows: other work on the machine slows some of them.
+    rates = [r for r in records if "speed/sequences_per_second" in r]
+    if rates:
+        batch = read_json(folder / "config.json")["config"]["train"]["global_batch_size"]
+        found["step_seconds"] = batch / float(np.median([r["speed/sequences_per_second"] for r in rates]))
+        found["tokens_per_second"] = float(np.median([r["speed/tokens_per_second"] for r in rates]))
+    for task in tuned:
+        path = folder.with_name(f"{folder.name}-{task}") / "summary.json"
+        if path.exists():
+            other = read_json(path)
             found[f"{task} {other['select']}"] = other["best"][other["select"]]
-        line.results.append({name: float(value) for name, value in found.items()})
+    return {name: float(value) for name, value in found.items()}
 
 
-def _state(folder: Path, records: list[dict[str, float]]) -> str:
+def _state(folder: Path, records: list[dict[str, float]], tuned: Sequence[str]) -> str:
     if (folder / FAILURE).exists():
         return f"failed: {read_json(folder / FAILURE)['error']}"
     if (folder / "summary.json").exists():
-        return "finished"
+        missing = [name for name in tuned if not (folder.with_name(f"{folder.name}-{name}") / "summary.json").exists()]
+        return f"without {', '.join(missing)}" if missing else "finished"
     if not (folder / "config.json").exists():
         return "not begun"
     steps = read_json(folder / "config.json")["config"]["train"]["num_train_steps"]
@@ -268,9 +306,14 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _probed(found: dict[str, Any]) -> list[str]:
-    kind = found["objective"].upper()
+    if "error" in found:
+        return [f"The probe for shortcuts failed: {found['error']}"]
+    kind, shapes = (
+        found["objective"].upper(),
+        "lengths, punctuation and case" if found["case"] else "lengths and punctuation",
+    )
     return [
-        f"Without reading, {kind} comes to {100 * found['shapes']:.1f} % from lengths, punctuation and case, {100 * found['pieces']:.1f} % "
+        f"Without reading, {kind} comes to {100 * found['shapes']:.1f} % from {shapes}, {100 * found['pieces']:.1f} % "
         f"from bags of pieces (linear classifiers; a coin: 50 ± {100 * found['standard_error']:.1f} %)."
     ]
 

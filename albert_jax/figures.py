@@ -19,7 +19,7 @@ PRETRAINING_CURVES = {
 }
 """Axis label -> metric, where runs are of pretraining."""
 
-MOST_SCORES = 4
+MOST_SCORES = 6
 """Metrics in the figure of scores, from the first."""
 
 
@@ -32,7 +32,7 @@ def _colors(comparison: Comparison) -> dict[str, Any]:
 
 
 def draw_curves(comparison: Comparison) -> "Figure | None":
-    """Held-out metrics by step: the mean of a row's seeds, and a band of one standard deviation to each side; None without any."""
+    """Held-out metrics as training goes on: the mean of a row's seeds, and a band of one standard deviation to each side; None without any."""
     from matplotlib.figure import Figure
 
     names = {name for line in comparison.lines for runs in line.records for r in runs for name in r}
@@ -55,19 +55,21 @@ def draw_curves(comparison: Comparison) -> "Figure | None":
                 axes.fill_between(steps, mean - std, mean + std, color=colors[line.label], alpha=0.15, lw=0)
         if name in comparison.baseline:
             axes.axhline(comparison.baseline[name], color="black", ls=":", lw=1, label="no model")
-        axes.set(xlabel="step", ylabel=f"{label}, held out")
+        axes.set(
+            xlabel="tokens, padding counted" if wanted is PRETRAINING_CURVES else "step", ylabel=f"{label}, held out"
+        )
         axes.grid(alpha=0.3)
     _legend(figure, grid[0], len(comparison.lines))
     return figure
 
 
 def _points(line: Line, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps, mean and standard deviation over the runs that have that step."""
+    """How far, mean and standard deviation over the runs that have that step."""
     found: dict[float, list[float]] = {}
     for records in line.records:
         for record in records:
             if name in record:
-                found.setdefault(record["step"], []).append(record[name])
+                found.setdefault(record["at"], []).append(record[name])
     steps = sorted(found)
     spread = [np.std(found[step], ddof=1) if len(found[step]) > 1 else 0.0 for step in steps]
     return np.array(steps), np.array([np.mean(found[step]) for step in steps]), np.array(spread)
@@ -80,13 +82,14 @@ def draw_scores(comparison: Comparison) -> "Figure | None":
 
     finished = [line for line in comparison.lines if any(line.results)]
     others = [name for name in comparison.columns if name not in COLUMNS]
-    names = [name for name in ("mlm_accuracy", "sop_accuracy") if name in comparison.columns] + others
+    main = ("mlm_accuracy", "sop_accuracy", "nsp_accuracy")
+    names = [name for name in main if name in comparison.columns] + others
     if not finished or not names:
         return None
-    names = names[:MOST_SCORES]
+    names, left = names[:MOST_SCORES], names[MOST_SCORES:]
     across = {
         "parameters (M)": lambda line: (line.mean("parameters") or 0) / 1e6,
-        "training FLOPs": lambda line: (line.mean("flops_per_token") or 0) * (line.mean("tokens") or 0),
+        "training FLOPs": lambda line: line.mean("flops") or 0,
         "training time (s)": lambda line: line.mean("seconds") or 0,
     }
     figure = Figure(figsize=(12, 3.2 * len(names) + 0.3 * len(finished) / 3), layout="constrained")
@@ -111,6 +114,8 @@ def draw_scores(comparison: Comparison) -> "Figure | None":
                 axes.xaxis.set_minor_formatter(NullFormatter())
             axes.grid(alpha=0.3)
         row[0].set_ylabel(f"{name.replace('_', ' ')}, held out")
+    if left:
+        figure.suptitle(f"not drawn: {', '.join(left)}", fontsize=8)
     _legend(figure, grid[0][0], len(finished))
     return figure
 

@@ -31,7 +31,7 @@ def probe(config: PretrainConfig) -> dict[str, Any]:
       config: whose data and sentence objective are probed; SOP where it has none.
 
     Returns:
-      `objective`; `shapes`, from lengths, punctuation, digits and case of both segments; `pieces`, from which pieces occur in
+      `objective`; `case`, whether the vocabulary has any; `shapes`, from lengths, punctuation, digits and case of both segments; `pieces`, from which pieces occur in
       each; `standard_error` of a coin on so many pairs; `train_pairs`, `heldout_pairs`.
 
     Raises:
@@ -92,7 +92,8 @@ def probe(config: PretrainConfig) -> dict[str, Any]:
     count = len(asked[1])
     error = 0.5 / count**0.5
     counts = {"train_pairs": len(fitted[1]), "heldout_pairs": count}
-    return {"objective": objective.sentence_objective} | accuracies | {"standard_error": error} | counts
+    told = {"objective": objective.sentence_objective, "case": not prepared.tokenizer.lower_case}
+    return told | accuracies | {"standard_error": error} | counts
 
 
 def _kinds(tokenizer: Tokenizer) -> dict[str, np.ndarray]:
@@ -124,7 +125,7 @@ def _shapes(kinds: dict[str, np.ndarray], examples: dict[str, np.ndarray]) -> np
 def table(found: dict[str, Any]) -> str:
     """What `probe` found, as Markdown."""
     rows = {
-        "lengths, punctuation, digits, case": found["shapes"],
+        "lengths, punctuation, digits" + ", case" * found["case"]: found["shapes"],
         "bags of pieces": found["pieces"],
         "no model": 0.5,
     }

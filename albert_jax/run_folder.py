@@ -36,13 +36,26 @@ def check(run_dir: Path, job: str, config: Any) -> None:
         f"{path} is not of a run; give another --run-dir",
     )
     # Through the dataclasses, so that a field that is newer than the run counts as its default.
-    before = to_dict(from_dict(type(config), stored["config"]))
-    changed = [line for line in differences(before, to_dict(config)) if not line.startswith(FREE)]
+    before = placeless(to_dict(from_dict(type(config), stored["config"])))
+    changed = [line for line in differences(before, placeless(to_dict(config))) if not line.startswith(FREE)]
     require(
         not changed and stored["job"] == job,
         f"--run-dir {run_dir} belongs to another configuration ({'; '.join(changed) or stored['job']}); give another, "
         f"with {'--init-from' if hasattr(config, 'init_from') else '--init'} {run_dir} if it is to start from these weights",
     )
+
+
+def placeless(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration with what it starts from named as seen from the run's folder, where it lies beside or in it.
+
+    So a folder of runs that belong together can be moved, or named in another way.
+    """
+    beside = f"{Path(config['run_dir']).parent}/"
+    return config | {
+        key: config[key].removeprefix(beside)
+        for key in ("init_from", "init")
+        if key in config and config["run_dir"].count("/")
+    }
 
 
 def claim(

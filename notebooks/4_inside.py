@@ -18,41 +18,23 @@
 
 # %%
 # %matplotlib inline
-import logging
-import os
+from pathlib import Path
 
 import jax
 
 import albert_jax
-from albert_jax import ablate, inspection
-from albert_jax.ablation.planning import resolve
+from albert_jax import inspection, predict
 from albert_jax.model.heads import init_params
 
-logging.basicConfig(level=logging.ERROR, format="%(message)s")
-logging.getLogger("albert_jax").setLevel(logging.INFO)  # how far it is
-
-STEPS = int(os.environ.get("NOTEBOOK_STEPS", "300"))
-
 # %% [markdown]
-# The two networks of the notebook on the sharing ablation. If they have been trained there, nothing is run here.
+# The two networks that the notebook on the sharing ablation trains.
 
 # %%
-plan = resolve(
-    "../experiments/ablations/sharing.py",
-    scale="tiny",
-    seeds=2,
-    rows=["all-shared (1 group)", "not-shared (12 groups)"],
-    overrides=[
-        "--model.scan-unroll=1",  # compiles sooner, runs slower
-        f"--train.num-train-steps={STEPS}",
-        f"--train.eval-every={max(1, STEPS // 4)}",
-        f"--optim.num-warmup-steps={STEPS // 10}",
-    ],
-    run_dir="runs/notebook",
-)
-ablate.ablate(plan)
-folders = {row.label: row.seed(0).run_dir for row in plan.rows}
-folders
+folders = {
+    "all shared": Path("runs/notebook/all-shared-1-group/seed-0"),
+    "nothing shared": Path("runs/notebook/not-shared-12-groups/seed-0"),
+}
+assert all(folder.exists() for folder in folders.values()), "run 3_sharing_ablation first: it trains them"
 
 # %%
 models = {label: albert_jax.load(folder) for label, folder in folders.items()}
@@ -66,7 +48,7 @@ _, _, tokenizer = next(iter(models.values()))
 
 # %%
 sentence = "If the file does not exist, an exception is raised."
-model, params, _ = models["all-shared (1 group)"]
+model, params, _ = models["all shared"]
 maps, pieces = inspection.attention_maps(model, params, tokenizer, sentence)
 inspection.draw_attention(maps, pieces)
 
@@ -99,8 +81,6 @@ inspection.draw_layer_distances(distances)
 # The likeliest pieces in the place of a mask.
 
 # %%
-from albert_jax import predict
-
 for label, (model, params, tokenizer) in models.items():
     found = predict.fill_mask(model, params, tokenizer, ["The function [MASK] a list."], top_k=5)
     print(label, found[0])

@@ -30,10 +30,11 @@ import albert_jax
 from albert_jax import exchange, predict
 
 # %% [markdown]
-# The shared network of the notebook on the sharing ablation; any other run folder will do.
+# The shared network that the notebook on the sharing ablation trains; any other run folder will do.
 
 # %%
 source = Path("runs/notebook/all-shared-1-group/seed-0")
+assert source.exists(), "run 3_sharing_ablation first: it trains this network; or name another run folder"
 target = Path("runs/notebook-exported")
 shutil.rmtree(target, ignore_errors=True)
 report = exchange.convert(source, target)

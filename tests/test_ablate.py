@@ -1,8 +1,10 @@
 """Tables that are run: finished rows are kept, failed ones shown, killed ones resumed, and no run is run twice."""
 
 import csv
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,18 +13,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
-import albert_jax
 from albert_jax import comparison, exchange, probes
 from albert_jax.ablate import held, run_unit
 from albert_jax.ablation.budget import step_seconds
 from albert_jax.ablation.planning import load_plan, resolve
+from albert_jax.ablation.table import read_table
 from albert_jax.cli import main
 from albert_jax.config import InputError, load
 from albert_jax.convert.reshare import reshare
-from albert_jax.pretrain import PretrainConfig
+from albert_jax.data import loader
+from albert_jax.data.prepare import prepare, token_counts
+from albert_jax.model.heads import Albert, init_params
+from albert_jax.partition import make_mesh
+from albert_jax.pretrain import PretrainConfig, describe, make_evaluate
 from albert_jax.run_folder import read_metrics
 
 from .conftest import ROOT
@@ -115,27 +122,32 @@ def test_figures(table: Path) -> None:
         assert "<svg" in (table / f"{name}.svg").read_text()
 
 
-def test_what_a_row_starts_from(table: Path, tmp_path: Path) -> None:
-    """The network of the other row's same seed, unshared, with tokens of both; and another seed's batches.
+def test_what_a_row_starts_from(table: Path) -> None:
+    """The network of the other row's same seed, unshared, bit for bit, with the tokens of both; and another seed's batches.
 
-    Fails if the start is the first seed's for all, or is not read.
+    Fails if the start is the first seed's for all, or is not unshared.
     """
     plan = load_plan(table / "ablation.json")
     row = plan.row("unshared later")
-    assert not list((table / "unshared-later").glob("*/start"))  # tidied away
     for seed in (0, 1):
         config = row.seed(seed)
         source = exchange.read(table / "shared" / f"seed-{seed}").weights
-        start = reshare(source, sharing="none").params
+        start = exchange.read(config.init_from).weights
+        assert start.model.config.sharing == config.model.sharing == "none"
+        wanted = reshare(source, sharing="none").params
+        assert jax.tree.all(jax.tree.map(np.array_equal, start.params, wanted))
         first = next(r for r in read_metrics(Path(config.run_dir)) if "train/mlm_loss" in r)
-        other = next(r for r in read_metrics(table / "shared" / f"seed-{seed}") if "train/mlm_loss" in r)
-        assert first["train/mlm_loss"] < other["train/mlm_loss"]
-        assert start["encoder"]["ffn"]["intermediate"]["kernel"].shape[0] == 3
+        fresh = next(r for r in read_metrics(table / "shared" / f"seed-{seed}") if "train/mlm_loss" in r)
+        assert first["train/mlm_loss"] < fresh["train/mlm_loss"]
         assert config.train.seed == 1_000_000 + seed
     lines = {line.label: line for line in comparison.read([table]).lines}
-    before, own = (summaries(table, name)[0]["tokens"] for name in ("shared", "unshared-later"))
-    assert lines["unshared later"].results[0]["tokens"] == before + own
-    assert lines["shared"].results[0]["tokens"] == before
+    before, own = (summaries(table, name)[0] for name in ("shared", "unshared-later"))
+    result = lines["unshared later"].results[0]
+    assert result["tokens"] == before["tokens"] + own["tokens"]
+    assert result["flops"] == sum(part["tokens"] * part["flops_per_token"] for part in (before, own))
+    assert lines["shared"].results[0]["tokens"] == before["tokens"]
+    at = [record["at"] for record in lines["unshared later"].records[0]]
+    assert (at[0], at[-1]) == ((12 + 1) * 16 * 32, (12 + 6) * 16 * 32)
 
 
 def test_the_same_command_runs_only_what_is_not_finished(
@@ -153,7 +165,7 @@ def test_the_same_command_runs_only_what_is_not_finished(
 
 def test_another_table_is_refused(table: Path, words: Words, capsys: pytest.CaptureFixture[str]) -> None:
     told = refused(words(table, model__hidden_size=64), capsys)
-    assert "belongs to another configuration (model.hidden_size: 32 -> 64)" in told
+    assert f"--run-dir {table} holds another table, of another base (model.hidden_size: 32 -> 64); give another" in told
     told = refused(words(table, "--budget", "flops"), capsys)
     assert f"--run-dir {table} holds another table: budget 'tokens', not 'flops'; give another" in told
 
@@ -161,7 +173,10 @@ def test_another_table_is_refused(table: Path, words: Words, capsys: pytest.Capt
 def test_probes_are_beside_the_table(table: Path) -> None:
     found = json.loads((table / "probes.json").read_text())
     assert found["objective"] == "sop"
-    assert f"SOP comes to {100 * found['shapes']:.1f} % from lengths" in (table / "table.md").read_text()
+    assert not found["case"]
+    assert (
+        f"SOP comes to {100 * found['shapes']:.1f} % from lengths and punctuation, " in (table / "table.md").read_text()
+    )
 
 
 def test_killed_between_rows_and_within_one(words: Words, table: Path, tmp_path: Path) -> None:
@@ -194,7 +209,10 @@ def test_two_launches_never_run_a_row_twice(words: Words, tmp_path: Path) -> Non
     for row in ("shared", "unshared later"):
         for seed in range(3):
             assert told.count(f"{row}, seed {seed}: finished") <= 1
-    assert told.count("left to the launch that is running it") >= 1
+    assert sum(told.count(f"shared, seed {seed}: finished") for seed in range(3)) == 3
+    for path in folder.glob("*/seed-*/metrics.jsonl"):
+        steps = [json.loads(line)["step"] for line in path.read_text().splitlines() if "train/loss" in line]
+        assert steps == list(range(1, len(steps) + 1))
     # What waited for the other launch's row is left; one launch more finds that finished.
     assert main(words(folder, "--seeds", "3", "--rows", "unshared later")) == 0
     assert [line.state for line in comparison.read([folder]).lines] == ["3", "3"]
@@ -207,12 +225,16 @@ def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
         assert third
 
 
-def test_rows_are_fine_tuned(words: Words, table: Path, tmp_path: Path) -> None:
+def test_rows_are_fine_tuned(words: Words, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A finished table can be fine-tuned afterwards; the scores stand in it, and pretraining is not run again."""
     options = " ".join(WRITE["cola"](_made(tmp_path / "cola")))
     tuning = f"{ROOT}/experiments/finetune/cola.py {options} --train.num-train-steps 6 --optim.num-warmup-steps 1"
     before = (table / "shared" / "seed-0" / "summary.json").stat().st_mtime_ns
+    wrong = f"{ROOT}/experiments/finetune/cola.py --data.dir {tmp_path / 'nowhere'}"
+    assert "nowhere" in refused([*words(table, "--rows", "shared"), "--finetune", wrong], capsys)
     assert main([*words(table, "--rows", "shared"), "--finetune", tuning]) == 0
+    told = refused([*words(table, "--rows", "shared"), "--finetune", f"{tuning} --optim.learning-rate 1"], capsys)
+    assert "seed-0-cola was fine-tuned with other settings (optim.learning_rate: 0.0005 -> 1.0)" in told
     assert (table / "shared" / "seed-0" / "summary.json").stat().st_mtime_ns == before
     stored = json.loads((table / "shared" / "seed-0-cola" / "config.json").read_text())["config"]
     assert stored["init"] == str(table / "shared" / "seed-0")
@@ -222,6 +244,8 @@ def test_rows_are_fine_tuned(words: Words, table: Path, tmp_path: Path) -> None:
     assert found.values("cola matthews") == [
         json.loads((table / "shared" / "seed-0-cola" / "summary.json").read_text())["best"]["matthews"]
     ]
+    states = {line.label: line.state for line in comparison.read([table]).lines}
+    assert states["shared"] == "1 of 2; 1 without cola"
     assert "| cola matthews |" in (table / "table.md").read_text()
 
 
@@ -298,10 +322,31 @@ def test_runs_side_by_side(table: Path, words: Words, tmp_path: Path, capsys: py
     assert "no run in it" in refused(["report", str(tmp_path / "compared"), str(table)], capsys)
 
 
-def test_a_run_that_was_moved_is_still_read(table: Path, tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").symlink_to(table)
-    found = comparison.read([tmp_path / "elsewhere"])
-    assert found.lines[0].state == "2"
+def test_a_table_can_be_moved(table: Path, words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is read and gone on with elsewhere, rows that start from others and fine-tuning too."""
+    shutil.copytree(table, tmp_path / "moved")
+    table.rename(tmp_path / "away")
+    try:
+        assert comparison.read([tmp_path / "moved"]).lines[0].results[0]
+        assert main(words(tmp_path / "moved", "--seeds", "2", "--rows", "unshared later")) == 0
+        assert "unshared later, seed 1: was finished before" in capsys.readouterr().err
+    finally:
+        (tmp_path / "away").rename(table)
+
+
+def test_reading_what_is_no_run(table: Path, tmp_path: Path) -> None:
+    """A folder of tables and runs, and a model folder between them; two tables are told apart."""
+    for name in ("one", "two"):
+        shutil.copytree(table, tmp_path / name)
+    shutil.copytree(table / "unshared-later" / "seed-0" / "start", tmp_path / "model")
+    shutil.copytree(table / "shared" / "seed-0", tmp_path / "run")
+    shutil.copytree(table / "shared" / "seed-0", tmp_path / "run-longer")
+    lines = comparison.read([tmp_path]).lines
+    labels = [line.label for line in lines]
+    assert labels[:4] == ["four: shared", "four: fails", "four: unshared later", "four: after that"]
+    assert len(lines) == 9
+    assert lines[8].states == ["finished"] * 2
+    assert lines[2].results[0]["tokens"] == lines[6].results[0]["tokens"]  # not added up over both tables
 
 
 def test_unfinished_runs_say_how_far_they_are(words: Words, tmp_path: Path) -> None:
@@ -362,13 +407,53 @@ def test_probes_see_a_leak(
 
 
 def test_eval_objective(small: Callable[..., list[str]], tmp_path: Path) -> None:
-    """Held-out scores are of the masking that is asked for; it has to be of the same length."""
-    config = load(PretrainConfig, small(tmp_path)[1], small(tmp_path)[2:])
-    other = PretrainConfig.__dataclass_fields__["eval_objective"].default
-    assert other is None
-    with pytest.raises(InputError, match=r"eval_objective\.max_seq_length 64 is not objective\.max_seq_length 32"):
-        albert_jax.config.from_dict(
-            PretrainConfig,
-            albert_jax.config.to_dict(config)
-            | {"eval_objective": {"max_seq_length": 64, "max_predictions_per_seq": 5}},
+    """Held-out scores are of the masking that is asked for: twice the pieces, and the loss of the same run is another."""
+    command = small(tmp_path / "a")
+    config = load(PretrainConfig, command[1], command[2:])
+    asked = dataclasses.replace(config.objective, masked_lm_prob=0.4, max_predictions_per_seq=13)
+    found = {}
+    prepared = prepare(config.data, config.model.vocab_size)
+    heldout = loader.open_split(prepared, "heldout", 32)
+    params = init_params(Albert(config.model), jax.random.key(0))
+    for name, one in {"own": config, "asked": dataclasses.replace(config, eval_objective=asked)}.items():
+        evaluate = make_evaluate(
+            one, Albert(one.model).apply, describe(prepared), heldout, token_counts(prepared), make_mesh("any")
         )
+        found[name] = evaluate(params)
+    direct = dataclasses.replace(config, objective=asked)
+    assert found["own"] != found["asked"]
+    evaluate = make_evaluate(
+        direct, Albert(config.model).apply, describe(prepared), heldout, token_counts(prepared), make_mesh("any")
+    )
+    assert evaluate(params) == found["asked"]
+    with pytest.raises(InputError, match=r"eval_objective\.max_seq_length 64 is not objective\.max_seq_length 32"):
+        dataclasses.replace(config, eval_objective=dataclasses.replace(config.objective, max_seq_length=64))
+
+
+ONE_ROW = {
+    "depth": "3 layers from 1",
+    "dropout": "with 0.1",
+    "embedding_size": "all-shared, small E",
+    "masking": "15 %, single pieces",
+    "optimizer": "LAMB of optax, batch x 0.25",
+    "sentence_objective": "NSP",
+    "sharing": "2 groups",
+    "unsharing": "shared, then not shared",
+    "width": "H x 1",
+}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "ablations").glob("*.py")), ids=lambda path: path.stem)
+def test_a_row_of_every_table_runs(path: Path, small: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Two steps, and what it starts from."""
+    own = {name for row in read_table(str(path))[1].rows.values() for name in row.overrides}
+    given = small(tmp_path / "t", train__num_train_steps=2, optim__num_warmup_steps=0, train__eval_every=2)[2:]
+    fields = zip(given[::2], given[1::2], strict=True)
+    mine = [word for name, value in fields if name[2:] not in own for word in (name, value)]
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "probes.json").write_text('{"error": "left out"}')
+    assert main(["ablate", str(path), *mine, "--rows", ONE_ROW[path.stem]]) == 0
+    lines = comparison.read([tmp_path / "t"]).lines
+    assert lines[-1].label == ONE_ROW[path.stem]
+    assert [line.state for line in lines] == ["1"] * len(lines)
+    assert "The probe for shortcuts failed: left out" in (tmp_path / "t" / "table.md").read_text()

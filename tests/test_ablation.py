@@ -187,6 +187,35 @@ def test_budget_of_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert "about as long as the first" in plan.caption
 
 
+def test_budget_of_params_refuses_what_it_cannot_do() -> None:
+    """Rows that become one network, and rows too unlike what they start from."""
+    with pytest.raises(InputError, match="makes 'not-shared, smallest E' and 'not-shared, E = H' the same network"):
+        resolve(table("embedding_size"), budget="params")
+    with pytest.raises(InputError, match="'shared, then 4 groups' cannot start from 'shared, first half'"):
+        resolve(table("unsharing"), budget="params")
+
+
+def test_batches_of_the_optimizer_table_are_the_scales() -> None:
+    """What the table calls 'batch x 1'; rates go with the square root."""
+    for scale in SCALES:
+        plan = resolve(table("optimizer"), scale=scale)
+        assert plan.row("AdamW, batch x 1").config.train.global_batch_size == plan.base["train"]["global_batch_size"]
+        one, four = (plan.row(f"AdamW, batch x {factor}").config.optim.learning_rate for factor in (1, 4))
+        assert four == pytest.approx(2 * one)
+
+
+def test_no_warm_up_stays_none() -> None:
+    plan = resolve(table("unsharing"), overrides=["--optim.num-warmup-steps", "0"])
+    assert {row.config.optim.num_warmup_steps for row in plan.rows} == {0}
+
+
+def test_captions_say_what_is_not_equal() -> None:
+    told = resolve(table("unsharing")).caption
+    assert "every row sees as many tokens (0.5 of that for 'shared, first half'; " in told
+    assert "; what a row starts from comes on top). Can the cheap" in told
+    assert "every row sees as many tokens. " in resolve(table("sharing")).caption
+
+
 def test_shares_and_starts() -> None:
     """A row that starts from another has other seeds, so that it does not read the same batches again, and its share of steps."""
     plan = resolve(table("unsharing"), seeds=2)
@@ -224,7 +253,14 @@ def test_plan_comes_back_from_its_file(tmp_path: Path) -> None:
     plan.save()
     assert load_plan(tmp_path / "t" / "ablation.json") == plan
     again = resolve(table("depth"), rows=["3 layers"], run_dir=str(tmp_path / "t"), overrides=["--train.seed", "7"])
+    assert again.joined(plan) == again  # nothing of the other was begun
+    for row in plan.rows:
+        Path(row.seed(1).run_dir).mkdir(parents=True)
     assert again.joined(plan) == plan
+    with pytest.raises(InputError, match=r"holds another table, of another base \(train.seed: 7 -> 0\)"):
+        resolve(table("depth"), run_dir=str(tmp_path / "t")).joined(plan)
+    with pytest.raises(InputError, match=r"its ablation\.json has no row 'no such'"):
+        plan.row("no such")
 
 
 @pytest.mark.parametrize(
@@ -245,6 +281,15 @@ def test_plan_comes_back_from_its_file(tmp_path: Path) -> None:
         (
             [table("sharing"), "--finetune", "nothing.py"],
             "--finetune 'nothing.py': nothing.py: no such experiment file",
+        ),
+        ([table("sharing"), "--finetune", "a.py 'b"], "--finetune a.py 'b: No closing quotation"),
+        (
+            [table("sharing"), *["--finetune", f"{ROOT}/experiments/finetune/sst2.py"] * 2],
+            "--finetune: two of the name 'sst2'; copy one of the files",
+        ),
+        (
+            [table("sharing"), "--finetune", f"{ROOT}/experiments/finetune/sst2.py --model.hidden-size 8"],
+            "--model.hidden-size is the row's",
         ),
         ([table("sharing"), "--finetune", f"{ROOT}/experiments/finetune/sst2.py --init x"], "--init is the row's"),
         (
@@ -269,13 +314,35 @@ def test_mistakes_in_a_table_are_told(tmp_path: Path) -> None:
         "Row({'model.sharing': 'most'})": "row 'a': model.sharing: one of 'all'",
         "Row({'model.hidden_size': at(paper=64)})": "row 'a': model.hidden_size has no value at scale 'tiny', only at paper",
         "Row(start='b')": "row 'a' starts from 'b', which is no row above it",
-        "Row({'train.num_train_steps': 3})": "row 'a': 'share' gives it other steps",
+        "Row({'train.num_train_steps': 3})": "row 'a' sets train.num_train_steps: its steps come from the budget",
+        "Row({'train.seed': 3})": "row 'a' sets train.seed: all rows have the same",
+        "Row(share=0)": "row 'a': share must be in (0, 1], got 0",
+        "Row({'objective.max_seq_length': 99})": "row 'a': objective.max_seq_length 99 > model.max_position_embeddings 64",
+        "3": "'rows' must be a table of label -> Row(...)",
+        "Row(), '+a': Row()": "rows 'a' and '+a' would share a folder",
+        "Row()}, base={'tinny': {}": "base: no scale 'tinny'; there are paper, small, tiny",
         "Row(": "mine.py:2: SyntaxError",
     }.items():
         (tmp_path / "mine.py").write_text(f"{head}ablation = Ablation({{'a': {body}}})\n")
-        with pytest.raises(InputError, match=r".") as error:
+        with pytest.raises(InputError) as error:
             resolve(str(tmp_path / "mine.py"))
         assert told in str(error.value)
+        assert str(error.value).startswith(str(tmp_path / "mine.py"))
+    (tmp_path / "scales").unlink()
+    with pytest.raises(InputError, match="no scales beside it; copy or link"):
+        resolve(str(tmp_path / "mine.py"))
+
+
+def test_a_row_may_be_shorter(tmp_path: Path) -> None:
+    """Its held-out inputs are as long as its own, and masked like the others'."""
+    (tmp_path / "scales").symlink_to(FOLDER / "scales")
+    text = "from albert_jax.ablation import Ablation, Row\nablation = Ablation({'a': Row(), 'b': Row("
+    text += "{'objective.max_seq_length': 32, 'objective.ngram': 1})})\n"
+    (tmp_path / "mine.py").write_text(text)
+    a, b = (row.config for row in resolve(str(tmp_path / "mine.py")).rows)
+    assert b.eval_objective is not None
+    assert (b.eval_objective.max_seq_length, b.eval_objective.ngram) == (32, 3)
+    assert b.train.num_train_steps == 2 * a.train.num_train_steps
 
 
 def test_labels_make_folders() -> None:

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from albert_jax.config import InputError
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert, flops_per_token, num_params
 from albert_jax.pretrain import PretrainConfig, pretrain
+from albert_jax.train import Interrupted
 
 WIDTH = ("model.hidden_size", "model.num_attention_heads", "model.intermediate_size")
 """What the budget `params` changes."""
@@ -39,7 +41,13 @@ def step_seconds(config: PretrainConfig) -> float:
     with tempfile.TemporaryDirectory() as folder:
         optim = replace(config.optim, num_warmup_steps=1)
         short = replace(config, run_dir=folder, train=train, optim=optim, max_eval_steps=1, init_from="")
-        return pretrain(short)["seconds"] / TIMED_STEPS
+        try:
+            return pretrain(short)["seconds"] / TIMED_STEPS
+        except Interrupted:
+            raise KeyboardInterrupt from None  # nothing was saved
+        except RuntimeError as error:  # no memory for it
+            told = f"--budget time: a row of this table cannot be measured here: {str(error).splitlines()[0]}"
+            raise InputError(told) from None
 
 
 def widened(model: AlbertConfig, target: int) -> AlbertConfig:
@@ -77,7 +85,8 @@ def lasting(config: PretrainConfig, base: PretrainConfig, steps: float) -> Pretr
     rhythm: dict[str, Any] = {
         name: scale(getattr(train, name)) for name in ("log_every", "eval_every", "checkpoint_every")
     }
-    optim = replace(config.optim, num_warmup_steps=min(scale(config.optim.num_warmup_steps), count - 1))
+    warmup = min(round(config.optim.num_warmup_steps * factor), count - 1)
+    optim = replace(config.optim, num_warmup_steps=warmup)
     return replace(config, train=replace(train, num_train_steps=count, **rhythm), optim=optim)
 
 
@@ -96,7 +105,7 @@ BUDGETS = {
         "every row trains about as long as the first, by step times measured here: its steps are changed", step_seconds
     ),
     "params": Budget(
-        "every row has about as many parameters as the first: its width is changed, with heads of one size; tokens are the same",
+        "every row is as wide as brings it nearest to the first one's parameters, in heads of one size; tokens are the same",
         positions,
     ),
 }

@@ -3,20 +3,21 @@
 Running it is `ablate.py`'s business, what its rows come to `comparison.py`'s.
 """
 
-import re
+import json
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from albert_jax import partition, run_folder
 from albert_jax.ablation.budget import BUDGETS, WIDTH, lasting, row_flops, widened
-from albert_jax.ablation.table import Ablation, At, Row, read_table, scales
+from albert_jax.ablation.table import Ablation, At, Row, read_table, scales, slug
 from albert_jax.comparison import MANIFEST
-from albert_jax.config import InputError, from_dict, load, put, read_json, read_words, require, to_dict
+from albert_jax.config import InputError, differences, from_dict, load, put, read_json, read_words, require, to_dict
+from albert_jax.finetune import RUN_FIELDS, FinetuneConfig, scaled
 from albert_jax.finetune import SCALES as FINETUNE_SCALES
-from albert_jax.finetune import FinetuneConfig, scaled
 from albert_jax.model.heads import Albert, num_params
 from albert_jax.pretrain import PretrainConfig
 
@@ -34,6 +35,7 @@ class PlannedRow:
     config: PretrainConfig
     """Of the first seed; its run_dir is the row's folder."""
     start: str
+    share: float
     parameters: int
     flops_per_token: float
     paper: dict[str, float]
@@ -64,15 +66,36 @@ class Plan:
     seeds: int
     run_dir: str
     rows: tuple[PlannedRow, ...]
-    finetune: tuple[str, ...]
-    """Each what stands behind `albert-jax finetune`: an experiment and options."""
+    finetune: dict[str, str]
+    """Name of an experiment file -> what stands behind `albert-jax finetune`: the file and options."""
+    base: dict[str, Any]
+    """What the rows are overrides of."""
 
     def joined(self, before: "Plan") -> "Plan":
-        """This plan, with the rows and seeds of one that the folder held before."""
-        rows = {row.label: row for row in before.rows} | {row.label: row for row in self.rows}
-        words = dict.fromkeys((*before.finetune, *self.finetune))
-        ordered = sorted(rows.values(), key=lambda row: row.place)
-        return replace(self, rows=tuple(ordered), seeds=max(self.seeds, before.seeds), finetune=tuple(words))
+        """This plan, and what the folder holds of one before: its rows and seeds that have been begun, its fine-tuning.
+
+        Rows of both stay as they were, since what was measured for the budget `time` differs each time.
+
+        Raises:
+          InputError: that one is of another table, scale, budget or base.
+        """
+        told = f"--run-dir {self.run_dir} holds another table"
+        for name in ("name", "scale", "budget"):
+            theirs, ours = getattr(before, name), getattr(self, name)
+            require(theirs == ours, f"{told}: {name} {theirs!r}, not {ours!r}; give another")
+        changed = [d for d in differences(before.base, self.base) if not d.startswith(run_folder.FREE)]
+        require(not changed, f"{told}, of another base ({'; '.join(changed)}); give another")
+        begun = [row for row in before.rows if Path(self.run_dir, slug(row.label)).exists()]
+        rows = {row.label: row for row in self.rows} | {row.label: row for row in begun}
+        ordered = tuple(sorted(rows.values(), key=lambda row: row.place))
+        runs = [path.name for row in ordered for path in Path(self.run_dir, slug(row.label)).glob("seed-*")]
+        seeds = max([self.seeds, *(int(name[5:]) + 1 for name in runs if name[5:].isdecimal())])
+        moved = tuple(replace(row, config=replace(row.config, run_dir=self.folder(row.label))) for row in ordered)
+        return replace(self, rows=moved, seeds=seeds, finetune=before.finetune | self.finetune)
+
+    def folder(self, label: str) -> str:
+        """Of a row."""
+        return str(Path(self.run_dir, slug(label)))
 
     def save(self) -> None:
         """Writes `ablation.json`."""
@@ -80,14 +103,25 @@ class Plan:
         run_folder.write_json(Path(self.run_dir) / MANIFEST, to_dict(self) | {"caption": self.caption})
 
     def row(self, label: str) -> PlannedRow:
-        """The row of that label."""
-        return next(row for row in self.rows if row.label == label)
+        """The row of that label.
+
+        Raises:
+          InputError: there is none.
+        """
+        found = next((row for row in self.rows if row.label == label), None)
+        if found is None:
+            raise InputError(f"{self.run_dir}: its {MANIFEST} has no row '{label}'")
+        return found
 
     @property
     def caption(self) -> str:
         """What the table is of, and what is held equal in it."""
         seeds = f"{self.seeds} seed{'s' * (self.seeds > 1)} a row"
-        return f"{self.name}, scale {self.scale}, {seeds}; {BUDGETS[self.budget].caption}. {self.question}"
+        equal = BUDGETS[self.budget].caption
+        shares = [f"{row.share:g} of that for '{row.label}'" for row in self.rows if row.share != 1]
+        started = ["what a row starts from comes on top"] * any(row.start for row in self.rows)
+        notes = f" ({'; '.join([*shares, *started])})" if shares or started else ""
+        return f"{self.name}, scale {self.scale}, {seeds}; {equal}{notes}. {self.question}"
 
 
 def load_plan(path: Path) -> Plan:
@@ -99,9 +133,7 @@ def load_plan(path: Path) -> Plan:
     stored = {name: value for name, value in read_json(path).items() if name != "caption"}
     try:
         rows = [row | {"config": from_dict(PretrainConfig, row["config"])} for row in stored["rows"]]
-        return Plan(
-            **stored | {"rows": tuple(PlannedRow(**row) for row in rows), "finetune": tuple(stored["finetune"])}
-        )
+        return Plan(**stored | {"rows": tuple(PlannedRow(**row) for row in rows)})
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: not a plan of this version: {error}") from None
 
@@ -125,7 +157,7 @@ def resolve(
       seeds: runs a row, from the scale's train.seed on.
       budget: one of `BUDGETS`.
       overrides: command-line words such as `--train.num-train-steps 500`, for all rows.
-      rows: labels (or unique parts of them) of the rows wanted; all by default.
+      rows: labels of the rows wanted, or parts of labels, which may fit several; all by default.
       finetune: each what stands behind `albert-jax finetune`; run from every row's parameters.
       run_dir: the folder; `runs/NAME-SCALE` by default.
 
@@ -158,35 +190,45 @@ def resolve(
     if budget == "params":
         target = num_params(Albert(configs[first].model))
         configs = {label: replace(c, model=widened(c.model, target)) for label, c in configs.items()}
+        _check_widths(table, configs, chosen)
     wanted = {label: configs[label] for label in dict.fromkeys((first, *chosen))}
     costs = _costs(budget, wanted, folder)
     planned = []
     for label in chosen:
         row, steps = table.rows[label], config.train.num_train_steps * costs[first] / costs[label]
-        configs[label] = one = lasting(configs[label], config, steps * row.share)
-        generation = _generation(table, label)
-        train = replace(one.train, seed=one.train.seed + LATER_SEED * generation)
+        one = lasting(configs[label], config, steps * row.share)
+        train = replace(one.train, seed=one.train.seed + LATER_SEED * _generation(table, label))
         planned.append(
             PlannedRow(
-                label,
-                list(table.rows).index(label),
-                replace(one, run_dir=str(Path(folder) / slug(label)), train=train),
-                row.start,
-                num_params(Albert(one.model)),
-                row_flops(one),
-                dict(row.paper),
-                costs[label] if budget == "time" else 0.0,
+                label=label,
+                place=list(table.rows).index(label),
+                config=replace(one, run_dir=str(Path(folder, slug(label))), train=train),
+                start=row.start,
+                share=row.share,
+                parameters=num_params(Albert(one.model)),
+                flops_per_token=row_flops(one),
+                paper=dict(row.paper),
+                step_seconds=costs[label] if budget == "time" else 0.0,
             )
         )
-    plan = Plan(name, question, scale, budget, seeds, folder, tuple(planned), tuple(finetune))
+    tuned: dict[str, str] = {}
     for words in finetune:  # refused before anything runs
-        finetune_config(plan.rows[0], 0, scale, words)
-    return plan
+        tuned_name = Path(finetune_config(planned[0], 0, scale, words).run_dir).name.removeprefix("seed-0-")
+        require(tuned_name not in tuned, f"--finetune: two of the name '{tuned_name}'; copy one of the files")
+        tuned[tuned_name] = words
+    return Plan(name, question, scale, budget, seeds, folder, tuple(planned), tuned, to_dict(config) | {"run_dir": ""})
 
 
-def slug(label: str) -> str:
-    """A label as the name of a folder."""
-    return re.sub(r"[^a-z0-9.=]+", "-", label.lower()).strip("-")
+def _check_widths(table: Ablation, configs: Mapping[str, PretrainConfig], chosen: Sequence[str]) -> None:
+    """Refuses rows that the budget `params` makes the same, or too unlike what they start from."""
+    seen: dict[str, str] = {}
+    for label in chosen:
+        other = seen.setdefault(json.dumps(to_dict(configs[label]), sort_keys=True), label)
+        told = f"--budget params makes '{other}' and '{label}' the same network; leave one out with --rows"
+        require(other == label, told)
+        start = table.rows[label].start
+        same = not start or configs[start].model.hidden_size == configs[label].model.hidden_size
+        require(same, f"--budget params: '{label}' cannot start from '{start}', which is of another width")
 
 
 def _chosen(labels: list[str], table: Ablation, wanted: Sequence[str]) -> list[str]:
@@ -226,12 +268,13 @@ def _row(base: PretrainConfig, label: str, row: Row, scale: str, path: str) -> P
                 require(scale in value.values, told)
                 value = value.values[scale]
             put(values, key, value)
-        config = from_dict(PretrainConfig, values)
+        config = from_dict(PretrainConfig, values | {"eval_objective": None})
+        # Held-out pieces are masked in the same way whatever a row trains on; pairs are the row's own, as in Table 5.
+        own = {name: getattr(config.objective, name) for name in ("sentence_objective", "max_seq_length")}
+        asked = replace(base.eval_objective or base.objective, **own)
+        return config if asked == config.objective else replace(config, eval_objective=asked)
     except InputError as error:
         raise InputError(f"{path}: row '{label}': {error}") from None
-    # Held-out pieces are masked in the same way whatever a row trains on; pairs are the row's own, as in Table 5.
-    asked = replace(base.objective, sentence_objective=config.objective.sentence_objective)
-    return config if asked == config.objective else replace(config, eval_objective=asked)
 
 
 def finetune_config(row: PlannedRow, seed: int, scale: str, words: str) -> FinetuneConfig:
@@ -243,11 +286,15 @@ def finetune_config(row: PlannedRow, seed: int, scale: str, words: str) -> Finet
     Raises:
       InputError: they are no such thing.
     """
-    experiment, *rest = shlex.split(words) or [""]
+    try:
+        experiment, *rest = shlex.split(words) or [""]
+    except ValueError as error:
+        raise InputError(f"--finetune {words}: {error}") from None
     given = read_words(rest)
     size = given.pop("scale", scale if scale in FINETUNE_SCALES else "paper")
     require(size in FINETUNE_SCALES, f"--finetune '{words}': --scale is one of {', '.join(FINETUNE_SCALES)}")
-    for name in ("init", "run_dir", "train.seed"):
+    fields = [name for name in given if name.startswith("model.") and name.removeprefix("model.") not in RUN_FIELDS]
+    for name in ("init", "run_dir", "train.seed", *fields):
         require(name not in given, f"--finetune '{words}': --{name.replace('_', '-')} is the row's")
     own = row.seed(seed)
     folder = Path(own.run_dir).parent / f"seed-{seed}-{Path(experiment).stem}"
@@ -264,11 +311,18 @@ def finetune_config(row: PlannedRow, seed: int, scale: str, words: str) -> Finet
 def describe(plan: Plan) -> str:
     """The rows of a plan with their sizes and what they will cost, as Markdown; for `--dry-run`."""
     rows = ["| | parameters | MFLOP/token | steps | tokens (M) | PFLOP | paper: parameters (M) |", "|---" * 7 + "|"]
-    flops = 0.0
+    flops, left, rates = 0.0, 0.0, []
     for row in plan.rows:
         train, objective = row.config.train, row.config.objective
         tokens = train.num_train_steps * train.global_batch_size * objective.max_seq_length
         flops += tokens * row.flops_per_token * plan.seeds
+        for seed in range(plan.seeds):
+            path = Path(row.seed(seed).run_dir, "summary.json")
+            if path.exists():
+                found = read_json(path)
+                rates.append(found["tokens_per_second"] * found["flops_per_token"])
+            else:
+                left += tokens * row.flops_per_token
         paper = f"{row.paper['parameters (M)']:g}" if "parameters (M)" in row.paper else ""
         cells = [
             f"{row.parameters:,}",
@@ -281,14 +335,15 @@ def describe(plan: Plan) -> str:
         rows.append(f"| {' | '.join([row.label, *cells])} |")
     speed = partition.matmul_flops(plan.rows[0].config.model.dtype)
     runs = f"{len(plan.rows)} rows x {plan.seeds} seeds are {flops / 1e15:,.3g} PFLOP in matrix products"
-    least = f"at least {_duration(flops / speed)} here, where a large product runs at {speed / 1e12:,.2f} TFLOP/s"
-    summaries = [read_json(path) for row in plan.rows for path in Path(row.config.run_dir).glob("seed-*/summary.json")]
-    rates = [found["tokens_per_second"] * found["flops_per_token"] for found in summaries]
-    seen = f"; about {_duration(flops / statistics.median(rates))} at the speed of the finished runs" if rates else ""
-    return "\n".join([plan.caption, "", *rows, "", f"{runs}: {least}{seen}."])
+    todo = "" if left == flops else f", {left / 1e15:,.3g} of them in runs that are not finished"
+    least = f"at least {duration(left / speed)} here, where a large product runs at {speed / 1e12:,.2f} TFLOP/s"
+    seen = f"; about {duration(left / statistics.median(rates))} at the speed of the finished runs" if rates else ""
+    tuned = "; fine-tuning is not counted" if plan.finetune else ""
+    return "\n".join([plan.caption, "", *rows, "", f"{runs}{todo}: {least}{seen}{tuned}."])
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """For people."""
     return next(
         f"{seconds / size:,.1f} {unit}"
         for size, unit in ((86400, "days"), (3600, "h"), (60, "min"), (0.001, "ms"))

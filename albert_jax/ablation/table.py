@@ -4,6 +4,7 @@ A scale is a pretraining experiment, a row the fields that it changes of it.
 """
 
 import ast
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,20 @@ class Ablation:
     """Scale -> fields of all rows, where the table is not of the scale's own model."""
 
 
+NOT_A_ROWS = {
+    "train.num_train_steps": "its steps come from the budget; 'share' gives it a part of it",
+    "train.seed": "all rows have the same",
+    "run_dir": "it is made of the label",
+    "init_from": "'start' names a row to start from",
+}
+"""Fields that rows may not set, and why."""
+
+
+def slug(label: str) -> str:
+    """A label as the name of a folder."""
+    return re.sub(r"[^a-z0-9.=]+", "-", label.lower()).strip("-")
+
+
 def read_table(path: str) -> tuple[str, Ablation]:
     """The question (first line of the docstring) and the table of an experiment file.
 
@@ -58,13 +73,26 @@ def read_table(path: str) -> tuple[str, Ablation]:
     found = run_file(path).get("ablation")
     if not isinstance(found, Ablation):
         raise InputError(f"{path}: it must set 'ablation' to an Ablation")
+    rows, sizes = found.rows, scales(path)
+    proper = isinstance(rows, Mapping) and rows and all(isinstance(row, Row) for row in rows.values())
+    require(bool(proper), f"{path}: 'rows' must be a table of label -> Row(...), with one row at least")
+    require(bool(sizes), f"{path}: no scales beside it; copy or link experiments/ablations/scales to where it is")
+    for name in found.base:
+        require(name in sizes, f"{path}: base: no scale '{name}'; there are {', '.join(sizes)}")
+    slugs: dict[str, str] = {}
+    for label in rows:
+        other = slugs.setdefault(slug(label), label)
+        told = f"{path}: rows '{other}' and '{label}' would share a folder; letters and digits of labels must differ"
+        require(other == label and slug(label) != "", told)
     doc = ast.get_docstring(ast.parse(Path(path).read_text())) or Path(path).stem
     for label, row in found.rows.items():
         earlier = list(found.rows)[: list(found.rows).index(label)]
         require(
             row.start in ("", *earlier), f"{path}: row '{label}' starts from '{row.start}', which is no row above it"
         )
-        require("train.num_train_steps" not in row.overrides, f"{path}: row '{label}': 'share' gives it other steps")
+        require(0 < row.share <= 1, f"{path}: row '{label}': share must be in (0, 1], got {row.share}")
+        for name, way in NOT_A_ROWS.items():
+            require(name not in row.overrides, f"{path}: row '{label}' sets {name}: {way}")
     return doc.splitlines()[0], found
 
 

@@ -15,8 +15,7 @@ LARGE = {"model.hidden_size": 1024, "model.num_attention_heads": 16, "model.inte
 
 
 def layers(count: int) -> dict:
-    # As many blocks as there are at most in one piece of the scan: 12, for networks of twelve layers and more.
-    return {"model.num_hidden_layers": count, "model.scan_unroll": 1}
+    return {"model.num_hidden_layers": count}
 
 
 def paper(count: int) -> dict:

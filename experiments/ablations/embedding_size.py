@@ -10,9 +10,9 @@ Ours: see experiments/LOG.md.
 from albert_jax.ablation import Ablation, Row, at
 
 SIZES = {
-    "E = H/12": at(tiny=16, small=64, paper=64),
-    "E = H/6": at(tiny=32, small=128, paper=128),
-    "E = H/3": at(tiny=48, small=256, paper=256),
+    "smallest E": at(tiny=16, small=64, paper=64),
+    "small E": at(tiny=32, small=128, paper=128),
+    "medium E": at(tiny=48, small=256, paper=256),
     "E = H": at(tiny=64, small=512, paper=768),
 }
 PAPER = {  # parameters in millions, average; by size as above

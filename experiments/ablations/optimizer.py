@@ -3,7 +3,8 @@
     albert-jax ablate experiments/ablations/optimizer.py --scale tiny --seeds 3
 
 Not a table of the paper, which takes LAMB at batch 4096.  All rows see as many tokens; learning rates go with the square root
-of the batch, from a rate for each optimiser at the scale's own batch.  AdamW's at the scale `paper` is RoBERTa's.
+of the batch, from a rate for each optimiser at the scale's own batch: the paper's for LAMB, scaled; RoBERTa's for AdamW at
+`paper`; at `tiny` the better of two or three that were tried (experiments/LOG.md); the others were not tuned.
 Ours: not run yet.
 """
 

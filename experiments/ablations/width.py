@@ -23,7 +23,7 @@ def width(paper: int, tiny: int, small: int, head: int, millions: int, average: 
     )
 
 
-THREE = {"model.num_hidden_layers": 3, "model.scan_unroll": 1}
+THREE = {"model.num_hidden_layers": 3}
 
 ablation = Ablation(
     rows={
