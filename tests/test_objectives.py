@@ -124,6 +124,23 @@ def test_words_are_masked_whole(config: ObjectiveConfig) -> None:
         assert config.ngram > 1 or all(len(word) > left for word in words if masked.isdisjoint(word))
 
 
+def test_pieces_are_masked_apart() -> None:
+    """Without whole words most words of several pieces that are touched are masked in part; with them none is.
+
+    Fails if the flag does nothing.
+    """
+    for whole in (True, False):
+        config = replace(CONFIG, ngram=1, do_whole_word_mask=whole)
+        torn = touched = 0
+        for one in instances(drawer(config)(text(512, 64, 4), 0)):
+            masked = set(one.positions)
+            words = [word for word in oracle.words(one) if len(word) > 1 and not masked.isdisjoint(word)]
+            touched += len(words)
+            torn += sum(not masked.issuperset(word) for word in words)
+        assert touched > 500
+        assert torn == 0 if whole else torn > 0.5 * touched
+
+
 def test_spans_do_not_cross_segments() -> None:
     """Two words each in A and B, a budget of two, n = 2 drawn twice as often: were [SEP] no border, the words beside it
     would be hidden together in more than a sixth of the cases.  Fails if [SEP] does not end a word, if n-grams are

@@ -1,5 +1,6 @@
 """What is held equal over the rows of a table: tokens, FLOPs, time or parameters; a budget is an entry of `BUDGETS`."""
 
+import itertools
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ from albert_jax.model.heads import Albert, flops_per_token, num_params
 from albert_jax.pretrain import PretrainConfig, pretrain
 from albert_jax.train import Interrupted
 
-WIDTH = ("model.hidden_size", "model.num_attention_heads", "model.intermediate_size")
+WIDTH = ("model.hidden_size", "model.intermediate_size")
 """What the budget `params` changes."""
 
 TIMED_STEPS = 20
@@ -51,24 +52,21 @@ def step_seconds(config: PretrainConfig) -> float:
 
 
 def widened(model: AlbertConfig, target: int) -> AlbertConfig:
-    """The network with as many heads of the same size as bring it nearest to `target` parameters."""
-    head, ratio = model.hidden_size // model.num_attention_heads, model.intermediate_size / model.hidden_size
-    best, heads = model, 1
-    while True:
-        width = heads * head
-        embedding = width if model.embedding_size == model.hidden_size else model.embedding_size
-        made = replace(
-            model,
-            hidden_size=width,
-            num_attention_heads=heads,
-            intermediate_size=max(1, round(ratio * width)),
-            embedding_size=embedding,
+    """The network with as many heads, of whatever size brings it nearest to `target` parameters; E = H stays so."""
+    heads, ratio = model.num_attention_heads, model.intermediate_size / model.hidden_size
+
+    def made(head: int) -> AlbertConfig:
+        width = head * heads
+        sizes: dict[str, Any] = {"hidden_size": width, "intermediate_size": max(1, round(ratio * width))}
+        return replace(
+            model, **sizes | ({"embedding_size": width} if model.embedding_size == model.hidden_size else {})
         )
-        gap = abs(num_params(Albert(made)) - target)
-        if heads == 1 or gap <= abs(num_params(Albert(best)) - target):
-            best, heads = made, heads + 1
-        else:
-            return best
+
+    def gap(head: int) -> int:
+        return num_params(Albert(made(head))) - target
+
+    size = next(head for head in itertools.count(1) if gap(head) >= 0)
+    return made(min((one for one in (size - 1, size) if one), key=lambda head: abs(gap(head))))
 
 
 def lasting(config: PretrainConfig, base: PretrainConfig, steps: float) -> PretrainConfig:
@@ -105,7 +103,7 @@ BUDGETS = {
         "every row trains about as long as the first, by step times measured here: its steps are changed", step_seconds
     ),
     "params": Budget(
-        "every row is as wide as brings it nearest to the first one's parameters, in heads of one size; tokens are the same",
+        "every row is as wide as brings it nearest to the first one's parameters, with as many heads; tokens are the same",
         positions,
     ),
 }

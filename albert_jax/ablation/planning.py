@@ -3,7 +3,6 @@
 Running it is `ablate.py`'s business, what its rows come to `comparison.py`'s.
 """
 
-import json
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -190,7 +189,10 @@ def resolve(
     if budget == "params":
         target = num_params(Albert(configs[first].model))
         configs = {label: replace(c, model=widened(c.model, target)) for label, c in configs.items()}
-        _check_widths(table, configs, chosen)
+        for label in chosen:
+            start = table.rows[label].start
+            same = not start or configs[start].model.hidden_size == configs[label].model.hidden_size
+            require(same, f"--budget params: '{label}' cannot start from '{start}', which is of another width")
     wanted = {label: configs[label] for label in dict.fromkeys((first, *chosen))}
     costs = _costs(budget, wanted, folder)
     planned = []
@@ -217,18 +219,6 @@ def resolve(
         require(tuned_name not in tuned, f"--finetune: two of the name '{tuned_name}'; copy one of the files")
         tuned[tuned_name] = words
     return Plan(name, question, scale, budget, seeds, folder, tuple(planned), tuned, to_dict(config) | {"run_dir": ""})
-
-
-def _check_widths(table: Ablation, configs: Mapping[str, PretrainConfig], chosen: Sequence[str]) -> None:
-    """Refuses rows that the budget `params` makes the same, or too unlike what they start from."""
-    seen: dict[str, str] = {}
-    for label in chosen:
-        other = seen.setdefault(json.dumps(to_dict(configs[label]), sort_keys=True), label)
-        told = f"--budget params makes '{other}' and '{label}' the same network; leave one out with --rows"
-        require(other == label, told)
-        start = table.rows[label].start
-        same = not start or configs[start].model.hidden_size == configs[label].model.hidden_size
-        require(same, f"--budget params: '{label}' cannot start from '{start}', which is of another width")
 
 
 def _chosen(labels: list[str], table: Ablation, wanted: Sequence[str]) -> list[str]:
