@@ -155,7 +155,9 @@ def read(folders: Sequence[Path], output: Path | None = None) -> Comparison:
         if not any(parent in tables for parent in path.parents) and path.parent.resolve() not in inside
     ]
     runs = [folder for folder in loose if read_json(folder / "config.json").get("job") in ("pretrain", "finetune")]
-    require(bool(lines or runs), f"{folders[0]}: no run in it, and no table of runs")
+    for folder in folders:
+        seen = any(folder in (path, *path.parents) for path in (*tables, *runs))
+        require(seen, f"{folder}: no run in it, and no table of runs")
     others = _grouped(runs)
     for line in others:
         _fill(line)

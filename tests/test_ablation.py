@@ -158,7 +158,8 @@ def test_budget_of_params() -> None:
         model = row.config.model
         assert model.num_attention_heads == 4
         assert model.intermediate_size == 4 * model.hidden_size
-        assert (model.embedding_size == model.hidden_size) == row.label.endswith("E = H")
+        if row.label.endswith("E = H"):
+            assert model.embedding_size == model.hidden_size
         assert row.parameters == pytest.approx(target, rel=0.1), row.label
         gaps = []
         for width in (model.hidden_size - 4, model.hidden_size, model.hidden_size + 4):
