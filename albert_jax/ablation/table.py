@@ -60,7 +60,7 @@ NOT_A_ROWS = {
 
 def slug(label: str) -> str:
     """A label as the name of a folder."""
-    return re.sub(r"[^a-z0-9.=]+", "-", label.lower()).strip("-")
+    return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
 
 
 def read_table(path: str) -> tuple[str, Ablation]:
