@@ -19,6 +19,9 @@ PRETRAINING_CURVES = {
 }
 """Axis label -> metric, where runs are of pretraining."""
 
+BAND = 0.1
+"""Opacity of a band: a dozen of them lie over each other."""
+
 MOST_SCORES = 6
 """Metrics in the figure of scores, from the first."""
 
@@ -52,7 +55,7 @@ def draw_curves(comparison: Comparison) -> "Figure | None":
             steps, mean, std = _points(line, f"eval/{name}")
             if steps.size:
                 axes.plot(steps, mean, "o-", ms=3, lw=1.3, color=colors[line.label], label=line.label)
-                axes.fill_between(steps, mean - std, mean + std, color=colors[line.label], alpha=0.15, lw=0)
+                axes.fill_between(steps, mean - std, mean + std, color=colors[line.label], alpha=BAND, lw=0)
         if name in comparison.baseline:
             axes.axhline(comparison.baseline[name], color="black", ls=":", lw=1, label="no model")
         axes.set(

@@ -5,7 +5,7 @@
 Paper (Table 4, section 4.5): sharing everything costs 1.5 points on average at E = 128 and 2.5 at E = 768; sharing attention
 alone costs nothing at E = 128 (+0.1), most of the loss comes from the feed-forward part.  The rows of 2 to 6 groups, between
 all-shared and not-shared, are not in the paper; it says only that smaller groups are better and larger.
-Ours: see experiments/LOG.md.
+Ours: at `tiny`, the same order, but of how soon the plateau is left, and within what three seeds allow (experiments/LOG.md).
 """
 
 from albert_jax.ablation import Ablation, Row, at
