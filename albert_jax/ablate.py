@@ -39,12 +39,12 @@ def ablate(plan: Plan) -> Comparison:
         used; before anything runs.
       train.Interrupted: a signal came; the run's state is saved.
     """
-    plan = claim(plan)
     first = plan.rows[0].config
     prepare(first.data, first.model.vocab_size)
     for words in plan.finetune.values():
         data = finetune_config(plan.rows[0], 0, plan.scale, words).data
         files.find(data, TASKS[data.task].splits)
+    plan = claim(plan)
     units = [(row, seed) for seed in range(plan.seeds) for row in plan.rows]
     begun, done = time.monotonic(), 0
     for number, (row, seed) in enumerate(units):

@@ -258,6 +258,7 @@ def test_plan_comes_back_from_its_file(tmp_path: Path) -> None:
         ([table("sharing"), "--model.hiden-size", "64"], "unknown key 'model.hiden_size'; did you mean 'hidden_size'?"),
         ([table("sharing"), "--train.seed", "x"], "train.seed: expected int, got 'x'"),
         ([table("width"), "--budget", "params"], "--budget params: the rows of width set the width themselves"),
+        ([table("sharing"), "--scale", "small"], "data.source 'corpus/*.jsonl.gz' matches no file"),
         ([table("sharing"), "--slurm", "a=1"], "--slurm is for --launcher slurm"),
         ([table("sharing"), "--launcher", "slurm", "--slurm", "a"], "--slurm a: expected NAME=VALUE"),
         (

@@ -78,13 +78,15 @@ class Plan:
         Raises:
           InputError: that one is of another table, scale, budget or base.
         """
+        begun = [row for row in before.rows if Path(self.run_dir, slug(row.label)).exists()]
+        if not begun:
+            return self
         told = f"--run-dir {self.run_dir} holds another table"
         for name in ("name", "scale", "budget"):
             theirs, ours = getattr(before, name), getattr(self, name)
             require(theirs == ours, f"{told}: {name} {theirs!r}, not {ours!r}; give another")
         changed = [d for d in differences(before.base, self.base) if not d.startswith(run_folder.FREE)]
         require(not changed, f"{told}, of another base ({'; '.join(changed)}); give another")
-        begun = [row for row in before.rows if Path(self.run_dir, slug(row.label)).exists()]
         rows = {row.label: row for row in self.rows} | {row.label: row for row in begun}
         ordered = tuple(sorted(rows.values(), key=lambda row: row.place))
         runs = [path.name for row in ordered for path in Path(self.run_dir, slug(row.label)).glob("seed-*")]
