@@ -320,7 +320,9 @@ def test_runs_side_by_side(table: Path, words: Words, tmp_path: Path, capsys: py
     assert (tmp_path / "compared" / "curves.svg").exists()
     assert main(["report", str(table)]) == 0
     assert capsys.readouterr().out == (table / "table.md").read_text()
-    assert "no run in it" in refused(["report", str(tmp_path / "compared"), str(table)], capsys)
+    assert "no run in it" in refused(
+        ["report", str(tmp_path / "compared"), str(table), "--output", str(tmp_path)], capsys
+    )
 
 
 def test_a_table_can_be_moved(table: Path, words: Words, tmp_path: Path) -> None:
