@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +135,7 @@ def run_unit(run_dir: str, label: str, seed: int) -> str:
             return "failed"
         path = Path(run_dir) / PROBES
         if not path.exists():
-            objective = dataclasses.replace(config.objective, sentence_objective="sop")
-            asked = dataclasses.replace(config, objective=objective, eval_objective=None)
-            run_folder.write_json(path, _attempted(probes.probe, asked))
+            run_folder.write_json(path, probed(config))
     return "finished" if ran else "was finished before"
 
 
@@ -146,10 +144,11 @@ def _reason(error: Exception) -> str:
     return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"
 
 
-def _attempted(probe: Callable[[PretrainConfig], dict[str, Any]], config: PretrainConfig) -> dict[str, Any]:
-    """What the probe found, or why it found nothing: no reason to lose the table."""
+def probed(config: PretrainConfig) -> dict[str, Any]:
+    """What `probes.probe` finds in the row's text for SOP, or as `error` why it found nothing: no reason to lose the table."""
+    objective = dataclasses.replace(config.objective, sentence_objective="sop")
     try:
-        return probe(config)
+        return probes.probe(dataclasses.replace(config, objective=objective, eval_objective=None))
     except Exception as error:
         return {"error": _reason(error)}
 

@@ -31,8 +31,9 @@ def probe(config: PretrainConfig) -> dict[str, Any]:
       config: whose data and sentence objective are probed; SOP where it has none.
 
     Returns:
-      `objective`; `case`, whether the vocabulary has any; `shapes`, from lengths, punctuation, digits and case of both segments; `pieces`, from which pieces occur in
-      each; `standard_error` of a coin on so many pairs; `train_pairs`, `heldout_pairs`.
+      `objective`; `case`, whether the vocabulary has any; `shapes`, from lengths, punctuation, digits and case of both
+      segments; `pieces`, from which pieces occur in each; `standard_error` of a coin on so many pairs; `train_pairs`,
+      `heldout_pairs`.
 
     Raises:
       InputError: as `prepare`.

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from albert_jax import ablate, probes
 from albert_jax.ablation import At
 from albert_jax.ablation.budget import row_flops
 from albert_jax.ablation.planning import load_plan, resolve, slug
@@ -327,6 +328,21 @@ def test_a_row_may_be_shorter(tmp_path: Path) -> None:
     assert b.eval_objective is not None
     assert (b.eval_objective.max_seq_length, b.eval_objective.ngram) == (32, 3)
     assert b.train.num_train_steps == 2 * a.train.num_train_steps
+
+
+def test_a_probe_that_fails_costs_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reason is kept; and it is SOP that is probed, whatever the row trains on."""
+    asked = []
+
+    def fail(config: Any) -> dict[str, Any]:
+        asked.append(config.objective.sentence_objective)
+        raise ValueError("one class only\nand more")
+
+    monkeypatch.setattr(probes, "probe", fail)
+    assert ablate.probed(resolve(table("sentence_objective")).row("NSP").config) == {
+        "error": "ValueError: one class only"
+    }
+    assert asked == ["sop"]
 
 
 def test_labels_make_folders() -> None:

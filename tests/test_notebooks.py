@@ -1,6 +1,5 @@
 """Notebooks are plain text without outputs, open by saying what one learns, and run in a real kernel with pictures coming out."""
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -41,7 +40,6 @@ def test_opens_with_what_one_learns(path: Path) -> None:
 def test_executes(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In their order and one folder: the fourth and fifth look at what the third trained."""
     monkeypatch.setenv("NOTEBOOK_STEPS", "20")
-    monkeypatch.setenv("XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME", str(folder)))
     notebook = jupytext.read(path)
     nbclient.NotebookClient(notebook, timeout=400, resources={"metadata": {"path": str(folder)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
