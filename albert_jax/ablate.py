@@ -1,13 +1,11 @@
 """Running a plan: row by row and seed by seed, here or as jobs of a cluster; finished rows are skipped, failed ones kept on record."""
 
-import contextlib
 import dataclasses
-import fcntl
 import logging
 import os
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,9 @@ from albert_jax.tasks.table import TASKS
 from albert_jax.train import Interrupted
 
 log = logging.getLogger(__name__)
+
+LOCK = "ablate.lock"
+"""Of a row, or of a table; a run has its own."""
 
 
 def ablate(plan: Plan) -> Comparison:
@@ -67,7 +68,7 @@ def claim(plan: Plan) -> Plan:
     """
     folder = Path(plan.run_dir)
     check_writable(folder, "--run-dir")
-    with held(folder, wait=True):
+    with run_folder.held(folder, LOCK, wait=True):
         if (folder / MANIFEST).exists():
             whole = plan.joined(load_plan(folder / MANIFEST))
             if plan.budget == "time":  # measured again, steps differ: those of the first time count
@@ -110,7 +111,7 @@ def run_unit(run_dir: str, label: str, seed: int) -> str:
     row = plan.row(label)
     config = row.seed(seed)
     folder = Path(config.run_dir)
-    with held(folder) as mine:
+    with run_folder.held(folder, LOCK) as mine:
         if not mine:
             return "left to the launch that is running it"
         if row.start and not _finished(parent := Path(plan.row(row.start).seed(seed).run_dir)):
@@ -164,19 +165,6 @@ def _start(plan: Plan, row: PlannedRow, seed: int) -> None:
     if model.sharing == "groups":
         changes["num_hidden_groups"] = model.num_hidden_groups
     exchange.convert(plan.row(row.start).seed(seed).run_dir, target, to="albert_jax", **changes)
-
-
-@contextlib.contextmanager
-def held(folder: Path, wait: bool = False) -> Iterator[bool]:
-    """Whether this process has the folder for itself, until the block is left; the system lets go of it when a process dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 def submit(plan: Plan, options: Mapping[str, Any]) -> list[str]:

@@ -1,84 +1,177 @@
 """Checkpoints: Orbax behind one module, with a fingerprint of every array, since Orbax loads flipped bits without a word."""
 
 import copy
+import errno
 import functools
 import gc
 import logging
+import os
+import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 from jax import Array
 
-from albert_jax.config import InputError, require
+from albert_jax import processes
+from albert_jax.config import InputError, differences, require
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+FULL = ("RESOURCE_EXHAUSTED", "No space left on device", "File too large", "Disk quota exceeded")
+"""What is in the errors of a full disk, whichever layer they come from."""
 
 META = "meta"
 STATE = "state"
 
 
 class Checkpoints:
-    """The checkpoints of one run: `folder/<step>/`, written in the background, the newest `keep` of them kept."""
+    """The checkpoints of one run: `folder/<step>/`, written in the background, the newest `keep` of them kept.
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder = folder.absolute()
+    All processes of a run make, save and restore them together, in a folder that all see.
+
+    Args:
+      folder: a path, or a bucket's address (gs://bucket/run), as Orbax takes them.
+      keep: how many of the newest are kept.
+      keep_every: those of steps that this divides are kept for good; 0: none are.
+      fingerprints: of the data that the run reads.
+    """
+
+    def __init__(
+        self, folder: str | Path, keep: int, keep_every: int = 0, fingerprints: Mapping[str, str] | None = None
+    ) -> None:
+        self.folder = place(folder)
+        self.keep, self.fingerprints = keep, dict(fingerprints or {})
         self.folder.mkdir(parents=True, exist_ok=True)
-        for step in _steps(self.folder):
-            if not _complete(self.folder / str(step)):
-                _quarantine(self.folder / str(step), "no commit marker")
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        if processes.is_main():
+            for step in _steps(self.folder):
+                if not _complete(self.folder / str(step)):
+                    _quarantine(self.folder / str(step), "no commit marker")
+        processes.meet("checkpoints looked through")
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._fingerprint = jax.jit(fingerprint)
+        self._writing: int | None = None
+        self.lost: dict[int, str] = {}
+        """Steps that could not be written, and why; until a later one is."""
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
         """Begins to write `state`; returns when the arrays may be changed, not when the files are complete.
 
+        Without room on the disk the checkpoint is lost, which is told, and nothing else is.
+
         `progress` are numbers of the run that are no part of its state, such as seconds spent.
         """
+        self.wait()
         marks = dict(zip(leaf_names(state), jax.device_get(self._fingerprint(state)).tolist(), strict=True))
         meta = {
             "step": step,
             "progress": copy.deepcopy(progress),  # it is written later, by another thread
             "fingerprints": marks,
+            "data": self.fingerprints,
         }
+        free, need = self._free(), size(state)
+        if not processes.everywhere(free >= need):
+            self._lose(step, f"it needs {need / 1e9:.2g} GB, {free / 1e9:.2g} GB are free")
+            return
         args = {STATE: ocp.args.StandardSave(state), META: ocp.args.JsonSave(meta)}
-        saved = self._manager.save(step, args=ocp.args.Composite(**args))
+        self._writing = step
+        try:
+            saved = self._manager.save(step, args=ocp.args.Composite(**args))
+        except (OSError, ValueError, RuntimeError) as error:
+            self._failed(error)
+            return
         if not saved:  # Orbax says nothing else of a step that is there already or lies below the latest
             raise RuntimeError(
                 f"{self.folder}: checkpoint {step} was not written; latest is {self._manager.latest_step()}"
+            )
+
+    def check_space(self, state: Any) -> None:
+        """Refuses to begin where the disk has no room for the checkpoints that are kept, and one more.
+
+        Raises:
+          InputError: with both numbers.
+        """
+        wanted = max(self.keep + 1 - len(_steps(self.folder)), 1)
+        need, free = wanted * size(state), self._free()
+        told = f"{self.folder}: {wanted} checkpoints of {size(state) / 1e9:.2g} GB need {need / 1e9:.2g} GB, {free / 1e9:.2g} GB are free"
+        require(free >= need, f"{told}; make room, or pass --train.keep-checkpoints 1 or --train.checkpoint-dir")
+
+    def _free(self) -> float:
+        """Bytes; of a bucket there are always enough."""
+        return shutil.disk_usage(self.folder).free if _local(self.folder) else float("inf")
+
+    def _failed(self, error: Exception) -> None:
+        """Takes what went wrong with the step that is being written: what is no full disk is raised again."""
+        step, self._writing = self._writing, None
+        text = str(error)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        if step is None or not (full or any(sign in text for sign in FULL)):
+            raise error
+        self._lose(step, next(sign for sign in (*FULL, text) if sign in text).lower())
+
+    def _lose(self, step: int, reason: str) -> None:
+        self.lost[step] = reason
+        log.warning("%s: checkpoint %d is lost (%s); training goes on", self.folder, step, reason)
+        if processes.is_main():
+            for left in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+                left.rmtree(missing_ok=True)
+        self._manager.reload()
+
+    def finish(self, step: int) -> None:
+        """Returns when `step`, the last that was saved, is on disk.
+
+        Raises:
+          InputError: it could not be written.
+        """
+        self.wait()
+        if step in self.lost:
+            last = self.latest_step()
+            after = f"goes on after step {last}" if last is not None else "begins again"
+            raise InputError(
+                f"{self.folder}: checkpoint {step} could not be written ({self.lost[step]}); make room: the same command {after}"
             )
 
     def latest_step(self) -> int | None:
         """The newest complete step."""
         return max(_steps(self.folder), default=None)
 
-    def restore(self, target: Any) -> tuple[Any, dict[str, Any]] | None:
+    def restore(self, target: Any, allow_data_change: bool = False) -> tuple[Any, dict[str, Any]] | None:
         """The newest state that is whole, on the shardings of `target`, and its `progress`; None if there is no checkpoint.
 
         A damaged checkpoint is passed over, and set aside as `<step>.quarantined` once an earlier one is found to be whole.
 
         Raises:
-          InputError: there are checkpoints, and none of them is whole.
+          InputError: there are checkpoints, and none of them is whole; or the newest was trained on other data.
         """
         damaged: list[tuple[int, str]] = []
         for step in sorted(_steps(self.folder), reverse=True):
             found, reason = _attempt(functools.partial(self._read, step, target))
-            if found is None:
-                damaged.append((step, reason))
+            if not processes.everywhere(found is not None) or found is None:
+                damaged.append((step, reason or "another process cannot read it"))
                 continue
             for bad, why in damaged:
-                _quarantine(self.folder / str(bad), why)
+                if processes.is_main():
+                    _quarantine(self.folder / str(bad), why)
+            processes.meet("damaged checkpoints set aside")
             self._manager.reload()
-            return found
+            state, meta = found
+            before = meta.get("data", {})  # a checkpoint may be older than this
+            changed = differences(before, self.fingerprints) if before and self.fingerprints else []
+            told = f"{self.folder}: checkpoint {step} was trained on other data ({'; '.join(changed)})"
+            require(not changed or allow_data_change, f"{told}; bring it back, or say --allow-data-change")
+            return state, meta["progress"]
         told = "; ".join(f"{step}: {reason}" for step, reason in damaged)
         require(
             not damaged,
@@ -90,7 +183,7 @@ class Checkpoints:
         args = {STATE: ocp.args.StandardRestore(target), META: ocp.args.JsonRestore()}
         found = self._manager.restore(step, args=ocp.args.Composite(**args))
         _verify(found[STATE], found[META]["fingerprints"])
-        return found[STATE], found[META]["progress"]
+        return found[STATE], found[META]
 
     def read_progress(self, step: int) -> dict[str, Any]:
         """The `progress` alone that was saved with a step."""
@@ -109,11 +202,18 @@ class Checkpoints:
         self._manager.reload()
 
     def wait(self) -> None:
-        """Returns when everything that was begun is on disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        """Returns when everything that was begun is on disk, or lost; raises what else went wrong in the background."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:
+            self._failed(error)
+        if self._writing is not None:
+            self._writing = None
+            self.lost.clear()
 
     def close(self) -> None:
         """Waits, then lets go of threads and files."""
+        self.wait()
         self._manager.close()
 
 
@@ -147,12 +247,13 @@ class Best:
         self._checkpoints.close()
 
 
-def holds_any(folder: Path) -> bool:
+def holds_any(folder: str | Path) -> bool:
     """Whether there is a complete checkpoint in a folder: not what a killed process left behind."""
-    return any(_complete(folder / str(step)) for step in _steps(folder))
+    path = place(folder)
+    return any(_complete(path / str(step)) for step in _steps(path))
 
 
-def restore_params(folder: Path, target: Any) -> Any:
+def restore_params(folder: str | Path, target: Any) -> Any:
     """The parameters alone of the newest checkpoint in `folder` that is whole, on the shardings of `target`.
 
     Those passed over are told, and left where they are: the run may be somebody else's, or be writing.
@@ -160,12 +261,12 @@ def restore_params(folder: Path, target: Any) -> Any:
     Raises:
       InputError: no whole checkpoint, or other parameters than wanted (the first difference is named).
     """
-    folder = folder.absolute()
-    steps = sorted(_steps(folder), reverse=True)
+    path = place(folder)
+    steps = sorted(_steps(path), reverse=True)
     require(bool(steps), f"{folder}: no checkpoint there")
     damaged: list[tuple[int, str]] = []
     for step in steps:
-        params, reason = _attempt(functools.partial(_read_params, folder / str(step), target))
+        params, reason = _attempt(functools.partial(_read_params, path / str(step), target))
         if params is None:
             damaged.append((step, reason))
             continue
@@ -176,7 +277,7 @@ def restore_params(folder: Path, target: Any) -> Any:
     raise InputError(f"{folder}: none of the checkpoints can be read ({told})")
 
 
-def _read_params(path: Path, target: Any) -> Any:
+def _read_params(path: epath.Path, target: Any) -> Any:
     if not _complete(path):
         raise ValueError("no commit marker")
     handlers = {STATE: ocp.PyTreeCheckpointHandler(), META: ocp.JsonCheckpointHandler()}
@@ -209,8 +310,12 @@ def fingerprint(tree: Any) -> Array:
     def one(leaf: Array) -> Array:
         if leaf.dtype.itemsize != 4:
             raise TypeError(f"fingerprints are of 4-byte arrays, got {leaf.dtype}")
-        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32).ravel()
-        place = jnp.arange(bits.size, dtype=jnp.uint32)
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+        # The place in the flattened array, without flattening it: cut over devices, it would be brought together for that.
+        place, stride = jnp.zeros(bits.shape, jnp.uint32), 1
+        for axis in reversed(range(bits.ndim)):
+            place += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(stride)
+            stride *= bits.shape[axis]
         weights = [(place * jnp.uint32(factor)) ^ (place >> 15) for factor in (2654435769, 2246822519)]
         return jnp.stack([jnp.sum(bits * (weight | 1), dtype=jnp.uint32) for weight in weights])
 
@@ -225,17 +330,32 @@ def leaf_names(tree: Any) -> list[str]:
 
 
 def _verify(tree: Any, marks: dict[str, list[int]]) -> None:
-    found = dict(zip(leaf_names(tree), jax.device_get(fingerprint(tree)).tolist(), strict=True))
+    found = dict(zip(leaf_names(tree), jax.device_get(jax.jit(fingerprint)(tree)).tolist(), strict=True))
     for name, mark in found.items():
         if marks.get(name) != mark:
             raise ValueError(f"fingerprint mismatch in {name}")
 
 
-def _steps(folder: Path) -> list[int]:
+def size(tree: Any) -> int:
+    """Bytes of the arrays of a tree, over all devices."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def place(folder: str | Path) -> epath.Path:
+    """A folder as Orbax sees it: a path, or a bucket's address."""
+    path = epath.Path(folder)
+    return epath.Path(Path(folder).expanduser().absolute()) if _local(path) else path
+
+
+def _local(path: epath.Path) -> bool:
+    return "://" not in os.fspath(path)
+
+
+def _steps(folder: epath.Path) -> list[int]:
     return [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
 
 
-def _complete(path: Path) -> bool:
+def _complete(path: epath.Path) -> bool:
     return all((path / name).exists() for name in ("_CHECKPOINT_METADATA", STATE, f"{META}/metadata"))
 
 
@@ -277,7 +397,7 @@ def _no(record: logging.LogRecord) -> bool:
     return False
 
 
-def _quarantine(path: Path, reason: str) -> None:
+def _quarantine(path: epath.Path, reason: str) -> None:
     aside = path.with_name(f"{path.name}.quarantined")
     number = 1
     while aside.exists():

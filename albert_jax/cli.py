@@ -16,10 +16,20 @@ EXPERIMENTS = ("pretrain", "prepare", "vocab", "finetune", "probe", "ablate")
 """Jobs that take an experiment, and any field of it as an option."""
 
 ABLATE_OPTIONS = ("--scale", "--seeds", "--budget", "--rows", "--finetune", "--run-dir", "--launcher", "--slurm")
-OWN_OPTIONS = {"finetune": ("--seeds", "--scale"), "ablate": ABLATE_OPTIONS}
+DISTRIBUTED = {
+    "--distributed.coordinator": "HOST:PORT of process 0, the same for all; not needed on TPU pods, under Slurm and Open MPI",
+    "--distributed.num-processes": "how many processes the run has",
+    "--distributed.process-id": "which of them this one is, from 0",
+    "--distributed.timeout": "seconds that processes wait for each other at the start (300)",
+}
+OWN_OPTIONS = {
+    "pretrain": tuple(DISTRIBUTED),
+    "finetune": ("--seeds", "--scale", *DISTRIBUTED),
+    "ablate": ABLATE_OPTIONS,
+}
 """Options of such jobs that are no fields."""
 
-FLAGS = ("--dry-run",)
+FLAGS = ("--dry-run", "--allow-data-change")
 """Options of such jobs that take no value."""
 
 EPILOG = """\
@@ -57,7 +67,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0, 2 for input that cannot be used, 128 + n for signal n."""
+    """Runs the command line; returns the exit code: 0, also for a run that SIGTERM stopped and that is saved; 2 for input that
+    cannot be used; 128 + n for another signal n.
+    """
     words = sys.argv[1:] if words is None else list(words)
     parser = _parser()
     if words[1:2] and words[0] in EXPERIMENTS and {"-h", "--help"} & set(words[2:]):
@@ -127,9 +139,8 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     experiment = "experiment file (.py) or a run's config.json; --help after it lists its fields"
-    job("pretrain", _pretrain, "Prepare the data, train, evaluate; the same command again resumes.").add_argument(
-        "experiment", help=experiment
-    )
+    pretrain = job("pretrain", _pretrain, "Prepare the data, train, evaluate; the same command again resumes.")
+    pretrain.add_argument("experiment", help=experiment)
     job("prepare", _prepare, "Only prepare the data of an experiment, and print the folder.").add_argument(
         "experiment", help=experiment
     )
@@ -146,6 +157,11 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--seeds", type=int, default=1, help="so many runs, with median, mean and spread (1)")
     scales = "large: rates that v2 checkpoints from large up learn with; tiny: minutes on two CPU cores (paper)"
     finetune.add_argument("--scale", default="paper", choices=("paper", "large", "tiny"), help=scales)
+    for sub in (pretrain, finetune):
+        for name, told in DISTRIBUTED.items():
+            sub.add_argument(name, help=told)
+        changed = "resume although the data is not what the run began with"
+        sub.add_argument("--allow-data-change", action="store_true", help=changed)
     _exchange_jobs(job)
     _ablation_jobs(job)
     return parser
@@ -266,7 +282,7 @@ def _pretrain(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from albert_jax.pretrain import PretrainConfig, pretrain
 
     config = load(PretrainConfig, arguments.experiment, overrides)
-    return _trained(lambda: pretrain(config))
+    return _trained(arguments, lambda: pretrain(config, arguments.allow_data_change))
 
 
 def _finetune(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -280,17 +296,28 @@ def _finetune(arguments: argparse.Namespace, overrides: list[str]) -> int:
     config = load(FinetuneConfig, arguments.experiment, [*scaled(arguments.scale), *overrides])
     require(not config.init or not network, f"--{' '.join(network)}: {told}")
     require(arguments.seeds >= 1, f"--seeds must be at least 1, got {arguments.seeds}")
-    return _trained(lambda: finetune(config) if arguments.seeds == 1 else finetune_seeds(config, arguments.seeds))
+    changed = arguments.allow_data_change
+    if arguments.seeds == 1:
+        return _trained(arguments, lambda: finetune(config, changed))
+    return _trained(arguments, lambda: finetune_seeds(config, arguments.seeds, changed))
 
 
-def _trained(run: Callable[[], Any]) -> int:
+def _trained(arguments: argparse.Namespace, run: Callable[[], Any]) -> int:
+    """Runs what trains, with the other processes of the run if there are any."""
+    from albert_jax import processes
+    from albert_jax.config import from_dict
     from albert_jax.train import Interrupted
 
+    given = {name: vars(arguments).get(name.removeprefix("--").replace("-", "_")) for name in DISTRIBUTED}
+    told = {name.split(".")[1].replace("-", "_"): value for name, value in given.items() if value is not None}
+    processes.start(from_dict(processes.DistributedConfig, told, "distributed"))
     try:
-        run()
+        with processes.ending_together():
+            run()
     except Interrupted as stop:
-        print(f"albert-jax: {stop}", file=sys.stderr)
-        return 128 + stop.signum
+        if processes.is_main():
+            print(f"albert-jax: {stop}", file=sys.stderr)
+        return stop.code
     return 0
 
 
@@ -353,7 +380,7 @@ def _ablate(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return 0
     require(not arguments.slurm, "--slurm is for --launcher slurm")
     found: list[Any] = []
-    code = _trained(lambda: found.append(ablate.ablate(plan)))
+    code = _trained(arguments, lambda: found.append(ablate.ablate(plan)))
     for table in found:
         print(comparison.markdown(table))
         print(f"\ntable.md, table.csv, runs.csv, curves and scores (.png, .svg): {table.folder}", file=sys.stderr)

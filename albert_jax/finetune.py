@@ -4,7 +4,7 @@ import functools
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from albert_jax import checkpoint, exchange, partition, report, run_folder, train
+from albert_jax import checkpoint, exchange, partition, processes, report, run_folder, train
 from albert_jax.config import InputError, check_types, from_dict, read_json, require, to_dict
 from albert_jax.data import batches, tokenizer_json
 from albert_jax.data.tokenizer import Tokenizer, train_vocabulary
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.heads import HEADS, Albert, flops_per_token, init_params, param_shapes
+from albert_jax.model.heads import HEADS, Albert, flops_per_token, init_params, param_shapes, stacked_shapes
 from albert_jax.model.sharing import is_stacked
 from albert_jax.optim import OptimConfig, make_optimizer
+from albert_jax.partition import Layout, MeshConfig
 from albert_jax.tasks import family, files
 from albert_jax.tasks.files import TaskDataConfig
 from albert_jax.tasks.table import TASKS
@@ -83,6 +84,7 @@ class FinetuneConfig:
     data: TaskDataConfig
     optim: OptimConfig
     train: TrainConfig
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     init: str = ""
     """What the run starts from: anything that `albert_jax.load` reads; empty: random weights."""
 
@@ -97,8 +99,14 @@ class FinetuneConfig:
         require(self.data.task in TASKS, f"data.task: one of {known}, got {self.data.task!r}")
 
 
-def finetune(config: FinetuneConfig) -> dict[str, Any]:
+def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[str, Any]:
     """Reads the task, trains, evaluates, writes predictions and the run folder; resumes what the folder already holds.
+
+    Of several processes (`processes.start`), all call it, with the same configuration and a run folder that all see.
+
+    Args:
+      config: what is run.
+      allow_data_change: resume with other data than before.
 
     Returns:
       The content of `summary.json`: `eval`, the dev metrics of the last parameters; `best`, those of the best by the metric
@@ -110,7 +118,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
       train.Interrupted: a signal came; the state is saved.
     """
     run_dir = Path(config.run_dir).expanduser()
-    mesh = partition.make_mesh(config.train.platform)
+    mesh = partition.make_mesh(config.train.platform, config.mesh.data)
     accumulation = config.train.gradient_accumulation
     partition.check_batch("train.global_batch_size", config.train.global_batch_size, accumulation, mesh)
     partition.check_batch("train.eval_batch_size", config.train.eval_batch_size, 1, mesh)
@@ -118,6 +126,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     sources = files.find(config.data, task.splits)
     source = _source(config, run_dir)
     config = _resolved(config, source)
+    config.mesh.check_remat(config.model.remat)
     several = next(run_dir.glob("seed-*/config.json"), None)
     told = f"--run-dir {run_dir} holds the runs of several seeds; give another, or their --seeds"
     require(several is None, told)
@@ -129,37 +138,46 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     rows = {split: task.rows(found, tokenizer, config.data, labels, split) for split, found in examples.items()}
     batches.check_batch(rows["train"], config.train.global_batch_size)
     fingerprints = {"data": files.fingerprint(sources), "vocab": tokenizer.sha256}
+    processes.agree({"the configuration": to_dict(config), "the data": fingerprints})
     model = Albert(config.model, tuple(head for head in HEADS if head in task.heads(config.data)), labels)
-    run_folder.claim(run_dir, "finetune", to_dict(config), fingerprints, model.heads, labels)
-    tokenizer_json.write_vocabulary(tokenizer, config.model.max_position_embeddings, run_dir)
-    _tell(config, rows)
+    layout = Layout(mesh, config.mesh.sharding, stacked_shapes(model))
+    with run_folder.locked(run_dir, processes.is_main()):
+        if processes.is_main():
+            claimed = to_dict(config), fingerprints, model.heads, labels, allow_data_change
+            run_folder.claim(run_dir, "finetune", *claimed)
+            tokenizer_json.write_vocabulary(tokenizer, config.model.max_position_embeddings, run_dir)
+        processes.check_shared(run_dir / "config.json")
+        _tell(config, rows, mesh)
 
-    evaluation = _Evaluation(config, task, examples, rows, labels, model, mesh)
-    trained = Task(
-        init=functools.partial(init_params, model),
-        draw=family.draw,
-        loss=functools.partial(task.loss, model.apply, train=True),
-        batches=functools.partial(
-            batches.train_batches,
-            rows["train"],
-            config.train.global_batch_size,
-            config.data.max_seq_length,
-            config.train.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        ),
-        evaluate=evaluation.evaluate,
-        flops_per_token=flops_per_token(config.model, int(rows["train"].lengths.mean()), 0),
-        select=evaluation.select,
-    )
-    initial = None if source is None else functools.partial(_initial, config, source, model, mesh)
-    optimizer = make_optimizer(config.optim, config.train.num_train_steps, is_stacked)
-    _, summary = train.run(config.train, trained, optimizer, mesh, run_dir, initial)
-    summary |= evaluation.conclude(run_dir)
-    run_folder.write_json(run_dir / "summary.json", summary)
-    report.plot_curves(run_dir)
-    log.info("%s", report.table(summary))
-    log.info("curves, log, checkpoints, predictions and summary: %s", run_dir)
+        evaluation = _Evaluation(config, task, examples, rows, labels, model, mesh)
+        trained = Task(
+            init=functools.partial(init_params, model),
+            draw=family.draw,
+            loss=functools.partial(task.loss, functools.partial(model.apply, whole=layout.whole), train=True),
+            batches=functools.partial(
+                batches.train_batches,
+                rows["train"],
+                config.train.global_batch_size,
+                config.data.max_seq_length,
+                config.train.seed,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            ),
+            evaluate=evaluation.evaluate,
+            flops_per_token=flops_per_token(config.model, int(rows["train"].lengths.mean()), 0),
+            select=evaluation.select,
+        )
+        initial = None if source is None else functools.partial(_initial, config, source, model)
+        optimizer = make_optimizer(config.optim, config.train.num_train_steps, is_stacked)
+        _, summary = train.run(
+            config.train, trained, optimizer, layout, run_dir, initial, fingerprints, allow_data_change
+        )
+        summary |= evaluation.conclude(run_dir)
+        if processes.is_main():
+            run_folder.write_json(run_dir / "summary.json", summary)
+            report.plot_curves(run_dir)
+        log.info("%s", report.table(summary))
+        log.info("curves, log, checkpoints, predictions and summary: %s", run_dir)
     return summary
 
 
@@ -225,11 +243,13 @@ class _Evaluation:
         rest = [split for split in self.examples if split not in ("train", *self.dev)]
         scored |= {split: self.score(params, split, tuned) for split in rest}
         folder = run_dir / "predictions"
-        folder.mkdir(exist_ok=True)
-        written = [
-            str(self.task.write(folder, split, self.examples[split], found.predictions))
-            for split, found in scored.items()
-        ]
+        written: list[str] = []
+        if processes.is_main():
+            folder.mkdir(exist_ok=True)
+            written = [
+                str(self.task.write(folder, split, self.examples[split], found.predictions))
+                for split, found in scored.items()
+            ]
         tested = {split: scored[split].metrics for split in rest if scored[split].metrics}
         same = all(scored[split].degenerate for split in self.dev)
         found = {"select": self.select, "degenerate": same, "predictions": written}
@@ -238,7 +258,7 @@ class _Evaluation:
 
 def _source(config: FinetuneConfig, run_dir: Path) -> exchange.Source | None:
     """The model that the run starts from; None for random weights, and where the run has checkpoints of its own."""
-    if not config.init or checkpoint.holds_any(run_dir / "checkpoints"):
+    if not config.init or checkpoint.holds_any(train.checkpoint_folder(config.train, run_dir)):
         return None
     source = exchange.read(config.init)
     for note in source.weights.notes:
@@ -300,7 +320,7 @@ def _tokenizer(
         return Tokenizer(path, map_punctuation=data.map_punctuation)
 
 
-def _initial(config: FinetuneConfig, source: exchange.Source, model: Albert, mesh: Mesh) -> Any:
+def _initial(config: FinetuneConfig, source: exchange.Source, model: Albert) -> Any:
     """Fresh parameters with everything that the source has in their place; a head only where its classes are the same."""
     before = source.weights.model
     fresh = jax.jit(functools.partial(init_params, model))(jax.random.key(config.train.seed))
@@ -313,10 +333,10 @@ def _initial(config: FinetuneConfig, source: exchange.Source, model: Albert, mes
     left = [head for head in before.heads if head not in params or head in new]
     told = f"; of it {', '.join(left)} left out" if left else ""
     log.info("started from %s%s%s", config.init, f"; {', '.join(new)} from random numbers" if new else "", told)
-    return jax.device_put(params, partition.replicated(mesh))
+    return jax.device_get(params)
 
 
-def _tell(config: FinetuneConfig, rows: dict[str, batches.Rows]) -> None:
+def _tell(config: FinetuneConfig, rows: dict[str, batches.Rows], mesh: Mesh) -> None:
     size = len(rows["train"])
     epochs = config.train.num_train_steps * config.train.global_batch_size / size
     log.info(
@@ -326,7 +346,7 @@ def _tell(config: FinetuneConfig, rows: dict[str, batches.Rows]) -> None:
         ", ".join(f"{len(found)} {split}" for split, found in rows.items() if split != "train"),
         config.train.num_train_steps,
         epochs,
-        len(jax.devices()),
+        mesh.size,
         jax.default_backend(),
     )
     if most := config.data.max_eval_samples:

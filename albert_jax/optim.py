@@ -42,6 +42,8 @@ class OptimConfig:
     """Of everything but LayerNorm and biases."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this global norm."""
+    skip_spikes: float = 0.0
+    """Leave out updates whose gradient norm is more than so many times its running mean; 0: none."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -61,6 +63,8 @@ class OptimConfig:
             math.isfinite(self.weight_decay) and self.weight_decay >= 0,
             f"weight_decay must be >= 0, got {self.weight_decay}",
         )
+        right = self.skip_spikes == 0 or (math.isfinite(self.skip_spikes) and self.skip_spikes > 1)
+        require(right, f"skip_spikes must be 0 or above 1, got {self.skip_spikes}")
 
 
 def decays(path: Path) -> bool:
@@ -140,11 +144,59 @@ def make_schedule(config: OptimConfig, num_train_steps: int) -> Schedule:
     return schedule
 
 
+class SpikeState(NamedTuple):
+    """What `without_spikes` keeps beside the state of the transformation in it."""
+
+    mean_norm: Array
+    """Running mean of the gradients' global norm, spikes left out."""
+    seen: Array
+    """int32: the norms in it."""
+    skipped: Array
+    """1.0 where the last update was left out, else 0.0."""
+    inner: Any
+
+
+NORM_DECAY = 0.99
+"""Of the running mean of norms."""
+
+FIRST_NORMS = 100
+"""Updates before any is left out: until then the mean says little, and norms fall fast."""
+
+
+def without_spikes(inner: optax.GradientTransformation, factor: float) -> optax.GradientTransformation:
+    """`inner`, but an update whose global norm is above `factor` times the running mean is 0, and changes no state of `inner`.
+
+    A norm that is not finite is no spike: the run has to stop.
+    """
+
+    def init(params: Any) -> SpikeState:
+        return SpikeState(jnp.float32(0), jnp.int32(0), jnp.float32(0), inner.init(params))
+
+    def update(grads: Any, state: SpikeState, params: Any = None) -> tuple[Any, SpikeState]:
+        norm = optax.global_norm(grads)
+        spike = (state.seen >= FIRST_NORMS) & (norm > factor * state.mean_norm) & jnp.isfinite(norm)
+        updates, changed = inner.update(grads, state.inner, params)
+
+        def unless(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda a, b: jnp.where(spike, b, a), new, old)
+
+        share = jnp.maximum(1 - NORM_DECAY, 1 / (state.seen + 1.0))  # the plain mean, as long as that is of few
+        mean, seen = unless((state.mean_norm + share * (norm - state.mean_norm), state.seen + 1), state[:2])
+        kept = SpikeState(mean, seen, spike.astype(jnp.float32), unless(changed, state.inner))
+        return unless(updates, jax.tree.map(jnp.zeros_like, updates)), kept
+
+    return optax.GradientTransformation(init, update)
+
+
 class Optimizer(NamedTuple):
     """A gradient transformation and the schedule in it, for the log."""
 
     transformation: optax.GradientTransformation
     schedule: Schedule
+
+    def skipped(self, opt_state: Any) -> Array | None:
+        """1.0 where the last update was left out as a spike, else 0.0; None where none ever is."""
+        return opt_state.skipped if isinstance(opt_state, SpikeState) else None
 
 
 def make_optimizer(config: OptimConfig, num_train_steps: int, is_stacked: Callable[[Path], bool]) -> Optimizer:
@@ -152,7 +204,7 @@ def make_optimizer(config: OptimConfig, num_train_steps: int, is_stacked: Callab
     schedule = make_schedule(config, num_train_steps)
     inner = OPTIMIZERS[config.optimizer](config, schedule)
     chain = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), per_set(inner, is_stacked))
-    return Optimizer(chain, schedule)
+    return Optimizer(without_spikes(chain, config.skip_spikes) if config.skip_spikes else chain, schedule)
 
 
 def per_set(inner: optax.GradientTransformation, is_stacked: Callable[[Path], bool]) -> optax.GradientTransformation:

@@ -1,13 +1,14 @@
 """Devices: the mesh, where arrays live on it, and gradients over it.  The one place that knows how many there are.
 
-Plain data parallelism: parameters everywhere, the batch cut by rows.  That is right for every shared ALBERT (12 to 223 M
-parameters); sharded parameters would be gathered L times a step for one and the same layer.
+The batch is always cut by rows.  Plain data parallelism, parameters everywhere, is right for every shared ALBERT (12 to 223 M
+parameters).  What is cut besides is for big unshared networks, and is decided by path and shape alone (`cut_axis`).
 """
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,47 @@ import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from albert_jax.config import InputError, require
+from albert_jax.config import InputError, check_types, require
+from albert_jax.optim import decays, names
 
 DATA = "data"
+
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """The devices, and what of a run's state each of them holds."""
+
+    data: int = 0
+    """Devices that share the batch; 0: all there are."""
+    sharding: Literal["none", "optimizer", "parameters"] = "none"
+    """What is cut over them: nothing; the optimiser's state (ZeRO-1); that and the parameters (FSDP), for big unshared networks."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.data >= 0, f"data must be at least 0, got {self.data}")
+        require(self.sharding in SHARDINGS, f"sharding: one of {', '.join(SHARDINGS)}, got {self.sharding!r}")
+
+    def check_remat(self, remat: str) -> None:
+        """Refuses parameters that are cut where backward would keep the whole ones of every layer.
+
+        Raises:
+          InputError: as said.
+        """
+        kept = self.sharding == "parameters" and remat == "none"
+        require(
+            not kept,
+            "mesh.sharding 'parameters' needs model.remat 'dots' or 'full', or all layers' would be kept whole",
+        )
+
+
+SHARDINGS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "optimizer": ("opt_state",),
+    "parameters": ("opt_state", "params"),
+}
+"""Name -> the parts of the state that are cut."""
 
 PEAK_TFLOPS = {
     "H100": 989,
@@ -36,11 +75,13 @@ PEAK_TFLOPS = {
 """Dense bf16 (V100: fp16) peak of the data sheets, per JAX device, by what stands in its `device_kind`."""
 
 
-def make_mesh(platform: str) -> Mesh:
-    """A mesh of all devices along one axis, `data`.
+def make_mesh(platform: str, devices: int = 0) -> Mesh:
+    """A mesh of `devices` devices (0: all) along one axis, `data`.
+
+    They stand in the order of their processes, so that each process owns one run of a batch's rows.
 
     Raises:
-      InputError: `platform` ('cpu', 'gpu', 'tpu'; 'any' takes what is there) is not what JAX finds.
+      InputError: `platform` ('cpu', 'gpu', 'tpu'; 'any' takes what is there) is not what JAX finds, or there are fewer devices.
     """
     try:
         found = jax.default_backend()
@@ -53,8 +94,69 @@ def make_mesh(platform: str) -> Mesh:
         platform in ("any", found),
         f"train.platform {platform!r} requested, but JAX found {found!r}; install its jax plugin or pass --train.platform {found}",
     )
-    # Auto axes: flax's embedding lookup does not work under explicit ones, which are make_mesh's default.
-    return jax.make_mesh((jax.device_count(),), (DATA,), axis_types=(AxisType.Auto,))
+    there = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    require(devices <= len(there), f"mesh.data {devices}: JAX finds {len(there)} devices; --mesh.data 0 takes all")
+    alone = devices in (0, len(there)) or jax.process_count() == 1
+    require(alone, f"mesh.data {devices}: several processes use all their {len(there)} devices; leave it out")
+    # Auto axes: flax's embedding lookup does not work under explicit ones.
+    return Mesh(np.array(there[: devices or None]), (DATA,), axis_types=(AxisType.Auto,))
+
+
+def cut_axis(path: Path, shape: tuple[int, ...], devices: int) -> int | None:
+    """The axis along which so many devices share an array, or None where each holds it whole.
+
+    Kernels and embeddings are cut along the larger of their last two axes that the devices divide: those of one parameter
+    set, whether it is stored with a leading axis of sets or, as in the optimiser's state, alone.
+    """
+    if devices == 1 or not decays(path) or len(shape) < 2:
+        return None
+    divided = [axis for axis in (len(shape) - 2, len(shape) - 1) if shape[axis] % devices == 0]
+    return max(divided, key=lambda axis: shape[axis], default=None)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A mesh, and what of the state is cut over it."""
+
+    mesh: Mesh
+    sharding: str = "none"
+    """A name of `SHARDINGS`."""
+    late: Mapping[Path, tuple[int, ...]] = field(default_factory=dict)
+    """Path and shape of the parameters, [G, ...], that the model makes whole by itself, one set after another, by `whole`."""
+
+    def axis(self, part: str, path: Path, shape: tuple[int, ...]) -> int | None:
+        """The axis along which an array of the state's part ('params', 'opt_state', 'step') is cut."""
+        return cut_axis(path, shape, self.mesh.size) if part in SHARDINGS[self.sharding] else None
+
+    def specs(self, part: str, tree: Any) -> Any:
+        """The partition spec of each array of a part."""
+
+        def spec(path: Any, leaf: Any) -> PartitionSpec:
+            axis = self.axis(part, names(path), leaf.shape)
+            return PartitionSpec() if axis is None else PartitionSpec(*(None,) * axis, DATA)
+
+        return jax.tree_util.tree_map_with_path(spec, tree)
+
+    def placed(self, part: str, tree: Any) -> Any:
+        """The shape of each array of a part, with its sharding."""
+        return jax.tree.map(
+            lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(self.mesh, spec)),
+            tree,
+            self.specs(part, tree),
+        )
+
+    @property
+    def whole(self) -> Callable[..., Any] | None:
+        """`(parameters of one set, *path) -> the same, whole`, for the model inside `summed_gradients`; None where they are."""
+        return self._whole if "params" in SHARDINGS[self.sharding] else None
+
+    def _whole(self, tree: Any, *prefix: str) -> Any:
+        def one(path: Any, leaf: Array) -> Array:
+            full = prefix + names(path)
+            axis = self.axis("params", full, self.late[full])  # of [G, ...]; a set has no G
+            return leaf if axis is None else jax.lax.all_gather(leaf, DATA, axis=axis - 1, tiled=True)
+
+        return jax.tree_util.tree_map_with_path(one, tree)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -87,6 +189,21 @@ def put(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, Array]:
     return {name: jax.make_array_from_process_local_data(by_rows(mesh), rows) for name, rows in batch.items()}
 
 
+def of_each_device(mesh: Mesh, value: int) -> Array:
+    """[devices] int32, of which this process' devices hold `value`."""
+    return put(mesh, {"": np.full(len(mesh.local_devices), value, np.int32)})[""]
+
+
+def local(batch: dict[str, Array]) -> dict[str, np.ndarray]:
+    """The rows of a batch that lie on this process' devices."""
+    return {
+        name: np.concatenate(
+            [part.data for part in sorted(rows.addressable_shards, key=lambda part: part.index[0].start or 0)]
+        )
+        for name, rows in batch.items()
+    }
+
+
 def prefetch(mesh: Mesh, batches: Iterator[dict[str, np.ndarray]], ahead: int = 2) -> Iterator[dict[str, Array]]:
     """Batches on the devices, `ahead` of them under way."""
     held: list[dict[str, Array]] = []
@@ -97,30 +214,62 @@ def prefetch(mesh: Mesh, batches: Iterator[dict[str, np.ndarray]], ahead: int = 
     yield from held
 
 
-def summed_gradients(loss_fn: Callable[..., Any], mesh: Mesh, micro_batches: int) -> Callable[..., Any]:
+def summed_gradients(loss_fn: Callable[..., Any], layout: Layout, micro_batches: int) -> Callable[..., Any]:
     """`(params, examples) -> (gradients, loss, metrics)`, each summed over micro-batches and then, once, over devices.
 
     `loss_fn(params, examples) -> (loss, metrics)` must add up over rows.  The parameters are marked as varying over the mesh
     before the loops: left to itself, jit puts an all-reduce of the shared layer's gradient into each of its L iterations.
+    Where the optimiser's state is cut, each device gets its part of the summed gradients alone.
+
+    Parameters that are cut are made whole before the loops, but for `layout.late`: those of different layers are never whole
+    together, and the gradient of each is summed where it arises.
     """
 
-    def local(params: Any, examples: Any) -> Any:
-        params = varying(params)
+    def gradients(params: Any, examples: Any) -> Any:
+        axes = {
+            (path := names(key)): tuple(layout.axis(part, path, leaf.shape) for part in ("params", "opt_state"))
+            for key, leaf in jax.tree_util.tree_leaves_with_path(params)
+        }
 
-        def add(total: Any, rows: Any) -> tuple[Any, None]:
-            (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, rows)
-            return jax.tree.map(jnp.add, total, (grads, loss, metrics)), None
+        def ready(key: Any, leaf: Array) -> Array:
+            axis, _ = axes[path := names(key)]
+            if axis is None:
+                return varying(leaf)
+            return leaf if path in layout.late else jax.lax.all_gather(leaf, DATA, axis=axis, tiled=True)
 
-        micro = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), examples)
-        shapes = jax.eval_shape(loss_fn, params, jax.tree.map(lambda x: x[0], micro))
-        zeros = varying(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (params, *shapes)))
-        total, _ = jax.lax.scan(add, zeros, micro)
-        return jax.lax.psum(total, DATA)
+        def total(key: Any, grad: Array) -> Array:
+            axis, summed = axes[path := names(key)]
+            if axis is not None and path in layout.late:
+                return grad  # the transpose of gathering it has summed it
+            if summed is None:
+                return jax.lax.psum(grad, DATA)
+            return jax.lax.psum_scatter(grad, DATA, scatter_dimension=summed, tiled=True)
+
+        def local(params: Any, examples: Any) -> Any:
+            params = jax.tree_util.tree_map_with_path(ready, params)
+
+            def add(total: Any, rows: Any) -> tuple[Any, None]:
+                (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, rows)
+                return jax.tree.map(jnp.add, total, (grads, loss, metrics)), None
+
+            micro = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), examples)
+            shapes = jax.eval_shape(loss_fn, params, jax.tree.map(lambda x: x[0], micro))
+            zeros = varying(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (params, *shapes)))
+            (grads, loss, metrics), _ = jax.lax.scan(add, zeros, micro)
+            return jax.tree_util.tree_map_with_path(total, grads), *jax.lax.psum((loss, metrics), DATA)
+
+        whole = PartitionSpec()
+        return jax.shard_map(
+            local,
+            mesh=layout.mesh,
+            in_specs=(layout.specs("params", params), PartitionSpec(DATA)),
+            out_specs=(layout.specs("opt_state", params), whole, whole),
+        )(params, examples)
 
     def varying(tree: Any) -> Any:
         return jax.tree.map(lambda x: jax.lax.pcast(x, DATA, to="varying"), tree)
 
-    return jax.shard_map(local, mesh=mesh, in_specs=(PartitionSpec(), PartitionSpec(DATA)), out_specs=PartitionSpec())
+    return gradients
 
 
 def matmul_flops(dtype: str) -> float:

@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,19 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from albert_jax import exchange, partition, report, run_folder, train
+from albert_jax import checkpoint, exchange, partition, processes, report, run_folder, train
 from albert_jax.config import InputError, check_types, require, to_dict
 from albert_jax.convert.weights import leaves
 from albert_jax.data import loader, tokenizer_json
 from albert_jax.data.prepare import Prepared, prepare, token_counts
 from albert_jax.data.sources import DataConfig
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.heads import Albert, flops_per_token, init_params, param_shapes
+from albert_jax.model.heads import Albert, flops_per_token, init_params, param_shapes, stacked_shapes
 from albert_jax.model.sharing import is_stacked, layer_sets
 from albert_jax.objectives import pretraining
 from albert_jax.objectives.pretraining import ObjectiveConfig, Vocabulary
-from albert_jax.optim import OptimConfig, make_optimizer
+from albert_jax.optim import OptimConfig, Optimizer, make_optimizer
+from albert_jax.partition import Layout, MeshConfig
 from albert_jax.train import Task, TrainConfig
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class PretrainConfig:
     objective: ObjectiveConfig
     optim: OptimConfig
     train: TrainConfig
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     eval_objective: ObjectiveConfig | None = None
     """What the held-out metrics are asked of, where runs of several objectives are to be compared; by default the objective."""
     max_eval_steps: int = 100
@@ -65,6 +67,7 @@ class PretrainConfig:
             self.optim.num_warmup_steps < self.train.num_train_steps,
             f"optim.num_warmup_steps ({self.optim.num_warmup_steps}) must be < train.num_train_steps ({self.train.num_train_steps})",
         )
+        self.mesh.check_remat(self.model.remat)
 
 
 SHARED = ("sharing", "num_hidden_groups")
@@ -72,8 +75,14 @@ NETWORK = ("inner_group_num", "num_attention_heads", "hidden_act", "layer_norm_e
 """Fields of the model that leave all shapes as they are, and make another network of the same parameters."""
 
 
-def pretrain(config: PretrainConfig) -> dict[str, Any]:
+def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[str, Any]:
     """Prepares the data, trains, evaluates, and writes the run folder; resumes what the folder already holds.
+
+    Of several processes (`processes.start`), all call it, with the same configuration and a run folder that all see.
+
+    Args:
+      config: what is run.
+      allow_data_change: resume with other data than before.
 
     Returns:
       The content of `summary.json`: `eval` and `baseline`, each with `mlm_loss` (nats a predicted piece), `mlm_accuracy`,
@@ -84,16 +93,20 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
       train.Interrupted: a signal came; the state is saved.
     """
     run_dir = Path(config.run_dir).expanduser()
-    mesh = partition.make_mesh(config.train.platform)
+    mesh = partition.make_mesh(config.train.platform, config.mesh.data)
     partition.check_batch(
         "train.global_batch_size", config.train.global_batch_size, config.train.gradient_accumulation, mesh
     )
     partition.check_batch("train.eval_batch_size", config.train.eval_batch_size, 1, mesh)
     run_folder.check(run_dir, "pretrain", config)
-    prepared = prepare(config.data, config.model.vocab_size)
-    length = config.objective.max_seq_length
-    sequences = loader.open_split(prepared, "train", length)
-    heldout = loader.open_split(prepared, "heldout", length)
+    with processes.main_first():  # on a disk that they share, the others find what it prepares
+        prepared = prepare(config.data, config.model.vocab_size)
+        length = config.objective.max_seq_length
+        sequences = loader.open_split(prepared, "train", length)
+        heldout = loader.open_split(prepared, "heldout", length)
+        counts = token_counts(prepared)
+    fingerprints = {"data": prepared.fingerprint, "vocab": prepared.tokenizer.sha256}
+    processes.agree({"the configuration": to_dict(config), "the data": fingerprints})
     start_batches = functools.partial(
         loader.train_batches,
         sequences,
@@ -103,40 +116,50 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         process_count=jax.process_count(),
     )
     loader.check_batch(sequences, config.train.global_batch_size)
-    initial = functools.partial(_initial, config, prepared, mesh) if config.init_from else None
-    if initial is not None and not (run_dir / "checkpoints").exists():
+    initial = functools.partial(_initial, config, prepared) if config.init_from else None
+    if initial is not None and not checkpoint.holds_any(train.checkpoint_folder(config.train, run_dir)):
         initial()  # refuses what does not fit before the folder is claimed
-    run_folder.claim(
-        run_dir, "pretrain", to_dict(config), {"data": prepared.fingerprint, "vocab": prepared.tokenizer.sha256}
-    )
-    tokenizer_json.write_vocabulary(prepared.tokenizer, config.model.max_position_embeddings, run_dir)
-    log.info(
-        "%d sequences of up to %d tokens, %d held out; %s on %d %s",
-        len(sequences),
-        length,
-        len(heldout),
-        run_dir,
-        mesh.size,
-        jax.default_backend(),
-    )
+    with run_folder.locked(run_dir, processes.is_main()):
+        if processes.is_main():
+            run_folder.claim(run_dir, "pretrain", to_dict(config), fingerprints, allow_data_change=allow_data_change)
+            tokenizer_json.write_vocabulary(prepared.tokenizer, config.model.max_position_embeddings, run_dir)
+        processes.check_shared(run_dir / "config.json")
+        log.info(
+            "%d sequences of up to %d tokens, %d held out; %s on %d %s",
+            len(sequences),
+            length,
+            len(heldout),
+            run_dir,
+            mesh.size,
+            jax.default_backend(),
+        )
+        evaluate = make_evaluate(config, Albert(config.model).apply, describe(prepared), heldout, counts, mesh)
+        task, optimizer, layout = make_task(config, describe(prepared), mesh, start_batches, evaluate)
+        _, summary = train.run(config.train, task, optimizer, layout, run_dir, initial, fingerprints, allow_data_change)
+        if processes.is_main():
+            run_folder.write_json(run_dir / "summary.json", summary)
+            report.plot_curves(run_dir)
+        log.info("%s", report.table(summary))
+        log.info("curves, log, checkpoints and summary: %s", run_dir)
+    return summary
 
-    model = Albert(config.model)
-    vocabulary = describe(prepared)
+
+def make_task(
+    config: PretrainConfig, vocabulary: Vocabulary, mesh: Mesh, batches: Any, evaluate: Any
+) -> tuple[Task, Optimizer, Layout]:
+    """What the train loop is given: `batches` and `evaluate` as `train.Task` says."""
+    model, objective = Albert(config.model), config.objective
+    layout = Layout(mesh, config.mesh.sharding, stacked_shapes(model))
+    apply = functools.partial(model.apply, whole=layout.whole)
     task = Task(
         init=functools.partial(init_params, model),
-        draw=functools.partial(pretraining.draw, config.objective, vocabulary),
-        loss=functools.partial(pretraining.loss, config.objective, model.apply, train=True),
-        batches=start_batches,
-        evaluate=make_evaluate(config, model.apply, vocabulary, heldout, token_counts(prepared), mesh),
-        flops_per_token=flops_per_token(config.model, length, config.objective.max_predictions_per_seq),
+        draw=functools.partial(pretraining.draw, objective, vocabulary),
+        loss=functools.partial(pretraining.loss, objective, apply, train=True),
+        batches=batches,
+        evaluate=evaluate,
+        flops_per_token=flops_per_token(config.model, objective.max_seq_length, objective.max_predictions_per_seq),
     )
-    optimizer = make_optimizer(config.optim, config.train.num_train_steps, is_stacked)
-    _, summary = train.run(config.train, task, optimizer, mesh, run_dir, initial)
-    run_folder.write_json(run_dir / "summary.json", summary)
-    report.plot_curves(run_dir)
-    log.info("%s", report.table(summary))
-    log.info("curves, log, checkpoints and summary: %s", run_dir)
-    return summary
+    return task, make_optimizer(config.optim, config.train.num_train_steps, is_stacked), layout
 
 
 def describe(prepared: Prepared) -> Vocabulary:
@@ -176,7 +199,7 @@ def make_evaluate(
                 base = pretraining.baseline(counts, examples)
         return {"eval": found, "baseline": base}
 
-    jitted = jax.jit(step)
+    jitted = jax.jit(step, out_shardings=partition.replicated(mesh))
 
     def evaluate(params: Any) -> dict[str, dict[str, float]]:
         total: Any = None
@@ -196,7 +219,7 @@ def make_evaluate(
     return evaluate
 
 
-def _initial(config: PretrainConfig, prepared: Prepared, mesh: Mesh) -> Any:
+def _initial(config: PretrainConfig, prepared: Prepared) -> Any:
     """The parameters of `config.init_from`, checked to be of this network and this vocabulary."""
     told = f"--init-from {config.init_from}"
     source = exchange.read(config.init_from)
@@ -234,4 +257,4 @@ def _initial(config: PretrainConfig, prepared: Prepared, mesh: Mesh) -> Any:
             theirs, ours = (getattr(t, name) for t in (source.tokenizer, prepared.tokenizer))
             if theirs != ours:
                 log.warning("%s: its tokenizer has %s %s, the data's %s", told, name, theirs, ours)
-    return jax.device_put(params, partition.replicated(mesh))
+    return params

@@ -1,11 +1,15 @@
 """The folder of a run: its configuration, its log, its summary; opened again by the same command, refused to another."""
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import logging
 import os
 import platform
-from collections.abc import Sequence
+import socket
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,15 @@ log = logging.getLogger(__name__)
 PACKAGES = ("albert_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece")
 
 
-FREE = ("run_dir", "data.cache_dir", "train.platform", "train.keep_checkpoints")
+FREE = (
+    "run_dir",
+    "data.cache_dir",
+    "mesh",
+    "train.platform",
+    "train.keep_checkpoints",
+    "train.keep_every",
+    "train.watchdog_seconds",
+)
 """Fields that may change between launches of a run: they say where it runs, not what it is."""
 
 
@@ -65,6 +77,7 @@ def claim(
     fingerprints: dict[str, str],
     heads: Sequence[str] = (),
     labels: Sequence[str] = (),
+    allow_data_change: bool = False,
 ) -> None:
     """Writes `config.json`, or checks that the one there was written for the same data.
 
@@ -74,9 +87,10 @@ def claim(
       config: the resolved configuration, as nested dicts.
       fingerprints: of what the run reads: data and vocabulary.
       heads, labels: of the model, where it is not pretraining's.
+      allow_data_change: go on with other data than before, and keep on record that it changed.
 
     Raises:
-      InputError: the data changed since.
+      InputError: the data changed since, and that is not allowed.
     """
     path = run_dir / "config.json"
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -87,39 +101,93 @@ def claim(
         return
     stored = read_json(path)
     changed = differences(stored["fingerprints"], fingerprints)
+    told = f"--run-dir {run_dir}: the data changed since this run began ({'; '.join(changed)})"
     require(
-        not changed,
-        f"--run-dir {run_dir}: the data changed since this run began ({'; '.join(changed)}); bring the old data back or give another --run-dir",
+        not changed or allow_data_change,
+        f"{told}; bring the old data back, give another --run-dir, or go on with --allow-data-change",
     )
+    if changed:
+        log.warning("%s, which is allowed: the run is no longer a function of its data and seed", told)
+        before = [*stored.get("data_changes", []), stored["fingerprints"]]
+        write_json(path, stored | {"fingerprints": fingerprints, "data_changes": before})
     newer = differences(stored["versions"], versions)
     if newer:
         log.warning("resuming with other versions, so not bit for bit: %s", "; ".join(newer))
 
 
+@contextlib.contextmanager
+def held(folder: Path, name: str = "lock", wait: bool = False) -> Iterator[bool]:
+    """Whether this process has the file `name` in a folder for itself, until the block is left; the system lets go of it when a
+    process dies.  The file says who has it: host, process and since when.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        file.truncate(0)
+        file.write(f"{socket.gethostname()}:{os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.flush()
+        yield True
+
+
+@contextlib.contextmanager
+def locked(run_dir: Path, wanted: bool = True) -> Iterator[None]:
+    """Keeps other jobs off a run folder until the block is left.
+
+    Raises:
+      InputError: another job has it; which one.
+    """
+    if not wanted:  # another process of the same run has it
+        yield
+        return
+    with held(run_dir) as mine:
+        told = f"--run-dir {run_dir}: held by {(run_dir / 'lock').read_text()}; wait for it, or give another folder"
+        require(mine, told)
+        yield
+
+
 class MetricsLog:
-    """`metrics.jsonl`, one line a record, and TensorBoard; cut back to the step that a run resumes from."""
+    """`metrics.jsonl`, one line a record, and TensorBoard; cut back to the step that a run resumes from.
 
-    def __init__(self, run_dir: Path, start: int) -> None:
-        from tensorboardX import SummaryWriter
+    Only one process of a run `writes`; the others read what is in it.
+    """
 
+    def __init__(self, run_dir: Path, start: int, writes: bool = True) -> None:
         path = run_dir / "metrics.jsonl"
         kept = [line for line in path.read_text().splitlines() if _step(line) <= start] if path.exists() else []
-        replace(path, "".join(f"{line}\n" for line in kept))
         self.evaluated = {json.loads(line)["step"] for line in kept if '"eval/' in line}
         """Steps whose evaluation is in the log."""
+        self._writes, self._full = writes, False
+        if not writes:
+            return
+        from tensorboardX import SummaryWriter
+
+        replace(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a", buffering=1)
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1, flush_secs=30)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Appends `{"step": step, **values}`."""
-        self._file.write(json.dumps({"step": step} | {name: float(value) for name, value in values.items()}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        """Appends `{"step": step, **values}`.  On a full disk the record is lost, which is told once."""
+        if not self._writes:
+            return
+        try:
+            self._file.write(json.dumps({"step": step} | {name: float(value) for name, value in values.items()}) + "\n")
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        except OSError as error:
+            if not self._full:
+                log.warning("%s: no more records are kept (%s); training goes on", self._file.name, error.strerror)
+            self._full = True
 
     def close(self) -> None:
         """Flushes and closes both."""
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            with contextlib.suppress(OSError):
+                self._file.close()
+                self._board.close()
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:

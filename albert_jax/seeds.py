@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from albert_jax import report, run_folder
+from albert_jax import processes, report, run_folder
 from albert_jax.config import require
 from albert_jax.finetune import FinetuneConfig, finetune
 
 log = logging.getLogger(__name__)
 
 
-def finetune_seeds(config: FinetuneConfig, seeds: int) -> dict[str, Any]:
+def finetune_seeds(config: FinetuneConfig, seeds: int, allow_data_change: bool = False) -> dict[str, Any]:
     """`finetune` with `seeds` seeds from train.seed on, one after another, each in a folder of its own; finished ones are kept.
 
     Returns:
@@ -33,7 +33,7 @@ def finetune_seeds(config: FinetuneConfig, seeds: int) -> dict[str, Any]:
         log.info("seed %d", seed)
         folder = run_dir / f"seed-{seed}"
         one = replace(config, run_dir=str(folder), train=replace(config.train, seed=seed))
-        summaries[seed] = finetune(one)
+        summaries[seed] = finetune(one, allow_data_change)
     first = next(iter(summaries.values()))
     metrics = {
         name: _spread([summary["best"][name] for summary in summaries.values()])
@@ -51,7 +51,8 @@ def finetune_seeds(config: FinetuneConfig, seeds: int) -> dict[str, Any]:
         "test": tests,
         "baseline": first["baseline"],
     }
-    run_folder.write_json(run_dir / "summary.json", together)
+    if processes.is_main():
+        run_folder.write_json(run_dir / "summary.json", together)
     log.info("%s", report.seeds_table(together))
     log.info("a folder a seed, and the summary of all: %s", run_dir)
     return together

@@ -3,12 +3,9 @@
 import contextlib
 import functools
 import logging
-import math
-import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,10 +17,12 @@ from jax import Array
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from albert_jax import partition
+from albert_jax import partition, processes
 from albert_jax.checkpoint import Best, Checkpoints
 from albert_jax.config import InputError, check_types, require
+from albert_jax.meter import Meter, memory, say_evaluation
 from albert_jax.optim import Optimizer
+from albert_jax.partition import Layout
 from albert_jax.run_folder import MetricsLog
 
 log = logging.getLogger(__name__)
@@ -52,6 +51,12 @@ class TrainConfig:
     """Steps between checkpoints; there is always one at the end."""
     keep_checkpoints: int = 3
     """The newest ones are kept."""
+    keep_every: int = 0
+    """Checkpoints of steps that this divides are kept for good; 0: none are."""
+    checkpoint_dir: str = ""
+    """Folder of the checkpoints, such as gs://bucket/run; empty: 'checkpoints' in the run folder."""
+    watchdog_seconds: int = 1800
+    """Of several processes, one that has made no step for so long is ended with its stacks shown; 0: never."""
     eval_batch_size: int = 64
     """Sequences an evaluation batch, over all devices."""
     platform: Literal["any", "cpu", "gpu", "tpu"] = "any"
@@ -70,6 +75,8 @@ class TrainConfig:
             "eval_batch_size",
         ):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("keep_every", "watchdog_seconds"):
+            require(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
         require(0 <= self.seed < 2**32, f"seed must be in [0, 2**32), got {self.seed}")
 
 
@@ -103,27 +110,32 @@ class TrainState(NamedTuple):
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM arrived; the state is saved."""
+    """SIGINT or SIGTERM arrived, at whichever process; the state is saved, and all processes stop after the same step."""
 
     def __init__(self, signum: int, step: int) -> None:
         super().__init__(
             f"stopped by {signal.Signals(signum).name} after step {step}; saved: the same command goes on from there"
         )
-        self.signum = signum
+        self.code = 0 if signum == signal.SIGTERM else 128 + signum
+        """Of the process: whoever sends SIGTERM asked for just this."""
 
 
-def init_state(task: Task, optimizer: Optimizer, mesh: Mesh, seed: int) -> tuple[Callable[[], TrainState], TrainState]:
-    """A function that makes a fresh state on the devices where it stays, and the shapes and shardings of that state."""
+def state_shapes(task: Task, optimizer: Optimizer, layout: Layout) -> TrainState:
+    """The shape and sharding of each array of the state."""
+    made = jax.eval_shape(functools.partial(_fresh, task, optimizer), jax.ShapeDtypeStruct((), jnp.uint32))
+    return TrainState(*(layout.placed(part, tree) for part, tree in zip(made._fields, made, strict=True)))
 
-    def make(seed: Array) -> TrainState:
-        params = task.init(jax.random.key(seed))
-        return TrainState(params, optimizer.transformation.init(params), jnp.int32(0))
 
-    everywhere = partition.replicated(mesh)
-    number = as_argument(seed, mesh)
-    made = jax.eval_shape(make, number)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), made)
-    return functools.partial(jax.jit(make, out_shardings=everywhere), number), shapes
+def _fresh(task: Task, optimizer: Optimizer, seed: Array) -> TrainState:
+    params = task.init(jax.random.key(seed))
+    return TrainState(params, optimizer.transformation.init(params), jnp.int32(0))
+
+
+def init_state(task: Task, optimizer: Optimizer, layout: Layout, seed: int) -> TrainState:
+    """A fresh state on the devices where it stays: none ever holds more of it than its part."""
+    shardings = jax.tree.map(lambda x: x.sharding, state_shapes(task, optimizer, layout))
+    make = jax.jit(functools.partial(_fresh, task, optimizer), out_shardings=shardings)
+    return make(as_argument(seed, layout.mesh))
 
 
 def as_argument(seed: int, mesh: Mesh) -> Array:
@@ -131,16 +143,20 @@ def as_argument(seed: int, mesh: Mesh) -> Array:
     return jax.device_put(np.uint32(seed), partition.replicated(mesh))
 
 
-def make_step(task: Task, optimizer: Optimizer, mesh: Mesh, config: TrainConfig) -> Any:
-    """The jitted step (state, global batch, seed) -> (state, metrics): one draw, gradients with one all-reduce, one update."""
-    gradients = partition.summed_gradients(task.loss, mesh, config.gradient_accumulation)
+def make_step(task: Task, optimizer: Optimizer, layout: Layout, micro_batches: int) -> Any:
+    """The jitted step (state, global batch, seed, signals) -> (state, metrics): one draw, gradients summed once, one update.
 
-    def step(state: TrainState, batch: Batch, seed: Array) -> tuple[TrainState, dict[str, Array]]:
+    `signals` [devices] are the signals that the devices' processes have got, 0 for none; the metric `signal` is the largest.
+    """
+    gradients = partition.summed_gradients(task.loss, layout, micro_batches)
+
+    def step(state: TrainState, batch: Batch, seed: Array, signals: Array) -> tuple[TrainState, dict[str, Array]]:
         # A fold apart from the key that made the parameters.
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step)
-        examples = jax.lax.with_sharding_constraint(task.draw(batch, key), partition.by_rows(mesh))
+        examples = jax.lax.with_sharding_constraint(task.draw(batch, key), partition.by_rows(layout.mesh))
         grads, loss, metrics = gradients(state.params, examples)
-        norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
+        squares = jnp.stack([jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)])
+        norm = jnp.sqrt(sum(squares))
         updates, opt_state = optimizer.transformation.update(grads, state.opt_state, state.params)
         params = jax.tree.map(jnp.add, state.params, updates)
         rate = optimizer.schedule(state.step)
@@ -148,55 +164,84 @@ def make_step(task: Task, optimizer: Optimizer, mesh: Mesh, config: TrainConfig)
             name: jnp.stack([x, jnp.ones_like(x)])
             for name, x in (("loss", loss), ("grad_norm", norm), ("learning_rate", rate))
         }
+        metrics |= {"grad_norms": jnp.sqrt(squares), "signal": jnp.max(signals)}
+        if (skipped := optimizer.skipped(opt_state)) is not None:
+            metrics["skipped"] = skipped
         return TrainState(params, opt_state, state.step + 1), metrics
 
-    everywhere = partition.replicated(mesh)
-    arguments = (everywhere, partition.by_rows(mesh), everywhere)
-    return jax.jit(step, in_shardings=arguments, out_shardings=everywhere, donate_argnums=0)
+    shardings = jax.tree.map(lambda x: x.sharding, state_shapes(task, optimizer, layout))
+    everywhere, rows = partition.replicated(layout.mesh), partition.by_rows(layout.mesh)
+    return jax.jit(
+        step,
+        in_shardings=(shardings, rows, everywhere, rows),
+        out_shardings=(shardings, everywhere),
+        donate_argnums=0,
+    )
 
 
 def run(
     config: TrainConfig,
     task: Task,
     optimizer: Optimizer,
-    mesh: Mesh,
+    layout: Layout,
     run_dir: Path,
     initial: Callable[[], Params] | None = None,
+    fingerprints: Mapping[str, str] | None = None,
+    allow_data_change: bool = False,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Trains in `run_dir` until `num_train_steps`, from its newest checkpoint if it has one.
 
     A run starts from, in this order: its own newest checkpoint; `initial()`, parameters from elsewhere; `task.init`.
     The order within a step: next batch, step, log, evaluate, checkpoint; an evaluation ends the run.
 
+    Args:
+      config, task, optimizer, layout: what is trained, and where.
+      run_dir: the run folder, which all processes share.
+      initial: whole parameters, on the host or any device.
+      fingerprints: of what is read, stored with each checkpoint.
+      allow_data_change: go on from a checkpoint that has other fingerprints, which is refused else.
+
     Returns:
       The last state; its evaluation with `Meter.summary`, `parameters`, and `best`, the best evaluation's metrics and step,
       where the task selects by one.
 
     Raises:
-      InputError: the loss is not finite; nothing of that step is saved.
-      Interrupted: a signal came; the state is saved.
+      InputError: the loss is not finite; nothing of that step is saved.  No memory for a step; no room for checkpoints.
+      Interrupted: a signal came, to whichever process; the state is saved.
     """
-    make, shapes = init_state(task, optimizer, mesh, config.seed)
+    mesh, shapes = layout.mesh, state_shapes(task, optimizer, layout)
     with contextlib.ExitStack() as stack:
-        checkpoints = Checkpoints(run_dir / "checkpoints", config.keep_checkpoints)
+        folder = checkpoint_folder(config, run_dir)
+        checkpoints = Checkpoints(folder, config.keep_checkpoints, config.keep_every, fingerprints)
         stack.callback(checkpoints.close)
-        found = checkpoints.restore(shapes)
+        checkpoints.check_space(shapes)
+        found = checkpoints.restore(shapes, allow_data_change)
         if found is not None:
             state, progress = found
             log.info("resuming after step %d", int(state.step))
         else:
-            state, progress = make(), {}
+            state, progress = init_state(task, optimizer, layout, config.seed), {}
             if initial is not None:
-                state = state._replace(params=initial())
+                shardings = jax.tree.map(lambda x: x.sharding, shapes.params)
+                state = state._replace(params=jax.device_put(initial(), shardings))
         start = int(state.step)
-        step_fn, seed = make_step(task, optimizer, mesh, config), as_argument(config.seed, mesh)
+        step_fn, seed = make_step(task, optimizer, layout, config.gradient_accumulation), as_argument(config.seed, mesh)
         batches = partition.prefetch(mesh, task.batches(start))
-        metrics_log = MetricsLog(run_dir, start)
+        metrics_log = MetricsLog(run_dir, start, processes.is_main())
         stack.callback(metrics_log.close)
-        bar = stack.enter_context(
-            tqdm(total=config.num_train_steps, initial=start, unit=" steps", disable=not sys.stderr.isatty())
+        shown = sys.stderr.isatty() and processes.is_main()
+        bar = stack.enter_context(tqdm(total=config.num_train_steps, initial=start, unit=" steps", disable=not shown))
+        meter = Meter(
+            run_dir,
+            config.num_train_steps,
+            config.log_every,
+            config.global_batch_size,
+            task.flops_per_token,
+            partition.peak_flops(mesh),
+            metrics_log,
+            progress,
+            bar,
         )
-        meter = Meter(config, task, mesh, metrics_log, progress, bar)
         best = Best(run_dir / "best") if task.select else None
         if best is not None:
             stack.callback(best.close)
@@ -204,37 +249,47 @@ def run(
         def evaluate(step: int) -> dict[str, Any]:
             evaluation: dict[str, Any] = task.evaluate(state.params)
             if step not in metrics_log.evaluated:
-                log_evaluation(metrics_log, step, evaluation)
+                say_evaluation(metrics_log, step, evaluation)
             if best is not None:
                 best.offer(step, task.select, state.params, evaluation["eval"])
             return evaluation
 
         compiled: dict[Any, Any] = {}
-        signals = stack.enter_context(caught_signals())
+        flags: dict[int, Array] = {}
+        watchdog = processes.Watchdog(config.watchdog_seconds)
+        stack.callback(watchdog.close)
+        signals = stack.enter_context(processes.caught_signals())
         if start and start % config.eval_every == 0 and start not in metrics_log.evaluated:  # a signal came before it
             evaluate(start)
         for step in range(start + 1, config.num_train_steps + 1):
+            watchdog.feed()
             batch = next(batches)
             shape = tuple(sorted((name, rows.shape) for name, rows in batch.items()))
-            if shape not in compiled:
-                with meter.paused(run_dir):
-                    compiled[shape] = step_fn.lower(state, batch, seed).compile()
-                    meter.compiled(compiled[shape])
-            with jax.transfer_guard("disallow"):
-                state, metrics = compiled[shape](state, batch, seed)
-            meter.add(step, metrics, batch, run_dir)  # reads the step before this one: the device never waits
-            stop, last = signals[:1], step == config.num_train_steps
+            signum = signals[0] if signals else 0
+            if signum not in flags:
+                flags[signum] = partition.of_each_device(mesh, signum)
+            arguments = (batch, seed, flags[signum])
+            with fitting(config, compiled.get(shape)):
+                if shape not in compiled:
+                    with meter.paused():
+                        compiled[shape] = step_fn.lower(state, *arguments).compile()
+                        meter.compiled(compiled[shape])
+                with jax.transfer_guard("disallow"):
+                    state, metrics = compiled[shape](state, *arguments)
+                meter.add(step, metrics, batch)  # reads the step before this one: the device never waits
+            stop, last = meter.signal, step == config.num_train_steps
             if step % config.eval_every == 0 and not (last or stop):
-                with meter.paused(run_dir):
+                with meter.paused():
                     evaluate(step)
             if step % config.checkpoint_every == 0 or last or stop:
-                with meter.paused(run_dir):
+                with meter.paused():
                     checkpoints.save(step, state, meter.state())
-            if stop:
-                checkpoints.wait()
-                raise Interrupted(stop[0], step)
+            if stop and not last:
+                checkpoints.finish(step)
+                raise Interrupted(stop, step)
             bar.update()
-        checkpoints.wait()
+        checkpoints.finish(config.num_train_steps)
+        watchdog.close()
         evaluation = evaluate(config.num_train_steps)
         if best is not None:
             evaluation |= {"best": {"step": best.step} | best.metrics}
@@ -242,139 +297,30 @@ def run(
     return state, evaluation | meter.summary() | size
 
 
-def log_evaluation(metrics_log: MetricsLog, step: int, evaluation: dict[str, dict[str, float]]) -> None:
-    """One evaluation in the log."""
-    metrics_log.write(step, {f"eval/{name}": value for name, value in evaluation["eval"].items()})
-    say(f"step {step}  eval  " + "  ".join(f"{name} {value:.4g}" for name, value in evaluation["eval"].items()))
-
-
-class Meter:
-    """Reads metrics one step late, averages them, measures speed, writes the log, and stops at a loss that is not finite."""
-
-    def __init__(
-        self, config: TrainConfig, task: Task, mesh: Mesh, metrics_log: MetricsLog, progress: dict[str, Any], bar: Any
-    ) -> None:
-        self.config, self.task, self.log = config, task, metrics_log
-        self.peak = partition.peak_flops(mesh)
-        self.bar = bar
-        self.pending: tuple[int, dict[str, Array], Batch] | None = None
-        self.window_tokens = self.window_steps = 0.0
-        self.begun: float | None = None  # of the window; None until the first, compiling, step is over
-        # Over all launches of the run: tokens seen; tokens and seconds of the steps that were timed; the most memory.
-        self.progress = {name: progress.get(name, 0.0) for name in ("tokens", "timed_tokens", "seconds", "memory")}
-        self.sums = {name: np.array(total) for name, total in progress.get("sums", {}).items()}  # of the window so far
-
-    def compiled(self, step: Any) -> None:
-        """Takes what a compiled step needs of memory."""
-        need = step.memory_analysis()
-        if need is not None:
-            parts = need.argument_size_in_bytes, need.output_size_in_bytes, need.temp_size_in_bytes
-            self.progress["memory"] = max(self.progress["memory"], float(sum(parts) - need.alias_size_in_bytes))
-
-    def add(self, step: int, metrics: dict[str, Array], batch: Batch, run_dir: Path) -> None:
-        """Takes step's metrics, which may not be there yet, and reads those of the step before."""
-        previous, self.pending = self.pending, (step, metrics, batch)
-        self._read(previous, run_dir)
-
-    @contextlib.contextmanager
-    def paused(self, run_dir: Path) -> Iterator[None]:
-        """Reads what is pending, so that nothing follows a step that failed, and leaves the block out of the speed."""
-        previous, self.pending = self.pending, None
-        self._read(previous, run_dir)
-        before = time.perf_counter()
-        yield
-        if self.begun is not None:
-            self.begun += time.perf_counter() - before
-
-    def _read(self, pending: tuple[int, dict[str, Array], Batch] | None, run_dir: Path) -> None:
-        if pending is None:
-            return
-        step, metrics, batch = pending
-        values = {name: value.astype(np.float64) for name, value in jax.device_get(metrics).items()}
-        if not all(math.isfinite(values[name][0]) for name in ("loss", "grad_norm")):
-            dump = run_dir / f"nonfinite-step-{step}.npz"
-            arrays: dict[str, Any] = jax.device_get(batch)
-            np.savez(dump, step=step, **arrays)
-            raise InputError(
-                f"step {step}: loss is {values['loss'][0]:g}, gradient norm {values['grad_norm'][0]:g}; its batch is in {dump}; earlier "
-                "checkpoints are kept; lower --optim.learning-rate, lengthen the warm-up, or look for ids beyond the vocabulary"
-            )
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0) + value
-        self.progress["tokens"] += values["tokens"][0]
-        if self.begun is None:
-            self.begun = time.perf_counter()
-        else:
-            self.window_tokens += values["tokens"][0]
-            self.window_steps += 1
-        if step % self.config.log_every == 0 or step == self.config.num_train_steps:
-            self._write(step)
-
-    def _write(self, step: int) -> None:
-        elapsed = time.perf_counter() - (self.begun or 0)
-        names = sorted(
-            self.sums.keys() - {"tokens"}, key=lambda name: (name != "loss", name)
-        )  # the loss where eyes go first
-        means = {name: self.sums[name][0] / self.sums[name][1] for name in names if self.sums[name][1] > 0}
-        line = {f"train/{name}": float(value) for name, value in means.items()}
-        if self.window_steps:
-            speed = {
-                "tokens_per_second": self.window_tokens / elapsed,
-                "sequences_per_second": self.window_steps * self.config.global_batch_size / elapsed,
-            }
-            if self.peak is not None:
-                speed["mfu"] = speed["tokens_per_second"] * self.task.flops_per_token / self.peak
-            line |= {f"speed/{name}": value for name, value in speed.items()}
-            self.progress["timed_tokens"] += self.window_tokens
-            self.progress["seconds"] += elapsed
-        self.log.write(step, line)
-        say(
-            f"step {step}/{self.config.num_train_steps}  "
-            + "  ".join(f"{name.split('/')[1]} {value:.4g}" for name, value in line.items())
-        )
-        self.bar.set_postfix(loss=f"{means['loss']:.3f}", refresh=False)
-        self.sums, self.window_tokens, self.window_steps = {}, 0.0, 0.0
-        self.begun = time.perf_counter()
-
-    def state(self) -> dict[str, Any]:
-        """What a resumed run goes on counting from; for JSON."""
-        return self.progress | {"sums": {name: total.tolist() for name, total in self.sums.items()}}
-
-    def summary(self) -> dict[str, float]:
-        """Of the whole run: updates, tokens seen, seconds of training (compilation, evaluation and saving left out), matmul
-        FLOPs a token, and bytes that XLA sets aside on a device for a step: state, batch and temporaries.
-        """
-        seconds = self.progress["seconds"]
-        return {
-            "steps": self.config.num_train_steps,
-            "tokens": self.progress["tokens"],
-            "seconds": seconds,
-            "tokens_per_second": self.progress["timed_tokens"] / seconds if seconds else 0.0,
-            "flops_per_token": self.task.flops_per_token,
-            "memory": self.progress["memory"],
-        }
-
-
-def say(line: str) -> None:
-    """A line of the log, above the progress bar if there is one."""
-    with tqdm.external_write_mode(file=sys.stderr):
-        log.info(line)
+def checkpoint_folder(config: TrainConfig, run_dir: Path) -> str:
+    """Where a run's checkpoints are."""
+    return config.checkpoint_dir or str(run_dir / "checkpoints")
 
 
 @contextlib.contextmanager
-def caught_signals() -> Iterator[list[int]]:
-    """Signals received, for the loop to look at between steps; the second one ends the process at once."""
-    received: list[int] = []
+def fitting(config: TrainConfig, step: Any = None) -> Iterator[None]:
+    """Says of a step that does not fit into memory what to change, with the compiler's figures.
 
-    def handle(signum: int, frame: Any) -> None:
-        if received:
-            os._exit(128 + signum)
-        received.append(signum)
-        os.write(2, b"\nsaving after this step; once more to exit at once\n")
-
-    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    Raises:
+      InputError: as said.
+    """
     try:
-        yield received
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error)
+        if "RESOURCE_EXHAUSTED" not in text and "Out of memory" not in text:
+            raise
+        told = text.splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+        need = f"; by the compiler a step takes {memory(step) / 1e9:.2f} GB a device" if step is not None else ""
+        limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+        have = f" of {limit / 1e9:.2f} GB" if limit else ""
+        more = 2 * config.gradient_accumulation
+        raise InputError(
+            f"out of memory{need}{have} ({told}); train.global_batch_size is {config.global_batch_size}: add it up from smaller "
+            f"parts with --train.gradient-accumulation {more}, keep less with --model.remat dots (or full), or lower it"
+        ) from None

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from albert_jax import comparison, exchange, probes
-from albert_jax.ablate import held, run_unit
+from albert_jax.ablate import run_unit
 from albert_jax.ablation.budget import step_seconds
 from albert_jax.ablation.planning import load_plan, resolve
 from albert_jax.ablation.table import read_table
@@ -30,7 +30,7 @@ from albert_jax.data.prepare import prepare, token_counts
 from albert_jax.model.heads import Albert, init_params
 from albert_jax.partition import make_mesh
 from albert_jax.pretrain import PretrainConfig, describe, make_evaluate
-from albert_jax.run_folder import read_metrics
+from albert_jax.run_folder import held, read_metrics
 
 from .conftest import ROOT
 from .made_tasks import WRITE

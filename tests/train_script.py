@@ -1,6 +1,6 @@
 """Run by test_train.py in processes with other numbers of devices: trains five steps and writes what came out.
 
-python tests/train_script.py OUT GRADIENT_ACCUMULATION SHARING SENTENCE_OBJECTIVE
+python -m tests.train_script OUT GRADIENT_ACCUMULATION SHARING SENTENCE_OBJECTIVE MESH_SHARDING [COORDINATOR N I]
 """
 
 import functools
@@ -11,16 +11,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from albert_jax import partition, train
+from albert_jax import partition, processes, train
 from albert_jax.checkpoint import fingerprint
 from albert_jax.data.loader import capacity
+from albert_jax.meter import memory
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.heads import Albert, init_params
+from albert_jax.model.heads import Albert, init_params, stacked_shapes
 from albert_jax.model.sharing import is_stacked
 from albert_jax.objectives import pretraining
 from albert_jax.objectives.pretraining import ObjectiveConfig, Vocabulary
 from albert_jax.optim import OptimConfig, make_optimizer
-from albert_jax.train import Task, TrainConfig
+from albert_jax.processes import DistributedConfig
+from albert_jax.train import Task
 
 STEPS, BATCH, LENGTH, VOCAB = 5, 16, 32, 300
 
@@ -44,7 +46,9 @@ def batches(seed: int = 0) -> list[dict[str, np.ndarray]]:
     return made
 
 
-def make(accumulation: int, sharing: str = "all", sentence_objective: str = "sop", **model_fields: Any) -> Any:
+def make(
+    accumulation: int, sharing: str = "all", sentence_objective: str = "sop", cut: str = "none", **model_fields: Any
+) -> Any:
     """Mesh, step function and fresh state of a small run with dropout."""
     fields: dict[str, Any] = dict(
         vocab_size=VOCAB,
@@ -57,6 +61,7 @@ def make(accumulation: int, sharing: str = "all", sentence_objective: str = "sop
         hidden_dropout_prob=0.1,
         attention_probs_dropout_prob=0.1,
         sharing=sharing,
+        remat="dots" if cut == "parameters" else "none",
     )
     config = AlbertConfig(**(fields | model_fields))
     objective = ObjectiveConfig(
@@ -65,37 +70,53 @@ def make(accumulation: int, sharing: str = "all", sentence_objective: str = "sop
         sentence_objective=sentence_objective,
     )
     vocabulary = Vocabulary(VOCAB, 0, 2, 3, 4, np.arange(VOCAB) % 4 > 0)
-    mesh = partition.make_mesh("any")
+    model = Albert(config)
+    layout = partition.Layout(partition.make_mesh("any"), cut, stacked_shapes(model))
+    apply = functools.partial(model.apply, whole=layout.whole)
     task = Task(
-        init=functools.partial(init_params, Albert(config)),
+        init=functools.partial(init_params, model),
         draw=functools.partial(pretraining.draw, objective, vocabulary),
-        loss=functools.partial(pretraining.loss, objective, Albert(config).apply, train=True),
+        loss=functools.partial(pretraining.loss, objective, apply, train=True),
         batches=lambda start: iter(batches()[start:]),
         evaluate=lambda params: {},
         flops_per_token=0.0,
     )
     optimizer = make_optimizer(OptimConfig(num_warmup_steps=1, learning_rate=0.01), 100, is_stacked)
-    fresh, _ = train.init_state(task, optimizer, mesh, seed=0)
-    config_of_run = TrainConfig(num_train_steps=STEPS, global_batch_size=BATCH, gradient_accumulation=accumulation)
-    step = train.make_step(task, optimizer, mesh, config_of_run)
-    seed = train.as_argument(0, mesh)
-    return mesh, jax.jit(lambda state, batch: step(state, batch, seed), donate_argnums=0), fresh()
+    step = train.make_step(task, optimizer, layout, accumulation)
+    seed, calm = train.as_argument(0, layout.mesh), partition.of_each_device(layout.mesh, 0)
+    fresh = train.init_state(task, optimizer, layout, seed=0)
+    return layout.mesh, jax.jit(lambda state, batch: step(state, batch, seed, calm), donate_argnums=0), fresh
 
 
-def main(out: str, accumulation: str, sharing: str, sentence_objective: str) -> None:
-    """Trains and writes parameters, losses, fingerprint and the compiled step."""
-    mesh, step, state = make(int(accumulation), sharing, sentence_objective)
-    data = batches()
-    text = step.lower(state, partition.put(mesh, data[0])).compile().as_text()
+def main(out: str, accumulation: str, sharing: str, sentence_objective: str, cut: str, *joined: str) -> None:
+    """Trains and writes parameters, losses, fingerprint, what a device holds, and the compiled step."""
+    if joined:
+        processes.start(DistributedConfig(joined[0], int(joined[1]), int(joined[2])))
+    mesh, step, state = make(int(accumulation), sharing, sentence_objective, cut)
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+    number, count = jax.process_index(), jax.process_count()
+    data = [
+        {name: rows.reshape(count, -1, *rows.shape[1:])[number] for name, rows in batch.items()} for batch in batches()
+    ]
+    compiled = step.lower(state, partition.put(mesh, data[0])).compile()
     losses = []
     for batch in data:
         state, metrics = step(state, partition.put(mesh, batch))
         losses.append(float(metrics["loss"][0]))
-    flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    np.savez(
-        out, params=flat, losses=losses, devices=mesh.size, fingerprint=jax.jit(fingerprint)(state), text=np.array(text)
-    )
+    everywhere = jax.jit(lambda tree: tree, out_shardings=partition.replicated(mesh))
+    flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(everywhere(state.params))])
+    if number == 0:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        np.savez(
+            out,
+            params=flat,
+            losses=losses,
+            devices=mesh.size,
+            fingerprint=jax.jit(fingerprint)(state),
+            held=held,
+            memory=memory(compiled),
+            text=np.array(compiled.as_text()),
+        )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ L layers, G parameter sets of a part, P predicted positions.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -244,12 +245,17 @@ class Encoder(nn.Module):
 
     Parameters of each part always carry a leading axis of its sets, [G, ...], G = 1 when shared, so one tree serves all
     strategies.  A part with one set is a constant of the scan; a part with several is laid out per block and scanned over.
+
+    `whole(parameters of one set, *path)`, where it is given, is called on each set when it is about to be used: it brings
+    together what several devices hold a part of each, so that they never hold all sets at once.
     """
 
     config: AlbertConfig
 
     @nn.compact
-    def __call__(self, x: Array, bias: Array, keys: Array | None, collect: bool) -> tuple[Array, Outputs]:
+    def __call__(
+        self, x: Array, bias: Array, keys: Array | None, collect: bool, whole: Callable[..., Any] | None = None
+    ) -> tuple[Array, Outputs]:
         config = self.config
         if config.maps_embeddings:
             x = dense(config, config.hidden_size, "embedding_hidden_mapping_in")(x)
@@ -264,11 +270,15 @@ class Encoder(nn.Module):
             module: nn.Module = attention if name == "attention" else ffn
             return jax.vmap(lambda k: module.init(k, *inputs)["params"])(jax.random.split(key, max(sets[name]) + 1))
 
-        params = {name: self.param(name, init, name) for name in sets}
+        if whole is None:
+            params = {name: self.param(name, init, name) for name in sets}
+        else:  # flax would miss the other devices' parts
+            params = {name: self.get_variable("params", name) for name in sets}
         shared, scanned = {}, {}
         for name, ids in sets.items():
             if max(ids) == 0:
-                shared[name] = jax.tree.map(lambda p: p[0], params[name])
+                one = jax.tree.map(lambda p: p[0], params[name])
+                shared[name] = one if whole is None else whole(one, "encoder", name)
             elif ids == tuple(range(len(ids))):
                 scanned[name] = params[name]
             else:
@@ -276,6 +286,8 @@ class Encoder(nn.Module):
 
         def block(x: Array, own: tuple[dict[str, Any], Array]) -> tuple[Array, Outputs]:
             own_params, index = own
+            if whole is not None:
+                own_params = {name: whole(one, "encoder", name) for name, one in own_params.items()}
             p, site = shared | own_params, 1 + SITES_PER_BLOCK * index
             y: Any = attention.apply({"params": p["attention"]}, x, bias, keys, site)
             z: Any = ffn.apply({"params": p["ffn"]}, y[0], keys, site + 2)

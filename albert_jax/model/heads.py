@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,6 +22,7 @@ from albert_jax.model.albert import (
     initializer,
     layer_norm,
 )
+from albert_jax.model.sharing import is_stacked
 
 
 class MaskedLMHead(nn.Module):
@@ -186,6 +187,7 @@ class Albert(nn.Module):
       dropout_keys: [B] random keys, one a row, or None for no dropout.
       output_hidden_states, output_attentions: also return `hidden_states` [L + 1, B, S, H] (the first is the
         embedding's) and `attentions` [L * inner_group_num, B, N, S, S].
+      whole: for parameters that are cut over devices, as `albert.Encoder`.
 
     Returns:
       `last_hidden_state` [B, S, H] and what `heads` add (`HEADS` says what); in pretraining `pooler_output` [B, H],
@@ -216,6 +218,7 @@ class Albert(nn.Module):
         output_attentions: bool = False,
         answer_mask: Array | None = None,
         start_positions: Array | None = None,
+        whole: Callable[..., Any] | None = None,
     ) -> Outputs:
         config = self.config
         if attention_mask is None:
@@ -226,7 +229,7 @@ class Albert(nn.Module):
         bias = (1.0 - attention_mask[:, None, None, :].astype(jnp.float32)) * -10000.0
         x, table = Embeddings(config, name="embeddings")(input_ids, token_type_ids, dropout_keys)
         collect = output_hidden_states or output_attentions
-        hidden, collected = Encoder(config, name="encoder")(x, bias, dropout_keys, collect)
+        hidden, collected = Encoder(config, name="encoder")(x, bias, dropout_keys, collect, whole)
         outputs = {"last_hidden_state": hidden}
         allowed = attention_mask if answer_mask is None else answer_mask
         inputs = Inputs(table, masked_lm_positions, dropout_keys, len(self.labels), allowed, start_positions)
@@ -249,6 +252,13 @@ def init_params(model: Albert, key: Array) -> dict:
 def param_shapes(model: Albert) -> dict:
     """`init_params` as shapes alone, without making an array."""
     return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+
+def stacked_shapes(model: Albert) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Path -> shape [G, ...] of the parameters that the encoder's `whole` is called on, a set at a time."""
+    found = jax.tree_util.tree_leaves_with_path(param_shapes(model))
+    paths = ((tuple(key.key for key in path), leaf.shape) for path, leaf in found)
+    return {path: shape for path, shape in paths if is_stacked(path)}
 
 
 def num_params(model: Albert) -> int:
