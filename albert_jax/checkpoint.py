@@ -4,12 +4,14 @@ import copy
 import errno
 import functools
 import gc
+import json
 import logging
 import os
 import shutil
 import sys
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,6 +83,7 @@ class Checkpoints:
             "fingerprints": marks,
             "data": self.fingerprints,
         }
+        meta["crc32"] = _crc32(meta)
         free, need = self._free(), size(state)
         if not processes.everywhere(free >= need):
             self._lose(step, f"it needs {need / 1e9:.2g} GB, {free / 1e9:.2g} GB are free")
@@ -182,8 +185,11 @@ class Checkpoints:
     def _read(self, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
         args = {STATE: ocp.args.StandardRestore(target), META: ocp.args.JsonRestore()}
         found = self._manager.restore(step, args=ocp.args.Composite(**args))
-        _verify(found[STATE], found[META]["fingerprints"])
-        return found[STATE], found[META]
+        meta = found[META]
+        if "crc32" in meta and meta.pop("crc32") != _crc32(meta):  # older checkpoints have none
+            raise ValueError(f"checksum mismatch in {META}")
+        _verify(found[STATE], meta["fingerprints"])
+        return found[STATE], meta
 
     def read_progress(self, step: int) -> dict[str, Any]:
         """The `progress` alone that was saved with a step."""
@@ -349,6 +355,10 @@ def place(folder: str | Path) -> epath.Path:
 
 def _local(path: epath.Path) -> bool:
     return "://" not in os.fspath(path)
+
+
+def _crc32(meta: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
 def _steps(folder: epath.Path) -> list[int]:

@@ -216,17 +216,16 @@ def agree(facts: dict[str, Any]) -> None:
         require(not other, told)
 
 
-def check_shared(folder: Path) -> None:
-    """Refuses a folder that not all processes see; its file is there once process 0 has made it.
+def check_shared(path: Path) -> None:
+    """Refuses a run folder that not all processes see, by a file in it that process 0 has made.
 
     Raises:
       InputError: naming the processes that do not.
     """
-    seen = gathered(np.array(folder.exists()))
+    meet("made by process 0")
+    seen = gathered(np.array(path.exists()))
     blind = ", ".join(str(i) for i in np.flatnonzero(~seen.reshape(-1)))
-    require(
-        not blind, f"--run-dir {folder.parent}: process {blind} does not see it; give a folder that all hosts share"
-    )
+    require(not blind, f"--run-dir {path.parent}: process {blind} does not see it; give a folder that all hosts share")
 
 
 @contextlib.contextmanager

@@ -220,7 +220,8 @@ def run(
             state, progress = found
             log.info("resuming after step %d", int(state.step))
         else:
-            state, progress = init_state(task, optimizer, layout, config.seed), {}
+            with fitting(config):
+                state, progress = init_state(task, optimizer, layout, config.seed), {}
             if initial is not None:
                 shardings = jax.tree.map(lambda x: x.sharding, shapes.params)
                 state = state._replace(params=jax.device_put(initial(), shardings))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,13 @@ from albert_jax.data import sources
 
 ROOT = Path(__file__).parent.parent
 TINY = str(ROOT / "experiments" / "pretrain" / "tiny.py")
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens to."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

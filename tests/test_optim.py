@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -16,7 +17,7 @@ from albert_jax.config import InputError
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert, param_shapes
 from albert_jax.model.sharing import is_stacked
-from albert_jax.optim import OptimConfig, decay_mask, make_optimizer, make_schedule
+from albert_jax.optim import FIRST_NORMS, OptimConfig, decay_mask, make_optimizer, make_schedule, without_spikes
 
 FLAT: dict[str, Any] = {"learning_rate": 0.1, "schedule": "constant", "num_warmup_steps": 0}
 
@@ -192,3 +193,25 @@ def test_mistakes_are_told_in_one_line(field: str, value: Any) -> None:
     assert str(error.value).startswith(field)
     assert str(value) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_spike_changes_nothing_and_the_next_update_does() -> None:
+    """Fails if a spike entered the moments or the running mean, or if a norm that is not finite were hidden as one."""
+    spiky = without_spikes(optax.trace(0.9), factor=3.0)
+    params = {"kernel": jnp.ones((2, 2))}
+    calm, spike = {"kernel": jnp.ones((2, 2))}, {"kernel": 10 * jnp.ones((2, 2))}
+    state = spiky.init(params)
+    updates, state = spiky.update(spike, state)  # among the first, none is a spike
+    assert float(updates["kernel"][0, 0]) == 10
+    for _ in range(FIRST_NORMS):
+        _, state = spiky.update(calm, state)
+    before = state
+    updates, state = spiky.update(spike, state)
+    assert not np.any(updates["kernel"])
+    assert float(state.skipped) == 1
+    jax.tree.map(np.testing.assert_array_equal, state[:2] + state[3:], before[:2] + before[3:])
+    updates, state = spiky.update(calm, state)
+    assert np.all(updates["kernel"])
+    assert float(state.skipped) == 0
+    updates, _ = spiky.update({"kernel": jnp.full((2, 2), jnp.nan)}, state)
+    assert np.isnan(updates["kernel"]).all()

@@ -15,21 +15,38 @@ import pytest
 from albert_jax import partition
 from albert_jax.checkpoint import fingerprint
 
-from .conftest import FAST_COMPILE, ROOT
+from .conftest import FAST_COMPILE, ROOT, free_port
 from .train_script import batches, make
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """`trained(devices, accumulation, sharing, objective)`: what tests/train_script.py wrote, each run once."""
+    """`trained(devices, accumulation, sharing, objective, cut, count)`: what tests/train_script.py wrote, each run once; of
+    `devices` devices altogether, in `count` processes."""
     folder = tmp_path_factory.mktemp("trained")
 
-    def run(devices: int, accumulation: int = 1, sharing: str = "all", objective: str = "sop") -> Any:
-        out = folder / f"{devices}-{accumulation}-{sharing}-{objective}.npz"
+    def run(
+        devices: int,
+        accumulation: int = 1,
+        sharing: str = "all",
+        objective: str = "sop",
+        cut: str = "none",
+        count: int = 1,
+    ) -> Any:
+        out = folder / f"{devices}-{accumulation}-{sharing}-{objective}-{cut}-{count}.npz"
         if not out.exists():
-            environment = os.environ | {"XLA_FLAGS": f"{FAST_COMPILE} --xla_force_host_platform_device_count={devices}"}
-            words = [sys.executable, "-m", "tests.train_script", str(out), str(accumulation), sharing, objective]
-            subprocess.run(words, env=environment, check=True, cwd=ROOT)
+            flags = f"{FAST_COMPILE} --xla_force_host_platform_device_count={devices // count}"
+            words = [sys.executable, "-m", "tests.train_script", str(out), str(accumulation), sharing, objective, cut]
+            port = free_port()
+            started = [
+                subprocess.Popen(
+                    words + ([f"127.0.0.1:{port}", str(count), str(i)] if count > 1 else []),
+                    env=os.environ | {"XLA_FLAGS": flags},
+                    cwd=ROOT,
+                )
+                for i in range(count)
+            ]
+            assert [process.wait(300) for process in started] == [0] * count
         return np.load(out)
 
     return run
@@ -54,6 +71,53 @@ def test_eight_devices_equal_one(trained: Any, sharing: str) -> None:
     np.testing.assert_allclose(eight["losses"], one["losses"], atol=1e-5)
     np.testing.assert_allclose(eight["params"], one["params"], atol=1e-5)
     assert np.ptp(one["losses"]) > 1e-3
+
+
+@pytest.mark.parametrize("cut", ["optimizer", "parameters"])
+@pytest.mark.parametrize(
+    "sharing", ["none", pytest.param("groups", marks=pytest.mark.slow), pytest.param("all", marks=pytest.mark.slow)]
+)
+def test_state_cut_over_eight_devices_equals_one(trained: Any, sharing: str, cut: str) -> None:
+    """Losses, parameters; and each device holds its part.  Fails if a part of a gradient were added up twice or never."""
+    one, eight = trained(1, sharing=sharing), trained(8, sharing=sharing, cut=cut)
+    np.testing.assert_allclose(eight["losses"], one["losses"], atol=1e-5)
+    np.testing.assert_allclose(eight["params"], one["params"], atol=1e-5)
+    # Of three parts, parameters and two moments; biases and LayerNorm, whole everywhere, are many in so small a network.
+    assert eight["held"] / one["held"] == pytest.approx({"optimizer": 1 / 3, "parameters": 0}[cut], abs=0.17)
+    assert eight["memory"] < trained(8, sharing=sharing)["memory"]
+
+
+@pytest.mark.slow
+def test_cut_and_accumulated(trained: Any) -> None:
+    """Parts of gradients add up over micro-batches as well."""
+    whole = trained(1, sharing="none")["params"]
+    np.testing.assert_allclose(trained(8, 2, "none", cut="parameters")["params"], whole, atol=1e-5)
+    np.testing.assert_allclose(trained(8, 2, "none", cut="optimizer")["params"], whole, atol=1e-5)
+
+
+def test_no_layer_is_whole_for_long(trained: Any) -> None:
+    """Parameters that are cut and not shared are gathered in the loop over the layers; the optimiser's never are."""
+    found = collectives(str(trained(8, sharing="none", cut="parameters")["text"]))
+    whole = [(where, line) for where, line in found if "all-gather" in line and "f32[32,64]" in line]
+    assert whole
+    assert not any(where.startswith("ENTRY") for where, _ in whole)
+    assert not any("f32[4,32,64]" in line for _, line in found)
+
+
+@pytest.mark.parametrize(
+    ("cut", "devices", "counts"),
+    [
+        ("none", 2, (1, 2)),
+        pytest.param("none", 8, (2, 4), marks=pytest.mark.slow),
+        pytest.param("parameters", 8, (2, 4), marks=pytest.mark.slow),
+    ],
+)
+def test_processes_equal_devices_bit_for_bit(trained: Any, cut: str, devices: int, counts: tuple[int, int]) -> None:
+    """2 x 1 = 1 x 2 and 2 x 4 = 4 x 2, dropout on, and nearly 1: fails if rows landed on a process that does not own them."""
+    a, b = (trained(devices, sharing="none", cut=cut, count=count) for count in counts)
+    for what in ("params", "losses", "fingerprint"):
+        np.testing.assert_array_equal(a[what], b[what])
+    np.testing.assert_allclose(b["params"], trained(1, sharing="none")["params"], atol=1e-5)
 
 
 @pytest.mark.slow
@@ -98,7 +162,7 @@ def test_fingerprint_is_the_same_on_any_devices_and_sees_one_bit() -> None:
 
 
 def test_prefetch_keeps_order_and_loses_nothing() -> None:
-    mesh, _, _ = make(1)
+    mesh, *_ = make(1)
     data = batches()
     ahead = list(partition.prefetch(mesh, iter(data)))
     assert len(ahead) == len(data)
@@ -108,11 +172,11 @@ def test_prefetch_keeps_order_and_loses_nothing() -> None:
 
 def test_loss_falls_on_a_batch_seen_again_and_again() -> None:
     """The whole machine learns: dropout off, one batch, its loss well below the uniform distribution's 5.70 + 0.69."""
-    mesh, step, state = make(1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    mesh, step, state, rest = make(1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     batch = partition.put(mesh, batches()[0])
     losses = []
     for _ in range(60):
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, *rest)
         losses.append(float(metrics["loss"][0]))
     assert losses[0] == pytest.approx(np.log(300) + np.log(2), abs=0.1)
     assert losses[-1] < losses[0] - 0.5
@@ -154,7 +218,7 @@ def test_peak_flops_of_what_is_not_known() -> None:
 
 def test_state_is_donated() -> None:
     """The state given to a step cannot be used again: its memory is the new one's."""
-    mesh, step, state = make(1)
+    mesh, step, state, rest = make(1)
     old = state.params["pooler"]["kernel"]
-    step(state, partition.put(mesh, batches()[0]))
+    step(state, partition.put(mesh, batches()[0]), *rest)
     assert old.is_deleted()

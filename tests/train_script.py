@@ -49,7 +49,7 @@ def batches(seed: int = 0) -> list[dict[str, np.ndarray]]:
 def make(
     accumulation: int, sharing: str = "all", sentence_objective: str = "sop", cut: str = "none", **model_fields: Any
 ) -> Any:
-    """Mesh, step function and fresh state of a small run with dropout."""
+    """Mesh, step, fresh state and the step's last arguments of a small run with dropout."""
     fields: dict[str, Any] = dict(
         vocab_size=VOCAB,
         embedding_size=16,
@@ -85,26 +85,27 @@ def make(
     step = train.make_step(task, optimizer, layout, accumulation)
     seed, calm = train.as_argument(0, layout.mesh), partition.of_each_device(layout.mesh, 0)
     fresh = train.init_state(task, optimizer, layout, seed=0)
-    return layout.mesh, jax.jit(lambda state, batch: step(state, batch, seed, calm), donate_argnums=0), fresh
+    return layout.mesh, step, fresh, (seed, calm)
 
 
 def main(out: str, accumulation: str, sharing: str, sentence_objective: str, cut: str, *joined: str) -> None:
     """Trains and writes parameters, losses, fingerprint, what a device holds, and the compiled step."""
     if joined:
         processes.start(DistributedConfig(joined[0], int(joined[1]), int(joined[2])))
-    mesh, step, state = make(int(accumulation), sharing, sentence_objective, cut)
+    mesh, step, state, rest = make(int(accumulation), sharing, sentence_objective, cut)
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
     number, count = jax.process_index(), jax.process_count()
     data = [
         {name: rows.reshape(count, -1, *rows.shape[1:])[number] for name, rows in batch.items()} for batch in batches()
     ]
-    compiled = step.lower(state, partition.put(mesh, data[0])).compile()
+    compiled = step.lower(state, partition.put(mesh, data[0]), *rest).compile()
     losses = []
     for batch in data:
-        state, metrics = step(state, partition.put(mesh, batch))
+        state, metrics = step(state, partition.put(mesh, batch), *rest)
         losses.append(float(metrics["loss"][0]))
     everywhere = jax.jit(lambda tree: tree, out_shardings=partition.replicated(mesh))
     flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(everywhere(state.params))])
+    mark = jax.jit(fingerprint)(state)
     if number == 0:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         np.savez(
@@ -112,7 +113,7 @@ def main(out: str, accumulation: str, sharing: str, sentence_objective: str, cut
             params=flat,
             losses=losses,
             devices=mesh.size,
-            fingerprint=jax.jit(fingerprint)(state),
+            fingerprint=mark,
             held=held,
             memory=memory(compiled),
             text=np.array(compiled.as_text()),

@@ -1,0 +1,309 @@
+"""What happens to long runs: killed again and again, flipped bits, full disks, two jobs in one folder, data that changes."""
+
+import json
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from albert_jax import checkpoint, run_folder, train
+from albert_jax.checkpoint import Checkpoints
+from albert_jax.cli import main
+from albert_jax.config import InputError
+from albert_jax.run_folder import read_metrics
+from albert_jax.train import TrainConfig
+
+from .test_processes import ended, launch, plant
+from .test_resume import digest, slow, straight  # noqa: F401  (fixtures)
+
+Words = Callable[..., list[str]]
+
+# As in test_resume.py: what Orbax drops where a read fails.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
+
+
+@pytest.mark.parametrize(("kills", "steps"), [(3, 80), pytest.param(20, 400, marks=pytest.mark.long)])
+def test_killed_at_random_moments(kills: int, steps: int, slow: Words, tmp_path: Path) -> None:  # noqa: F811
+    """kill -9, also while checkpoints are written (every other step): the end is the uninterrupted run's, bit for bit."""
+    often = {"train__num_train_steps": steps, "train__checkpoint_every": 2, "train__eval_every": 2 * steps}
+    assert main(slow(tmp_path / "straight", **often)) == 0
+    run_dir = tmp_path / "run"
+    moments = random.Random(kills)
+    reached, killed = 0, []
+    for number in range(kills):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "albert_jax", *slow(run_dir, **often)], stderr=subprocess.PIPE, text=True
+        )
+        goal = min(reached + 1 + moments.randrange(2 * steps // (kills + 2)), steps - kills + number - 2)
+        deadline = time.monotonic() + 240
+        while last_step(run_dir) < max(goal, reached + 1):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(moments.random() / 20)
+        process.kill()
+        process.communicate()
+        reached = max([int(path.name) for path in (run_dir / "checkpoints").iterdir() if path.name.isdigit()])
+        killed.append(last_step(run_dir))
+    print(f"killed after steps {killed}")
+    assert main(slow(run_dir, **often)) == 0
+    assert digest(run_dir, steps) == digest(tmp_path / "straight", steps)
+    ours, theirs = (
+        [r["train/loss"] for r in read_metrics(path) if "train/loss" in r] for path in (run_dir, tmp_path / "straight")
+    )
+    assert ours == theirs
+
+
+def last_step(run_dir: Path) -> float:
+    return max((r["step"] for r in read_metrics(run_dir)), default=0) if (run_dir / "metrics.jsonl").exists() else 0
+
+
+def state(step: int) -> dict[str, Any]:
+    """Something like a state; no two steps have a value in common."""
+    rng = np.random.default_rng(step)
+    kernels = {f"kernel_{i}": jnp.asarray(rng.normal(size=(2, 60 + i, 70)), jnp.float32) for i in range(4)}
+    return {
+        "params": kernels,
+        "opt_state": {"mu": jnp.asarray(rng.normal(size=(300, 7)), jnp.float32)},
+        "step": jnp.int32(step),
+    }
+
+
+@pytest.mark.parametrize("flips", [15, pytest.param(200, marks=pytest.mark.long)])
+def test_flipped_bits(flips: int, tmp_path: Path) -> None:
+    """In any file of a checkpoint: never a wrong value; where one would be, the step before is used."""
+    folder = tmp_path / "checkpoints"
+    writer = Checkpoints(folder, keep=2)
+    for step in (1, 2):
+        writer.save(step, state(step), {"tokens": float(step)})
+    writer.close()
+    whole = tmp_path / "whole"
+    shutil.copytree(folder, whole)
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0))
+    where = random.Random(flips)
+    files = sorted(
+        path.relative_to(whole) for path in (whole / "2").rglob("*") if path.is_file() and path.stat().st_size
+    )
+    sizes = [(whole / path).stat().st_size for path in files]
+    found, harmless = 0, []
+    for _ in range(flips):
+        shutil.rmtree(folder)
+        shutil.copytree(whole, folder)
+        [path] = where.choices(files, sizes)
+        flip(folder / path, where)
+        reader = Checkpoints(folder, keep=2)
+        restored = reader.restore(target)
+        reader.close()
+        assert restored is not None
+        step = int(restored[0]["step"])
+        jax.tree.map(np.testing.assert_array_equal, restored[0], state(step))
+        assert restored[1] == {"tokens": float(step)}
+        assert (folder / "2.quarantined").exists() == (step == 1)
+        found += step == 1
+        harmless += [str(path)] * (step == 2)
+    print(
+        f"{found} of {flips} flips set the step aside; values were right all the same after those in {sorted(set(harmless))}"
+    )
+    assert found >= 0.9 * flips
+
+
+def flip(path: Path, where: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    data[where.randrange(len(data))] ^= 1 << where.randrange(8)
+    path.write_bytes(data)
+
+
+LIMIT = 200_000
+"""Bytes of the largest file: less than a checkpoint's, more than a log's."""
+
+
+def limited(words: list[str]) -> subprocess.Popen[str]:
+    """The command with a disk that takes no file above `LIMIT`: writes fail as on a full one."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "albert_jax", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY)),
+    )
+
+
+def test_full_disk_costs_a_checkpoint(slow: Words, straight: Path, tmp_path: Path) -> None:  # noqa: F811
+    """The run goes on, and saves again once there is room; nothing of the lost one is left."""
+    run_dir = tmp_path / "run"
+    process = limited(slow(run_dir, train__checkpoint_every=10))
+    deadline = time.monotonic() + 240
+    while last_step(run_dir) < 22:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    error = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, error
+    assert "checkpoint 10 is lost (" in error
+    assert "training goes on" in error
+    assert "Traceback" not in error
+    assert {path.name for path in (run_dir / "checkpoints").iterdir()} in ({"30", "40"}, {"40"})
+    assert digest(run_dir, 40) == digest(straight, 40)
+
+
+def test_full_disk_at_the_end(slow: Words, straight: Path, tmp_path: Path) -> None:  # noqa: F811
+    """No exit 0 for a run whose last step is nowhere; the same command makes it good."""
+    run_dir = Path(shutil.copytree(straight, tmp_path / "run"))
+    shutil.rmtree(run_dir / "checkpoints/40")
+    process = limited(slow(run_dir))
+    error = process.communicate(timeout=240)[1]
+    assert process.returncode == 2, error
+    assert "checkpoint 40 could not be written" in error
+    assert "make room: the same command goes on after step 20" in error
+    assert "Traceback" not in error
+    assert main(slow(run_dir)) == 0
+    assert digest(run_dir, 40) == digest(straight, 40)
+
+
+def test_no_room_to_begin_with(
+    slow: Words,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    room = shutil.disk_usage(tmp_path)._replace(free=2_000_000)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: room)
+    assert main(slow(tmp_path / "run")) == 2
+    error = capsys.readouterr().err
+    assert "4 checkpoints of " in error
+    assert "0.002 GB are free; make room" in error
+
+
+def test_two_jobs_in_one_folder(
+    slow: Words,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The second is refused and told whose it is; a lock whose process is gone holds nobody off."""
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "lock").write_text("elsewhere:1 since long ago")
+    with run_folder.held(run_dir) as mine:
+        assert mine
+        assert main(slow(run_dir)) == 2
+    error = capsys.readouterr().err
+    assert f"--run-dir {run_dir}: held by " in error
+    assert "since 20" in error
+    assert "wait for it, or give another folder" in error
+    assert {path.name for path in run_dir.iterdir()} == {"lock"}
+
+
+def test_data_that_changed(
+    slow: Words,  # noqa: F811
+    straight: Path,  # noqa: F811
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Refused by the run folder and, where that is lost, by the checkpoint; gone on with when that is said, and kept on record."""
+    text = tmp_path / "docs.jsonl"
+    shutil.copy(corpus, text)
+    run_dir = tmp_path / "run"
+    words = slow(run_dir, data__source=text, train__checkpoint_dir=tmp_path / "elsewhere", train__num_train_steps=20)
+    assert main(words) == 0
+    text.write_text("".join(text.read_text().splitlines(True)[:-1]))
+    assert main(words) == 2
+    assert "the data changed since this run began (data: " in capsys.readouterr().err
+    (run_dir / "config.json").rename(run_dir / "config.json.old")
+    assert main(words) == 2
+    assert "checkpoint 20 was trained on other data (data: " in capsys.readouterr().err
+    (run_dir / "config.json.old").rename(run_dir / "config.json")
+    assert main([*words, "--allow-data-change"]) == 0
+    assert "which is allowed" in capsys.readouterr().err
+    assert len(json.loads((run_dir / "config.json").read_text())["data_changes"]) == 1
+    assert main([*words, "--allow-data-change"]) == 0
+
+
+def test_another_number_of_devices(slow: Words, straight: Path, tmp_path: Path) -> None:  # noqa: F811
+    """A state saved whole on one device is gone on with cut over four, and one cut over four on one."""
+    run_dir = Path(shutil.copytree(straight, tmp_path / "run"))
+    shutil.rmtree(run_dir / "checkpoints/40")
+    kept = {"train__checkpoint_every": 20, "train__num_train_steps": 40, "model__remat": "dots"}
+    cut = slow(tmp_path / "cut", **kept, model__sharing="none", mesh__sharding="parameters")
+    [(code, error)] = ended(launch(cut, 1, devices=4))
+    assert code == 0, error
+    shutil.rmtree(tmp_path / "cut/checkpoints/40")
+    assert main(slow(tmp_path / "cut", **kept, model__sharing="none")) == 0
+    [(code, error)] = ended(launch(slow(run_dir, mesh__sharding="optimizer"), 1, devices=4))
+    assert code == 0, error
+    assert "resuming after step 20" in error
+    ours, theirs = ([r["train/loss"] for r in read_metrics(path) if "train/loss" in r] for path in (run_dir, straight))
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_which_checkpoints_are_kept(slow: Words, tmp_path: Path) -> None:  # noqa: F811
+    words = slow(tmp_path / "run", train__checkpoint_every=4, train__keep_checkpoints=2, train__keep_every=16)
+    assert main(words) == 0
+    assert {int(path.name) for path in (tmp_path / "run/checkpoints").iterdir()} == {16, 32, 36, 40}
+
+
+def test_poisoned_batch(small: Words, tmp_path: Path) -> None:
+    """What is needed to find out why: step, the norm of each gradient, which records; and the checkpoint before it stays."""
+    run_dir = tmp_path / "run"
+    [(code, error)] = ended(launch(small(run_dir, train__checkpoint_every=10), 1, script=plant("poison", 0, 25)))
+    assert code == 2
+    assert "step 25: loss is nan, gradient norm nan; its batch and the norm of each gradient are in " in error
+    with np.load(run_dir / "nonfinite-step-25.npz") as dump:
+        assert int(dump["step"]) == 25
+        assert dump["document"].shape == (16,)
+        assert (dump["tokens"] == 10**6).all()
+        assert np.isnan(dump["grad_norms"]).any()
+    assert max(int(path.name) for path in (run_dir / "checkpoints").iterdir()) == 20
+    assert main(small(run_dir, train__checkpoint_every=10)) == 0
+
+
+def test_spikes_are_left_out(small: Words, tmp_path: Path) -> None:
+    """With a factor that every other norm exceeds; the count survives a resume."""
+    words = small(tmp_path / "run", optim__skip_spikes=1.01, train__num_train_steps=130, train__checkpoint_every=125)
+    assert main(words) == 0
+    records = [r for r in read_metrics(tmp_path / "run") if "train/loss" in r]
+    counts = [r.get("train/skipped_updates", 0) for r in records]
+    assert counts[99] == 0
+    assert 0 < counts[-1] < 30
+    assert json.loads((tmp_path / "run/summary.json").read_text())["skipped_updates"] == counts[-1]
+
+
+def test_out_of_memory() -> None:
+    """A real one: a terabyte."""
+    with (
+        pytest.raises(InputError, match=r"out of memory .*--train.gradient-accumulation 4, .*--model.remat dots"),
+        train.fitting(TrainConfig(gradient_accumulation=2)),
+    ):
+        jnp.zeros(2**38, jnp.float32).block_until_ready()
+
+
+def test_out_of_memory_has_the_compilers_figures() -> None:
+    step = jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((1000, 1000), jnp.float32)).compile()
+    with (
+        pytest.raises(InputError, match=r"by the compiler a step takes 0\.01 GB a device"),
+        train.fitting(TrainConfig(), step),
+    ):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8000000 bytes.")
+
+
+def test_killed_by_the_first_signal_it_hears(small: Words, tmp_path: Path) -> None:
+    """SIGTERM is a wish that was granted, so exit 0; the summary tells a finished run from one that was stopped."""
+    from .test_resume import start
+
+    run_dir = tmp_path / "run"
+    words = small(run_dir, train__num_train_steps=3000, train__checkpoint_every=3000)
+    process = start(words, 6, run_dir)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 0
+    assert not (run_dir / "summary.json").exists()
