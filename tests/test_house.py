@@ -109,6 +109,7 @@ ONLY = {
     "orbax": {"checkpoint"},
     "grain": {"data"},
     "tensorflow_datasets": {"data", "tasks"},
+    "apache_beam": {"data"},
     "sentencepiece": {"data"},
     "sentencex": {"data"},
     "optax": {"optim"},
