@@ -17,7 +17,6 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
-from apache_beam.runners.runner import create_runner
 
 from albert_jax.config import InputError, check_writable, require
 from albert_jax.data import sources
@@ -37,28 +36,23 @@ def options(given: Sequence[tuple[str, str]]) -> PipelineOptions:
     Raises:
       InputError: no such runner or option, or a value that it does not take.
     """
-    values: dict[str, Any] = {"runner": ["DirectRunner"]}
-    for name, value in given:
-        values[name] = [*values.get(name, []), value] if name != "runner" else [value]
-    values = {name: _switch(of_name[0]) if len(of_name) == 1 else of_name for name, of_name in values.items()}
+    values: dict[str, Any] = {"runner": "DirectRunner", "default_sdk_harness_log_level": "ERROR"}
+    for name in dict(given):
+        chosen = [{"true": True, "false": False}.get(value, value) for other, value in given if other == name]
+        values[name] = chosen[0] if len(chosen) == 1 else chosen
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):  # argparse says there what is wrong, and ends the process
             made = PipelineOptions.from_dictionary(values)
             unknown = made.get_all_options(retain_unknown_options=True).keys() - PipelineOptions().get_all_options()
+            beam.Pipeline(options=made)  # its runner looks at them
     except SystemExit:
         raise InputError(f"--beam: {told.getvalue().strip().rpartition('error: ')[2]}") from None
-    runner = str(values["runner"])
-    try:
-        create_runner(runner)
     except (ImportError, ValueError, AttributeError) as error:
-        raise InputError(f"--beam.runner {runner}: {str(error).splitlines()[0]}") from None
-    require(not unknown or runner not in CLOSED, f"--beam.{min(unknown, default='')}: {runner} has no such option")
+        raise InputError(f"--beam.runner {values['runner']}: {' '.join(str(error).split())}") from None
+    closed = values["runner"] in CLOSED
+    require(not unknown or not closed, f"--beam.{min(unknown, default='')}: {values['runner']} has no such option")
     return made
-
-
-def _switch(value: str) -> str | bool:
-    return {"true": True, "false": False}.get(value, value)
 
 
 def survey(config: DataConfig, beam_options: PipelineOptions) -> tuple[str, tuple[Counter[str], Counter[str]]]:
@@ -68,6 +62,8 @@ def survey(config: DataConfig, beam_options: PipelineOptions) -> tuple[str, tupl
       InputError: as the same pass on one machine; or workers that do not see the files or the cache.
     """
     require(config.source != "python-docs", "--engine beam reads files: data.source 'python-docs' has none")
+    told = "ArrayRecord files are written to file systems; name a folder that all machines mount"
+    require("://" not in config.cache_dir, f"data.cache_dir {config.cache_dir}: {told}")
     cache = Path(config.cache_dir).expanduser()
     check_writable(cache, "data.cache_dir")
     cache.mkdir(parents=True, exist_ok=True)

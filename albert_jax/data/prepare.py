@@ -130,10 +130,13 @@ def prepare(config: DataConfig, vocab_size: int, beam: Sequence[tuple[str, str]]
 
 
 def _beam() -> Any:
+    logging.disable(logging.WARNING)  # as it is imported, Beam tells of clients of cloud services that are not there
     try:
         from albert_jax.data import beam
     except ImportError as error:
         raise InputError(f"--engine beam: pip install 'albert_jax[beam]' ({error})") from None
+    finally:
+        logging.disable(logging.NOTSET)
     return beam
 
 

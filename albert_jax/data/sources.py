@@ -224,8 +224,10 @@ def _jsonl(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[st
 def _shard(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[str]:
     for number, raw in tfds_sets.texts(path, config.text_field):
         text = _decoded(raw, f"{path}: record {number}", config.encoding_errors, 0, repairs)
-        if text.strip():
-            yield text.replace("\0", "")
+        clean = text.replace("\0", "")
+        repairs["documents with broken characters mended"] += clean != text
+        if clean.strip():
+            yield clean
 
 
 SOURCES: dict[str, Callable[[Path, DataConfig, Counter[str]], Iterator[str]]] = {

@@ -102,8 +102,11 @@ def feature(folder: Path, text_field: str) -> Any:
     texts = [key for key, value in features.items() if value.shape == () and np.dtype(value.np_dtype).kind == "O"]
     there = f"text in {folder}: {', '.join(texts) or 'none'}; name it with --data.text-field"
     require(text_field in features, f"data.text_field '{text_field}' is no feature; {there}")
-    require(text_field in texts, f"data.text_field '{text_field}' is {features.get(text_field)!r}, no text; {there}")
-    return tfds.features.FeaturesDict({text_field: features[text_field]})
+    found = features[text_field]
+    require(
+        text_field in texts, f"data.text_field '{text_field}' is a feature {type(found).__name__}, no text; {there}"
+    )
+    return tfds.features.FeaturesDict({text_field: found})
 
 
 def texts(path: Path, text_field: str) -> Iterator[tuple[int, bytes]]:
