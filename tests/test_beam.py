@@ -17,8 +17,9 @@ import pytest
 from albert_jax.cli import main
 from albert_jax.config import InputError
 from albert_jax.data import prepare as prepare_
-from albert_jax.data.prepare import SPLITS, Prepared, prepare, read_split
+from albert_jax.data.prepare import Prepared, prepare, read_split
 from albert_jax.data.sources import DataConfig
+from albert_jax.data.survey import SPLITS
 
 from .conftest import TINY
 

@@ -20,8 +20,9 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 
 from albert_jax.config import InputError, check_writable, require
 from albert_jax.data import sources
-from albert_jax.data.prepare import AlbertText, Example, check_counts, count, examples, split_of
+from albert_jax.data.prepare import AlbertText, Example, examples
 from albert_jax.data.sources import DataConfig
+from albert_jax.data.survey import check_counts, count, split_of
 from albert_jax.data.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import hashlib
 import io
-import itertools
 import json
 import logging
 import os
@@ -29,6 +28,7 @@ from tqdm import tqdm
 from albert_jax.config import InputError, check_writable, read_json, require
 from albert_jax.data import sources
 from albert_jax.data.sources import DataConfig
+from albert_jax.data.survey import SPLITS, check_counts, count, split_of
 from albert_jax.data.tfds_sets import check_shards
 from albert_jax.data.tokenizer import Tokenizer, train_vocabulary
 
@@ -38,8 +38,6 @@ log = logging.getLogger(__name__)
 
 VERSION = "1.0.0"
 """Of the record's format; part of the fingerprint."""
-
-SPLITS = ("train", "heldout")
 
 MAX_RECORD_TOKENS = 8192
 """Longer documents are stored in parts: a sequence is read by reading its record.  To NSP, parts are documents."""
@@ -251,12 +249,6 @@ def _parts(tokens: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[np.ndarray
         start = end
 
 
-def split_of(text: str, config: DataConfig) -> str:
-    """The split of a document, by its content alone."""
-    share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-    return "heldout" if share < config.eval_fraction else "train"
-
-
 def _survey(config: DataConfig) -> tuple[Counter[str], Counter[str]]:
     """One pass that reads everything and writes nothing: errors are told before any work, and the counts are known."""
     check_writable(Path(config.cache_dir).expanduser(), "data.cache_dir")
@@ -264,33 +256,6 @@ def _survey(config: DataConfig) -> tuple[Counter[str], Counter[str]]:
     counts = count(_progress(sources.documents(config, repairs), None, "reading"), config)
     check_counts(counts, config)
     return counts, repairs
-
-
-def count(texts: Iterable[str], config: DataConfig) -> Counter[str]:
-    """Usable documents of each split, and their characters; `pairs` is 0 where none has two sentences."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        if text.strip():
-            counts[split_of(text, config)] += 1
-            counts["characters"] += len(text)
-            if not counts["pairs"]:
-                counts["pairs"] = sum(1 for _ in itertools.islice(sources.sentences(text, config.language), 2)) == 2
-    return counts
-
-
-def check_counts(counts: Counter[str], config: DataConfig) -> None:
-    """Refuses a source of which no training could come.  Raises `InputError`."""
-    total = counts["train"] + counts["heldout"]
-    require(total > 0, f"data.source '{config.source}' has 0 usable documents")
-    require(
-        counts["pairs"] > 0,
-        f"0 of {total} documents of data.source '{config.source}' have two sentences; no pair can be made: is each sentence a document of its own?",
-    )
-    for split in SPLITS:
-        require(
-            counts[split] > 0,
-            f"data.eval_fraction {config.eval_fraction} leaves 0 of {total} documents for '{split}'; choose another, or end documents by blank lines",
-        )
 
 
 def _open(folder: Path, config: DataConfig, vocab_size: int) -> Prepared:
