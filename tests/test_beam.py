@@ -96,14 +96,17 @@ def test_without_beam(config: DataConfig, monkeypatch: pytest.MonkeyPatch, capsy
 @needs_beam
 @pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize("options", [IN_PROCESS, TWO_PROCESSES], ids=["in process", "two processes"])
-def test_the_records_of_the_local_run(config: DataConfig, options: list[tuple[str, str]], tmp_path: Path) -> None:
+def test_the_records_of_the_local_run(
+    config: DataConfig, options: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also their order, in several shards; a local run with the same settings finds them in the cache.
 
     Fails if keys begin anew in each file or count the other split's records, or if files are taken as they come.
     """
     local = prepare(config, VOCAB)
     own = replace(config, cache_dir=str(tmp_path))
-    made = prepare(own, VOCAB, options)
+    monkeypatch.chdir(tmp_path)  # workers may stand in another folder
+    made = prepare(replace(own, cache_dir="."), VOCAB, options)
     assert made.fingerprint == local.fingerprint
     assert made.folder.relative_to(tmp_path) == local.folder.relative_to(config.cache_dir)
     assert {path.name.partition("-of-")[0] for path in made.folder.glob("*-00001-of-*")} == {
@@ -168,6 +171,7 @@ def test_what_is_refused(config: DataConfig, options: list[tuple[str, str]], tmp
     refused(lambda: prepare(own, VOCAB, options), "c.jsonl.gz:1:", "damaged")
     refused(lambda: prepare(replace(own, source=f"{folder}/d.*", text_field="txt"), VOCAB, options), "of 1 documents")
     refused(lambda: prepare(replace(own, cache_dir="gs://bucket/x"), VOCAB, options), "data.cache_dir gs://bucket/x")
+    refused(lambda: prepare(replace(own, source="/nowhere/*"), VOCAB + 1, options), "model.vocab_size is 401")
     refused(lambda: prepare(replace(own, vocab=""), VOCAB, options), "--engine beam", "--data.vocab")
     refused(lambda: prepare(replace(own, source="python-docs"), VOCAB, options), "'python-docs'", "--engine beam")
     assert not [path for path in tmp_path.glob("cache/**/*") if path.name != "cache"]

@@ -85,7 +85,8 @@ def prepare(config: DataConfig, vocab_size: int, beam: Sequence[tuple[str, str]]
         pipeline = _beam()
         engine["beam_options"] = pipeline.options(beam)
         require(bool(config.vocab), NO_VOCAB)
-        make = pipeline.BeamText
+        _check_vocab_size(Tokenizer(config.vocab), vocab_size)  # before the workers read everything
+        make, cache = pipeline.BeamText, cache.absolute()
         of_source, counted = pipeline.survey(config, **engine)
         survey = functools.cache(lambda: counted)
     reading = {name: getattr(config, name) for name in READING}
@@ -104,9 +105,9 @@ def prepare(config: DataConfig, vocab_size: int, beam: Sequence[tuple[str, str]]
     folder = Path(builder.data_dir)
     if not folder.exists():
         counts, repairs = survey()
-        for what, count in sorted(repairs.items()):
-            if count:
-                log.warning("%s: %d", what, count)
+        for what, times in sorted(repairs.items()):
+            if times:
+                log.warning("%s: %d", what, times)
         tfds.disable_progress_bar()
         builder_config.counts.update(counts)
         # TFDS takes one number for both splits, and no shard may be empty.
