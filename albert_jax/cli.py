@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from albert_jax.config import InputError, load, require
+from albert_jax.config import InputError, load, read_words, require
 
 EXPERIMENTS = ("pretrain", "prepare", "vocab", "finetune", "probe", "ablate")
 """Jobs that take an experiment, and any field of it as an option."""
@@ -26,6 +26,7 @@ OWN_OPTIONS = {
     "pretrain": tuple(DISTRIBUTED),
     "finetune": ("--seeds", "--scale", *DISTRIBUTED),
     "ablate": ABLATE_OPTIONS,
+    "prepare": ("--engine",),
 }
 """Options of such jobs that are no fields."""
 
@@ -36,6 +37,20 @@ EPILOG = """\
 Any field of an experiment can be overridden: --train.global-batch-size 256, --data.source 'text/*.jsonl.gz', --model.sharing none.
   albert-jax pretrain experiments/pretrain/tiny.py --help   lists the fields, their meaning and this experiment's values.
 A run folder's config.json is an experiment too: albert-jax pretrain runs/tiny/config.json --run-dir runs/again
+"""
+PREPARE_EPILOG = f"""\
+{EPILOG}
+A corpus too big for one machine (pip install 'albert_jax[beam]'): the same records, in the same order, out of Apache Beam.
+  albert-jax prepare FILE --engine beam --data.source '/corpus/*.jsonl.gz' --data.vocab spiece.model --data.cache-dir /shared
+Every --beam.OPTION is one of Beam's pipeline options; true and false are switches, an option given again is a list:
+  ... --beam.direct-running-mode multi_processing --beam.direct-num-workers 16          the cores of this machine
+  ... --beam.runner DataflowRunner --beam.project P --beam.region europe-west4 --beam.temp-location gs://BUCKET/tmp
+      --beam.sdk-container-image IMAGE
+  ... --beam.runner FlinkRunner --beam.flink-master HOST:8081 --beam.environment-type DOCKER --beam.environment-config IMAGE
+  ... --beam.runner SparkRunner --beam.spark-master-url spark://HOST:7077 --beam.environment-type DOCKER
+      --beam.environment-config IMAGE
+Workers must have albert_jax (an IMAGE with it), and see source and cache under the same paths as this machine (a file system
+that all mount; not gs://).  Files are what they share out: give many.
 """
 FINETUNE_EPILOG = """\
 Any field of the experiment can be overridden, as of a pretraining one; --help after the file lists them.
@@ -76,7 +91,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return _help(words[0], words[1])
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("albert_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and TFDS tell their every step
+    for name in ("absl", "apache_beam"):  # Orbax, TFDS and Beam tell their every step
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         plain, overrides = (
             _split(words, OWN_OPTIONS.get(words[0], ())) if words[:1] and words[0] in EXPERIMENTS else (words, [])
@@ -141,9 +157,10 @@ def _parser() -> argparse.ArgumentParser:
     experiment = "experiment file (.py) or a run's config.json; --help after it lists its fields"
     pretrain = job("pretrain", _pretrain, "Prepare the data, train, evaluate; the same command again resumes.")
     pretrain.add_argument("experiment", help=experiment)
-    job("prepare", _prepare, "Only prepare the data of an experiment, and print the folder.").add_argument(
-        "experiment", help=experiment
-    )
+    prepare = job("prepare", _prepare, "Only prepare the data of an experiment, and print the folder.", PREPARE_EPILOG)
+    prepare.add_argument("experiment", help=experiment)
+    engine = "local: this process; beam: workers of the pipeline that --beam.runner NAME names (local)"
+    prepare.add_argument("--engine", default="local", choices=("local", "beam"), help=engine)
     vocab = job("vocab", _vocab, "Train a SentencePiece vocabulary on an experiment's source, with the released flags.")
     vocab.add_argument("experiment", help=experiment)
     vocab.add_argument("target", type=Path, help="file to write, such as spiece.model")
@@ -325,9 +342,27 @@ def _prepare(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from albert_jax.data.prepare import prepare
     from albert_jax.pretrain import PretrainConfig
 
-    config = load(PretrainConfig, arguments.experiment, overrides)
-    print(prepare(config.data, config.model.vocab_size).folder)
+    fields, options = _beam_options(overrides)
+    require(not options or arguments.engine == "beam", "--beam options are for --engine beam")
+    config = load(PretrainConfig, arguments.experiment, fields)
+    print(prepare(config.data, config.model.vocab_size, options if arguments.engine == "beam" else None).folder)
     return 0
+
+
+def _beam_options(overrides: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The words that override fields, and Beam's options, in which a name may come again."""
+    fields: list[str] = []
+    options: list[tuple[str, str]] = []
+    rest = list(overrides)
+    while rest:
+        words = [rest.pop(0)]
+        if "=" not in words[0] and rest:
+            words.append(rest.pop(0))
+        if words[0].startswith("--beam."):
+            options += [(name.removeprefix("beam."), value) for name, value in read_words(words).items()]
+        else:
+            fields += words
+    return fields, options
 
 
 def _vocab(arguments: argparse.Namespace, overrides: list[str]) -> int:

@@ -137,6 +137,95 @@ def test_unreadable_files(
     refused(lambda: list(documents(DataConfig(source=f"{tmp_path}/a.*"))), *words)
 
 
+def tfds_set(folder: Path, splits: dict[str, list[Any]], shards: int = 1, file_format: str = "array_record") -> Path:
+    """Prepares a data set `made_texts` without TensorFlow: `text`, the same in `other`, and a number."""
+    import tensorflow_datasets as tfds
+
+    class MadeTexts(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> Any:
+            kinds: dict[str, Any] = {
+                "text": tfds.features.Text(),
+                "other": np.object_,
+                "number": np.int64,
+                "list": tfds.features.Sequence(np.int64),
+            }
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(kinds))
+
+        def _split_generators(self, manager: Any) -> Any:
+            return {name: self._generate_examples(texts) for name, texts in splits.items()}
+
+        def _generate_examples(self, texts: Any) -> Any:
+            for i, text in enumerate(texts):
+                yield i, {"text": text, "other": text, "number": i, "list": [i]}
+
+    builder = MadeTexts(data_dir=folder, file_format=file_format)
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))
+    return Path(builder.data_dir)
+
+
+def test_tfds_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name and by folder, all splits or some, with globs beside; the fingerprint is of the bytes, wherever they lie.
+
+    Fails if a version is taken for a split, if shards are left out, or if NUL or invalid UTF-8 comes through.
+    """
+    texts: dict[str, Any] = {"train": [f"One {i}.\nTwo {i}." for i in range(9)], "test": [" ", "Nu\0l.", b"b\xffd."]}
+    folder = tfds_set(tmp_path / "sets", texts, shards=3)
+    monkeypatch.setattr("tensorflow_datasets.core.utils.file_utils.list_data_dirs", lambda **_: [tmp_path / "sets"])
+    (tmp_path / "a.txt").write_text("a")
+    train, test = Counter(texts["train"]), Counter(["Nul.", "b\ufffdd."])
+    for name, expected in {
+        str(folder): train + test,
+        "made_texts": train + test,
+        "made_texts:1.0.0": train + test,
+        "made_texts:1.0.0:train": train,
+        f"{folder}:test": test,
+        "made_texts:test+train": train + test,
+        f"made_texts:train, {tmp_path}/a.txt": train + Counter(["a"]),
+    }.items():
+        for field in ("text", "other"):
+            repairs: Counter[str] = Counter()
+            config = DataConfig(f"tfds:{name}", text_field=field, encoding_errors="replace")
+            assert Counter(documents(config, repairs)) == expected
+            assert repairs["lines with invalid UTF-8 replaced"] == ("b\ufffdd." in expected)
+            assert repairs["documents with broken characters mended"] == ("Nul." in expected)
+    refused(lambda: list(documents(DataConfig(f"tfds:{folder}"))), ": record 0: invalid UTF-8 at byte 1")
+    print_of = [sources.fingerprint(DataConfig(f"tfds:{name}")) for name in (folder, "made_texts", "made_texts:train")]
+    assert print_of[0] == print_of[1] != print_of[2]
+    other = tfds_set(tmp_path / "other", texts | {"train": ["x", *texts["train"][1:]]}, shards=3)
+    assert sources.fingerprint(DataConfig(f"tfds:{other}")) != print_of[0]
+
+
+def test_tfds_sets_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if a shard that was cut off is read as an empty one, or if TFDS's own exceptions come through."""
+    folder = tfds_set(tmp_path / "sets", {"train": [f"Text {i}." for i in range(2000)], "test": ["a"]})
+    monkeypatch.setattr("tensorflow_datasets.core.utils.file_utils.list_data_dirs", lambda **_: [tmp_path / "sets"])
+
+    def told(name: object, *words: str, **settings: Any) -> None:
+        refused(lambda: list(documents(DataConfig(f"tfds:{name}", **settings))), *words)
+
+    told("no_such_set", "data.source tfds:no_such_set", "not found", f"looked into {tmp_path}/sets", "array_record")
+    told(tmp_path, f"looked into {tmp_path})")
+    told("imdb_reviews", "no split is prepared in", "imdb_reviews/plain_text")
+    told("made_texts:dev", "no split 'dev'", "known: train, test")
+    told("made_texts", "data.text_field 'body'", "text in", "text, other", "--data.text-field", text_field="body")
+    told("made_texts", "data.text_field 'number'", "no text", text_field="number")
+    told("made_texts", "data.text_field 'list'", "no text", text_field="list")
+    shard = next(folder.glob("*train*"))
+    whole = shard.read_bytes()
+    middle = len(whole) // 2
+    shard.write_bytes(bytes([*whole[:middle], whole[middle] ^ 255, *whole[middle + 1 :]]))
+    told(folder, f"{shard}: record", "damaged")
+    shard.write_bytes(whole[:middle])
+    told(folder, f"{shard}: shard 1/1: expected 2000 records", "prepare the data set again")
+    shard.unlink()
+    told(folder, "no file")
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    told(folder, "is tfrecord", "only TensorFlow reads", "file_format=array_record")
+
+
 def test_sentences() -> None:
     """Fails if a newline does not end a sentence, or if blank ones are kept."""
     text = "Mr. Smith went to Washington. He was late!\n\n \nA heading\nIs it? Yes."

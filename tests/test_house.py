@@ -115,6 +115,7 @@ ONLY = {
     "etils": {"checkpoint"},
     "grain": {"data"},
     "tensorflow_datasets": {"data", "tasks"},
+    "apache_beam": {"data"},
     "sentencepiece": {"data"},
     "sentencex": {"data"},
     "optax": {"optim"},

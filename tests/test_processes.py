@@ -241,8 +241,8 @@ def test_roll_call() -> None:
     assert "--distributed.process-id 1 was given to two processes" in told
     told = roll_call(DistributedConfig(at, 2, 0, 10), DistributedConfig(at, 3, 1, 10))
     assert told == ["--distributed.num-processes is 3 in process 1, 2 in process 0"] * 2
-    [told] = roll_call(DistributedConfig(at, 2, 1, 1))
-    assert told == f"--distributed: waited 1 s: process 0 does not answer at {at}; look at its log"
+    [alone] = roll_call(DistributedConfig(at, 2, 1, 1))
+    assert alone == f"--distributed: waited 1 s: process 0 does not answer at {at}; look at its log"
 
 
 def test_port_that_is_taken() -> None:

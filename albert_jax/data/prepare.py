@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import hashlib
 import io
-import itertools
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,12 +25,15 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from albert_jax.config import check_writable, read_json, require
+from albert_jax.config import InputError, check_writable, read_json, require
 from albert_jax.data import sources
 from albert_jax.data.sources import DataConfig
+from albert_jax.data.survey import SPLITS, check_counts, count, split_of
+from albert_jax.data.tfds_sets import check_shards
 from albert_jax.data.tokenizer import Tokenizer, train_vocabulary
 
 T = TypeVar("T")
+Example = dict[str, np.ndarray]
 log = logging.getLogger(__name__)
 
 VERSION = "1.0.0"
@@ -47,6 +49,9 @@ RECORDS_PER_SHARD = 4096
 """ArrayRecord finds a record in time proportional to the records of its file: 4 us at 1 k, 194 us at 100 k."""
 
 
+NO_VOCAB = "--engine beam needs --data.vocab: a vocabulary is trained on one machine ('albert-jax vocab', on a sample)"
+
+
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """A folder of prepared text: splits `train` and `heldout`, and the vocabulary they were made with."""
@@ -56,12 +61,14 @@ class Prepared:
     fingerprint: str
 
 
-def prepare(config: DataConfig, vocab_size: int) -> Prepared:
+def prepare(config: DataConfig, vocab_size: int, beam: Sequence[tuple[str, str]] | None = None) -> Prepared:
     """The prepared form of `config.source`, made now unless the cache holds it.
 
     Args:
       config: the source and settings.
       vocab_size: pieces that the vocabulary must have, or that one trained here gets.
+      beam: names and values of Beam's pipeline options: its workers read and write, the records and their order are the
+        same.  None: this process does it.
 
     Raises:
       InputError: unreadable text (file and line), nothing usable, or a vocabulary of another size or kind.
@@ -70,9 +77,19 @@ def prepare(config: DataConfig, vocab_size: int) -> Prepared:
     if (folder / "dataset_info.json").is_file():
         return _open(folder, config, vocab_size)
     cache = Path(config.cache_dir).expanduser()
-    of_source = sources.fingerprint(config)
+    make, engine = AlbertText, {}
+    if beam is None:
+        of_source = sources.fingerprint(config)
+        survey = functools.cache(functools.partial(_survey, config))
+    else:
+        pipeline = _beam()
+        engine["beam_options"] = pipeline.options(beam)
+        require(bool(config.vocab), NO_VOCAB)
+        _check_vocab_size(Tokenizer(config.vocab), vocab_size)  # before the workers read everything
+        make, cache = pipeline.BeamText, cache.absolute()
+        of_source, counted = pipeline.survey(config, **engine)
+        survey = functools.cache(lambda: counted)
     reading = {name: getattr(config, name) for name in READING}
-    survey = functools.cache(functools.partial(_survey, config))
     if config.vocab:
         tokenizer = Tokenizer(config.vocab, map_punctuation=config.map_punctuation)
         _check_vocab_size(tokenizer, vocab_size)
@@ -84,13 +101,13 @@ def prepare(config: DataConfig, vocab_size: int) -> Prepared:
         tokenizer = Tokenizer(path, map_punctuation=config.map_punctuation)
     fingerprint = _digest(VERSION, of_source, tokenizer.sha256, reading, config.eval_fraction, MAX_RECORD_TOKENS)
     builder_config = TextConfig(name=fingerprint[:16], data=config, tokenizer=tokenizer, fingerprint=fingerprint)
-    builder = AlbertText(data_dir=cache, config=builder_config, file_format="array_record")
+    builder = make(data_dir=cache, config=builder_config, file_format="array_record")
     folder = Path(builder.data_dir)
     if not folder.exists():
         counts, repairs = survey()
-        for what, count in sorted(repairs.items()):
-            if count:
-                log.warning("%s: %d", what, count)
+        for what, times in sorted(repairs.items()):
+            if times:
+                log.warning("%s: %d", what, times)
         tfds.disable_progress_bar()
         builder_config.counts.update(counts)
         # TFDS takes one number for both splits, and no shard may be empty.
@@ -98,7 +115,8 @@ def prepare(config: DataConfig, vocab_size: int) -> Prepared:
         shards = min(shards, counts["heldout"])
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download that there is not
-                builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))
+                download = tfds.download.DownloadConfig(num_shards=shards, **engine)
+                builder.download_and_prepare(download_config=download)
         except OSError:
             if not folder.exists():  # else another run prepared the same text meanwhile
                 raise
@@ -108,6 +126,17 @@ def prepare(config: DataConfig, vocab_size: int) -> Prepared:
     prepared = _open(folder, config, vocab_size)
     _warn_of_unknown(prepared)
     return prepared
+
+
+def _beam() -> Any:
+    logging.disable(logging.WARNING)  # as it is imported, Beam tells of clients of cloud services that are not there
+    try:
+        from albert_jax.data import beam
+    except ImportError as error:
+        raise InputError(f"--engine beam: pip install 'albert_jax[beam]' ({error})") from None
+    finally:
+        logging.disable(logging.NOTSET)
+    return beam
 
 
 def vocabulary(config: DataConfig, path: Path, vocab_size: int) -> None:
@@ -137,20 +166,8 @@ def read_split(prepared: Prepared, split: str) -> Any:
     Raises:
       InputError: a shard is missing, cut off, or holds another number of records than was written.
     """
-    from array_record.python import array_record_module
-
     builder = tfds.builder_from_directory(str(prepared.folder))
-    info = builder.info.splits[split]
-    for number, (path, expected) in enumerate(zip(info.filepaths, info.shard_lengths, strict=True), 1):
-        found: int | str
-        try:
-            found = array_record_module.ArrayRecordReader(str(path)).num_records() if Path(path).exists() else "no file"
-        except (RuntimeError, ValueError) as error:
-            found = f"no readable records ({str(error).splitlines()[0]})"
-        require(
-            found == expected,
-            f"{path}: shard {number}/{len(info.shard_lengths)}: expected {expected} records, found {found}; delete the folder and prepare again",
-        )
+    check_shards(builder.info.splits[split], "delete the folder and prepare again")
     return builder.as_data_source(split)
 
 
@@ -200,19 +217,22 @@ class AlbertText(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         # The folder appears under its name only when all is written, vocabulary included.
         shutil.copyfile(self.builder_config.tokenizer.path, Path(self.data_dir) / "spiece.model")
-        return {split: self._generate_examples(split) for split in ("train", "heldout")}
+        return {split: self._generate_examples(split) for split in SPLITS}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, Example]]:
         config = self.builder_config
-        key = 0
-        chosen = (text for text in sources.documents(config.data) if _split(text, config.data) == split)
-        for text in _progress(chosen, config.counts[split], f"preparing {split}"):
-            encoded = config.tokenizer.encode_batch(list(sources.sentences(text, config.data.language)))
-            lengths = [len(ids) for ids in encoded if ids]
-            tokens: np.ndarray = np.array([i for ids in encoded for i in ids], _token_dtype(config.tokenizer))
-            for part, part_lengths in _parts(tokens, np.array(lengths, np.int32)):
-                yield key, {"tokens": part, "sentence_lengths": part_lengths}
-                key += 1
+        chosen = (text for text in sources.documents(config.data) if split_of(text, config.data) == split)
+        texts = _progress(chosen, config.counts[split], f"preparing {split}")
+        yield from enumerate(example for text in texts for example in examples(text, config.data, config.tokenizer))
+
+
+def examples(text: str, config: DataConfig, tokenizer: Tokenizer) -> Iterator[Example]:
+    """The records of a document: one, or its parts."""
+    encoded = tokenizer.encode_batch(list(sources.sentences(text, config.language)))
+    lengths = [len(ids) for ids in encoded if ids]
+    tokens: np.ndarray = np.array([i for ids in encoded for i in ids], _token_dtype(tokenizer))
+    for part, part_lengths in _parts(tokens, np.array(lengths, np.int32)):
+        yield {"tokens": part, "sentence_lengths": part_lengths}
 
 
 def _token_dtype(tokenizer: Tokenizer) -> type:
@@ -230,33 +250,12 @@ def _parts(tokens: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[np.ndarray
         start = end
 
 
-def _split(text: str, config: DataConfig) -> str:
-    share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-    return "heldout" if share < config.eval_fraction else "train"
-
-
 def _survey(config: DataConfig) -> tuple[Counter[str], Counter[str]]:
     """One pass that reads everything and writes nothing: errors are told before any work, and the counts are known."""
     check_writable(Path(config.cache_dir).expanduser(), "data.cache_dir")
-    counts: Counter[str] = Counter()
     repairs: Counter[str] = Counter()
-    for text in _progress(sources.documents(config, repairs), None, "reading"):
-        if text.strip():
-            counts[_split(text, config)] += 1
-            counts["characters"] += len(text)
-            if not counts["pairs"]:
-                counts["pairs"] = sum(1 for _ in itertools.islice(sources.sentences(text, config.language), 2)) == 2
-    total = counts["train"] + counts["heldout"]
-    require(total > 0, f"data.source '{config.source}' has 0 usable documents")
-    require(
-        counts["pairs"] > 0,
-        f"0 of {total} documents of data.source '{config.source}' have two sentences; no pair can be made: is each sentence a document of its own?",
-    )
-    for split in ("train", "heldout"):
-        require(
-            counts[split] > 0,
-            f"data.eval_fraction {config.eval_fraction} leaves 0 of {total} documents for '{split}'; choose another, or end documents by blank lines",
-        )
+    counts = count(_progress(sources.documents(config, repairs), None, "reading"), config)
+    check_counts(counts, config)
     return counts, repairs
 
 
@@ -264,7 +263,7 @@ def _open(folder: Path, config: DataConfig, vocab_size: int) -> Prepared:
     path = folder / "metadata.json"
     require(
         path.exists() and "fingerprint" in read_json(path),
-        f"data.source {folder} was not written by albert-jax prepare",
+        f"data.source {folder} was not written by albert-jax prepare; a data set of others is named tfds:{folder}",
     )
     metadata = read_json(path)
     for name in (*READING, "eval_fraction"):

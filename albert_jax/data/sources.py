@@ -15,7 +15,7 @@ import sys
 import sysconfig
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -23,6 +23,7 @@ from typing import IO, Literal
 import sentencex
 
 from albert_jax.config import InputError, check_types, require
+from albert_jax.data import tfds_sets
 
 MAX_LINE_BYTES = 64 * 2**20
 """A line (or, one document a file, a file) beyond this is refused: it has to fit in memory several times."""
@@ -36,13 +37,13 @@ class DataConfig:
     """The text and how it becomes tokens."""
 
     source: str = "python-docs"
-    """'python-docs' (what ships with Python), a glob or comma-separated globs of .txt, .jsonl, either with .gz, or a folder that `albert-jax prepare` wrote."""
+    """'python-docs' (what ships with Python); globs of .txt, .jsonl, either with .gz, and 'tfds:NAME' or 'tfds:FOLDER' of data sets that TFDS has prepared (as array_record; of one split: 'tfds:lm1b:train'), with commas between; or a folder that `albert-jax prepare` wrote."""
     vocab: str = ""
     """SentencePiece model; empty: one of model.vocab_size pieces is trained on the source."""
     map_punctuation: bool = False
     """Map curly quotes and dashes, which the released vocabulary lacks, to ones it has."""
     text_field: str = "text"
-    """The field of a .jsonl line that holds the document."""
+    """The field of a .jsonl line, or the feature of a TFDS data set, that holds the document."""
     txt_documents: Literal["file", "blank-line"] = "file"
     """In .txt, a document is a whole file, or ends at a blank line."""
     encoding_errors: Literal["error", "replace"] = "error"
@@ -77,34 +78,48 @@ def documents(config: DataConfig, repairs: Counter[str] | None = None) -> Iterat
         yield from _python_docs()
         return
     for path in files(config):
-        reader = SOURCES[_kind(path)]
-        found = 0
-        for document in reader(path, config, repairs):
-            found += 1
-            yield document
-        repairs["files without a document"] += found == 0
+        yield from documents_of(path, config, repairs)
+
+
+def documents_of(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[str]:
+    """The documents of one file of the source; otherwise as `documents`."""
+    found = 0
+    for document in SOURCES[_kind(path)](path, config, repairs):
+        found += 1
+        yield document
+    repairs["files without a document"] += found == 0
 
 
 def fingerprint(config: DataConfig) -> str:
     """SHA-256 of the source's bytes and kinds of file, whatever the files are called."""
-    digest = hashlib.sha256()
     if config.source == "python-docs":
-        digest.update(f"python-docs {PROSE_DOCSTRING} {sys.version}".encode())
-    else:
-        for path in files(config):
-            with path.open("rb") as file:
-                digest.update(_kind(path).encode() + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+        return hashlib.sha256(f"python-docs {PROSE_DOCSTRING} {sys.version}".encode()).hexdigest()
+    return fingerprint_of(map(digest_of, files(config)))
+
+
+def fingerprint_of(digests: Iterable[bytes]) -> str:
+    """`fingerprint` of a source of files, from `digest_of` each in its order."""
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def digest_of(path: Path) -> bytes:
+    """A file's share in the fingerprint: its bytes and kind."""
+    with path.open("rb") as file:
+        return _kind(path).encode() + hashlib.file_digest(file, "sha256").digest()
 
 
 def files(config: DataConfig) -> list[Path]:
-    """The files that a glob source names, sorted."""
+    """The files of the source: of globs and data sets in the order given, those of a glob sorted."""
     paths: list[Path] = []
-    for pattern in config.source.split(","):
-        pattern = str(Path(pattern.strip()).expanduser())
+    for pattern in map(str.strip, config.source.split(",")):
+        if pattern.startswith(tfds_sets.PREFIX):
+            paths += tfds_sets.shards(pattern.removeprefix(tfds_sets.PREFIX), config.text_field)
+            continue
+        pattern = str(Path(pattern).expanduser())
         matched = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
         require(
-            bool(matched), f"data.source '{pattern}' matches no file (nor is it 'python-docs' or a prepared folder)"
+            bool(matched),
+            f"data.source '{pattern}' matches no file (nor is it 'python-docs', 'tfds:NAME' or a prepared folder)",
         )
         paths += matched
     for path in paths:
@@ -117,7 +132,8 @@ def files(config: DataConfig) -> list[Path]:
 
 
 def _kind(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).suffix
+    suffix = Path(path.name.removesuffix(".gz")).suffix
+    return tfds_sets.SUFFIX if suffix.startswith(f"{tfds_sets.SUFFIX}-") else suffix  # its number follows
 
 
 def lines(path: Path, encoding_errors: str, repairs: Counter[str]) -> Iterator[tuple[int, str]]:
@@ -142,16 +158,7 @@ def lines(path: Path, encoding_errors: str, repairs: Counter[str]) -> Iterator[t
                 len(raw) <= MAX_LINE_BYTES,
                 f"{path}:{number}: line longer than {MAX_LINE_BYTES} bytes; put one document on a line",
             )
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                if encoding_errors == "error":
-                    at = offset + error.start
-                    raise InputError(
-                        f"{path}:{number}: invalid UTF-8 at byte {at}; mend it or pass --data.encoding-errors replace"
-                    ) from None
-                line = raw.decode("utf-8", errors="replace")
-                repairs["lines with invalid UTF-8 replaced"] += 1
+            line = _decoded(raw, f"{path}:{number}", encoding_errors, offset, repairs)
             if offset == 0 and line.startswith("\ufeff"):
                 line = line[1:]
                 repairs["byte-order marks dropped"] += 1
@@ -162,6 +169,19 @@ def lines(path: Path, encoding_errors: str, repairs: Counter[str]) -> Iterator[t
                 repairs["CRLF line ends"] += 1
             offset += len(raw)
             yield number, line.rstrip("\r\n")
+
+
+def _decoded(raw: bytes, where: str, encoding_errors: str, offset: int, repairs: Counter[str]) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        at = offset + error.start
+        require(
+            encoding_errors != "error",
+            f"{where}: invalid UTF-8 at byte {at}; mend it or pass --data.encoding-errors replace",
+        )
+        repairs["lines with invalid UTF-8 replaced"] += 1
+        return raw.decode("utf-8", errors="replace")
 
 
 def _text(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[str]:
@@ -201,7 +221,20 @@ def _jsonl(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[st
             yield clean
 
 
-SOURCES: dict[str, Callable[[Path, DataConfig, Counter[str]], Iterator[str]]] = {".txt": _text, ".jsonl": _jsonl}
+def _shard(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[str]:
+    for number, raw in tfds_sets.texts(path, config.text_field):
+        text = _decoded(raw, f"{path}: record {number}", config.encoding_errors, 0, repairs)
+        clean = text.replace("\0", "")
+        repairs["documents with broken characters mended"] += clean != text
+        if clean.strip():
+            yield clean
+
+
+SOURCES: dict[str, Callable[[Path, DataConfig, Counter[str]], Iterator[str]]] = {
+    ".txt": _text,
+    ".jsonl": _jsonl,
+    tfds_sets.SUFFIX: _shard,
+}
 """File suffix -> reader of that file's documents."""
 
 

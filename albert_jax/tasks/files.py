@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from albert_jax.config import InputError, check_types, read_json, require
 from albert_jax.data.sources import MAX_LINE_BYTES, lines
-from albert_jax.tasks.prepared import PREFIX, builder_of, splits_of
+from albert_jax.data.tfds_sets import PREFIX, builder_of
 from albert_jax.tasks.prepared import records as prepared_records
+from albert_jax.tasks.prepared import splits_of
 
 log = logging.getLogger(__name__)
 

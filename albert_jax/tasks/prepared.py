@@ -1,31 +1,10 @@
-"""Data sets that TFDS has prepared, without TensorFlow: what is there, and its records in plain Python."""
+"""Tasks' data sets that TFDS has prepared, without TensorFlow: which splits are there, and their records in plain Python."""
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from albert_jax.config import InputError, require
-
-PREFIX = "tfds:"
-"""What a name in --data.dir begins with."""
-
-
-def builder_of(name: str) -> Any:
-    """The builder of a data set by its name, or by the folder that it was prepared in.
-
-    Raises:
-      InputError: nothing of that name is prepared here.
-    """
-    import tensorflow_datasets as tfds
-
-    try:
-        if Path(name).expanduser().is_dir():
-            return tfds.builder_from_directory(str(Path(name).expanduser()))
-        return tfds.builder(name, try_gcs=False)
-    except Exception as error:  # it raises many kinds, with pages of advice
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
-        told = f"data.dir {PREFIX}{name}: TFDS has no such data set prepared here ({reason})"
-        raise InputError(f"{told}; prepare it with file_format=array_record, or name its folder") from None
+from albert_jax.data.tfds_sets import PREFIX, builder_of
 
 
 def splits_of(name: str, wanted: Iterable[str]) -> dict[str, str]:
