@@ -328,13 +328,13 @@ def _trained(arguments: argparse.Namespace, run: Callable[[], Any]) -> int:
     given = {name: vars(arguments).get(name.removeprefix("--").replace("-", "_")) for name in DISTRIBUTED}
     told = {name.split(".")[1].replace("-", "_"): value for name, value in given.items() if value is not None}
     processes.start(from_dict(processes.DistributedConfig, told, "distributed"))
-    try:
-        with processes.ending_together():
+    with processes.ending_together():
+        try:
             run()
-    except Interrupted as stop:
-        if processes.is_main():
-            print(f"albert-jax: {stop}", file=sys.stderr)
-        return stop.code
+        except Interrupted as stop:
+            if processes.is_main():
+                print(f"albert-jax: {stop}", file=sys.stderr)
+            return stop.code
     return 0
 
 
