@@ -29,8 +29,11 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-FULL = ("RESOURCE_EXHAUSTED", "No space left on device", "File too large", "Disk quota exceeded")
-"""What is in the errors of a full disk, whichever layer they come from."""
+FULL = ("No space left on device", "File too large", "Disk quota exceeded", "RESOURCE_EXHAUSTED")
+"""What stands in the errors of a full disk, whichever layer they come from: the first that is found is told."""
+
+MOST_LOST = 3
+"""Checkpoints in a row that cannot be written, for another reason than a full disk, before the run is ended."""
 
 META = "meta"
 STATE = "state"
@@ -116,13 +119,17 @@ class Checkpoints:
         return shutil.disk_usage(self.folder).free if _local(self.folder) else float("inf")
 
     def _failed(self, error: Exception) -> None:
-        """Takes what went wrong with the step that is being written: what is no full disk is raised again."""
+        """Takes what went wrong with the step that is being written.  A full disk may have room again; anything else that loses
+        several steps in a row is raised.
+        """
         step, self._writing = self._writing, None
         text = str(error)
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-        if step is None or not (full or any(sign in text for sign in FULL)):
+        full = full or any(sign in text for sign in FULL)
+        if step is None or (not full and len(self.lost) + 1 >= MOST_LOST):
             raise error
-        self._lose(step, next(sign for sign in (*FULL, text) if sign in text).lower())
+        first = (text.splitlines() or [type(error).__name__])[0]
+        self._lose(step, next((sign for sign in FULL if sign in text), first)[:200])
 
     def _lose(self, step: int, reason: str) -> None:
         self.lost[step] = reason

@@ -123,7 +123,8 @@ def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[st
         if processes.is_main():
             run_folder.claim(run_dir, "pretrain", to_dict(config), fingerprints, allow_data_change=allow_data_change)
             tokenizer_json.write_vocabulary(prepared.tokenizer, config.model.max_position_embeddings, run_dir)
-        processes.check_shared(run_dir / "config.json")
+        if not config.train.checkpoint_dir:  # else the folder is of process 0 alone, which nobody else reads
+            processes.check_shared(run_dir / "config.json")
         log.info(
             "%d sequences of up to %d tokens, %d held out; %s on %d %s",
             len(sequences),

@@ -196,7 +196,7 @@ def run(
 
     Args:
       config, task, optimizer, layout: what is trained, and where.
-      run_dir: the run folder, which all processes share.
+      run_dir: the run folder, which all processes share (but where `checkpoint_dir` is, and no task selects).
       initial: whole parameters, on the host or any device.
       fingerprints: of what is read, stored with each checkpoint.
       allow_data_change: go on from a checkpoint that has other fingerprints, which is refused else.
@@ -260,7 +260,8 @@ def run(
         watchdog = processes.Watchdog(config.watchdog_seconds)
         stack.callback(watchdog.close)
         signals = stack.enter_context(processes.caught_signals())
-        if start and start % config.eval_every == 0 and start not in metrics_log.evaluated:  # a signal came before it
+        due = start > 0 and start % config.eval_every == 0
+        if due and processes.everywhere(start not in metrics_log.evaluated):  # a signal came before it
             evaluate(start)
         for step in range(start + 1, config.num_train_steps + 1):
             watchdog.feed()

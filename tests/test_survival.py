@@ -4,7 +4,6 @@ import json
 import random
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -295,15 +294,3 @@ def test_out_of_memory_has_the_compilers_figures() -> None:
         train.fitting(TrainConfig(), step),
     ):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8000000 bytes.")
-
-
-def test_killed_by_the_first_signal_it_hears(small: Words, tmp_path: Path) -> None:
-    """SIGTERM is a wish that was granted, so exit 0; the summary tells a finished run from one that was stopped."""
-    from .test_resume import start
-
-    run_dir = tmp_path / "run"
-    words = small(run_dir, train__num_train_steps=3000, train__checkpoint_every=3000)
-    process = start(words, 6, run_dir)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 0
-    assert not (run_dir / "summary.json").exists()
