@@ -299,7 +299,7 @@ def _pretrain(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from albert_jax.pretrain import PretrainConfig, pretrain
 
     config = load(PretrainConfig, arguments.experiment, overrides)
-    return _trained(arguments, lambda: pretrain(config, arguments.allow_data_change))
+    return _trained(lambda: pretrain(config, arguments.allow_data_change), arguments)
 
 
 def _finetune(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -315,19 +315,20 @@ def _finetune(arguments: argparse.Namespace, overrides: list[str]) -> int:
     require(arguments.seeds >= 1, f"--seeds must be at least 1, got {arguments.seeds}")
     changed = arguments.allow_data_change
     if arguments.seeds == 1:
-        return _trained(arguments, lambda: finetune(config, changed))
-    return _trained(arguments, lambda: finetune_seeds(config, arguments.seeds, changed))
+        return _trained(lambda: finetune(config, changed), arguments)
+    return _trained(lambda: finetune_seeds(config, arguments.seeds, changed), arguments)
 
 
-def _trained(arguments: argparse.Namespace, run: Callable[[], Any]) -> int:
-    """Runs what trains, with the other processes of the run if there are any."""
+def _trained(run: Callable[[], Any], arguments: argparse.Namespace | None = None) -> int:
+    """Runs what trains; with `arguments`, together with the other processes of the run if there are any."""
     from albert_jax import processes
     from albert_jax.config import from_dict
     from albert_jax.train import Interrupted
 
-    given = {name: vars(arguments).get(name.removeprefix("--").replace("-", "_")) for name in DISTRIBUTED}
-    told = {name.split(".")[1].replace("-", "_"): value for name, value in given.items() if value is not None}
-    processes.start(from_dict(processes.DistributedConfig, told, "distributed"))
+    if arguments is not None:
+        given = {name: vars(arguments)[name.removeprefix("--").replace("-", "_")] for name in DISTRIBUTED}
+        told = {name.split(".")[1].replace("-", "_"): value for name, value in given.items() if value is not None}
+        processes.start(from_dict(processes.DistributedConfig, told, "distributed"))
     with processes.ending_together():
         try:
             run()
@@ -415,7 +416,7 @@ def _ablate(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return 0
     require(not arguments.slurm, "--slurm is for --launcher slurm")
     found: list[Any] = []
-    code = _trained(arguments, lambda: found.append(ablate.ablate(plan)))
+    code = _trained(lambda: found.append(ablate.ablate(plan)))
     for table in found:
         print(comparison.markdown(table))
         print(f"\ntable.md, table.csv, runs.csv, curves and scores (.png, .svg): {table.folder}", file=sys.stderr)

@@ -131,11 +131,10 @@ def _fresh(task: Task, optimizer: Optimizer, seed: Array) -> TrainState:
     return TrainState(params, optimizer.transformation.init(params), jnp.int32(0))
 
 
-def init_state(task: Task, optimizer: Optimizer, layout: Layout, seed: int) -> TrainState:
-    """A fresh state on the devices where it stays: none ever holds more of it than its part."""
+def make_init(task: Task, optimizer: Optimizer, layout: Layout) -> Any:
+    """The jitted seed -> fresh state, made on the devices where it stays: none ever holds more of it than its part."""
     shardings = jax.tree.map(lambda x: x.sharding, state_shapes(task, optimizer, layout))
-    make = jax.jit(functools.partial(_fresh, task, optimizer), out_shardings=shardings)
-    return make(as_argument(seed, layout.mesh))
+    return jax.jit(functools.partial(_fresh, task, optimizer), out_shardings=shardings)
 
 
 def as_argument(seed: int, mesh: Mesh) -> Array:
@@ -210,6 +209,7 @@ def run(
       Interrupted: a signal came, to whichever process; the state is saved.
     """
     mesh, shapes = layout.mesh, state_shapes(task, optimizer, layout)
+    seed = as_argument(config.seed, mesh)
     with contextlib.ExitStack() as stack:
         folder = checkpoint_folder(config, run_dir)
         checkpoints = Checkpoints(folder, config.keep_checkpoints, config.keep_every, fingerprints)
@@ -221,12 +221,12 @@ def run(
             log.info("resuming after step %d", int(state.step))
         else:
             with fitting(config):
-                state, progress = init_state(task, optimizer, layout, config.seed), {}
+                state, progress = make_init(task, optimizer, layout)(seed), {}
             if initial is not None:
                 shardings = jax.tree.map(lambda x: x.sharding, shapes.params)
                 state = state._replace(params=jax.device_put(initial(), shardings))
         start = int(state.step)
-        step_fn, seed = make_step(task, optimizer, layout, config.gradient_accumulation), as_argument(config.seed, mesh)
+        step_fn = make_step(task, optimizer, layout, config.gradient_accumulation)
         batches = partition.prefetch(mesh, task.batches(start))
         metrics_log = MetricsLog(run_dir, start, processes.is_main())
         stack.callback(metrics_log.close)

@@ -85,6 +85,8 @@ def test_state_cut_over_eight_devices_equals_one(trained: Any, sharing: str, cut
     # Of three parts, parameters and two moments; biases and LayerNorm, whole everywhere, are many in so small a network.
     assert eight["held"] / one["held"] == pytest.approx({"optimizer": 1 / 3, "parameters": 0}[cut], abs=0.17)
     assert eight["memory"] < trained(8, sharing=sharing)["memory"]
+    if cut == "parameters":  # nor while it is made
+        assert eight["memory_of_init"] < 0.5 * trained(8, sharing=sharing)["memory_of_init"]
 
 
 @pytest.mark.slow
@@ -172,7 +174,8 @@ def test_prefetch_keeps_order_and_loses_nothing() -> None:
 
 def test_loss_falls_on_a_batch_seen_again_and_again() -> None:
     """The whole machine learns: dropout off, one batch, its loss well below the uniform distribution's 5.70 + 0.69."""
-    mesh, step, state, rest = make(1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    mesh, step, init, rest = make(1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    state = init(rest[0])
     batch = partition.put(mesh, batches()[0])
     losses = []
     for _ in range(60):
@@ -218,7 +221,8 @@ def test_peak_flops_of_what_is_not_known() -> None:
 
 def test_state_is_donated() -> None:
     """The state given to a step cannot be used again: its memory is the new one's."""
-    mesh, step, state, rest = make(1)
+    mesh, step, init, rest = make(1)
+    state = init(rest[0])
     old = state.params["pooler"]["kernel"]
     step(state, partition.put(mesh, batches()[0]), *rest)
     assert old.is_deleted()

@@ -49,7 +49,7 @@ def batches(seed: int = 0) -> list[dict[str, np.ndarray]]:
 def make(
     accumulation: int, sharing: str = "all", sentence_objective: str = "sop", cut: str = "none", **model_fields: Any
 ) -> Any:
-    """Mesh, step, fresh state and the step's last arguments of a small run with dropout."""
+    """Mesh, step, seed -> fresh state, and the step's last arguments of a small run with dropout."""
     fields: dict[str, Any] = dict(
         vocab_size=VOCAB,
         embedding_size=16,
@@ -84,15 +84,15 @@ def make(
     optimizer = make_optimizer(OptimConfig(num_warmup_steps=1, learning_rate=0.01), 100, is_stacked)
     step = train.make_step(task, optimizer, layout, accumulation)
     seed, calm = train.as_argument(0, layout.mesh), partition.of_each_device(layout.mesh, 0)
-    fresh = train.init_state(task, optimizer, layout, seed=0)
-    return layout.mesh, step, fresh, (seed, calm)
+    return layout.mesh, step, train.make_init(task, optimizer, layout), (seed, calm)
 
 
 def main(out: str, accumulation: str, sharing: str, sentence_objective: str, cut: str, *joined: str) -> None:
     """Trains and writes parameters, losses, fingerprint, what a device holds, and the compiled step."""
     if joined:
         processes.start(DistributedConfig(joined[0], int(joined[1]), int(joined[2])))
-    mesh, step, state, rest = make(int(accumulation), sharing, sentence_objective, cut)
+    mesh, step, init, rest = make(int(accumulation), sharing, sentence_objective, cut)
+    state = init(rest[0])
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
     number, count = jax.process_index(), jax.process_count()
     data = [
@@ -116,6 +116,7 @@ def main(out: str, accumulation: str, sharing: str, sentence_objective: str, cut
             fingerprint=mark,
             held=held,
             memory=memory(compiled),
+            memory_of_init=memory(init.lower(rest[0]).compile()),
             text=np.array(compiled.as_text()),
         )
 
