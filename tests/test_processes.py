@@ -93,7 +93,9 @@ def test_two_processes_are_one_of_two_devices(small: Words, straight: Path, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "signum"), [(1, signal.SIGTERM), (0, signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("number", "signum"), [(1, signal.SIGTERM), pytest.param(0, signal.SIGINT, marks=pytest.mark.long)]
+)
 def test_signal_to_one_stops_all_after_the_same_step(
     number: int, signum: signal.Signals, small: Words, straight: Path, tmp_path: Path
 ) -> None:
@@ -130,7 +132,7 @@ def seconds_to_end(started: list[subprocess.Popen[str]], number: int) -> tuple[f
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_an_error_in_one_ends_all_and_is_shown(number: int, small: Words, tmp_path: Path) -> None:
     """Left alone, each would wait for the other: 303 s."""
     started = launch(small(tmp_path / "run"), 2, script=plant("fail", number, 8))
@@ -143,7 +145,7 @@ def test_an_error_in_one_ends_all_and_is_shown(number: int, small: Words, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_killed_process_ends_the_other(number: int, small: Words, straight: Path, tmp_path: Path) -> None:
     words = small(tmp_path / "run", train__eval_every=20)
     took, found = seconds_to_end(launch(words, 2, script=plant("kill", number, 28)), number)
