@@ -17,11 +17,12 @@ EXPERIMENTS = ("pretrain", "prepare", "vocab", "finetune", "probe", "ablate")
 
 ABLATE_OPTIONS = ("--scale", "--seeds", "--budget", "--rows", "--finetune", "--run-dir", "--launcher", "--slurm")
 DISTRIBUTED = {
-    "--distributed.coordinator": "HOST:PORT of process 0, the same for all; not needed on TPU pods, under Slurm and Open MPI",
-    "--distributed.num-processes": "how many processes the run has",
-    "--distributed.process-id": "which of them this one is, from 0",
-    "--distributed.timeout": "seconds that processes wait for each other at the start (300)",
+    "--distributed.coordinator": ("HOST:PORT", "of process 0; not needed on TPU pods, under Slurm and Open MPI"),
+    "--distributed.num-processes": ("N", "how many processes the run has"),
+    "--distributed.process-id": ("I", "which of them this one is, from 0"),
+    "--distributed.timeout": ("SECONDS", "that processes wait for each other at the start (300)"),
 }
+"""Option -> what stands behind it, and what it says."""
 OWN_OPTIONS = {
     "pretrain": tuple(DISTRIBUTED),
     "finetune": ("--seeds", "--scale", *DISTRIBUTED),
@@ -37,6 +38,7 @@ EPILOG = """\
 Any field of an experiment can be overridden: --train.global-batch-size 256, --data.source 'text/*.jsonl.gz', --model.sharing none.
   albert-jax pretrain experiments/pretrain/tiny.py --help   lists the fields, their meaning and this experiment's values.
 A run folder's config.json is an experiment too: albert-jax pretrain runs/tiny/config.json --run-dir runs/again
+On several hosts: the same command on each, with --distributed.* where it is neither a TPU pod nor Slurm nor Open MPI.
 """
 PREPARE_EPILOG = f"""\
 {EPILOG}
@@ -175,8 +177,8 @@ def _parser() -> argparse.ArgumentParser:
     scales = "large: rates that v2 checkpoints from large up learn with; tiny: minutes on two CPU cores (paper)"
     finetune.add_argument("--scale", default="paper", choices=("paper", "large", "tiny"), help=scales)
     for sub in (pretrain, finetune):
-        for name, told in DISTRIBUTED.items():
-            sub.add_argument(name, help=told)
+        for name, (value, told) in DISTRIBUTED.items():
+            sub.add_argument(name, metavar=value, help=told)
         changed = "resume although the data is not what the run began with"
         sub.add_argument("--allow-data-change", action="store_true", help=changed)
     _exchange_jobs(job)
