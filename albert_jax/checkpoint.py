@@ -67,6 +67,7 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._fingerprint = jax.jit(fingerprint)
+        _hush()
         self._writing: int | None = None
         self.lost: dict[int, str] = {}
         """Steps that could not be written, and why; until a later one is."""
@@ -408,6 +409,19 @@ def _attempt(read: Callable[[], T]) -> tuple[T | None, str]:
 def _unless_late(hook: Callable[[Any], Any], told: Any) -> None:
     if "Event loop is closed" not in str(told.exc_value):
         hook(told)
+
+
+@functools.cache
+def _hush() -> None:
+    """Where an array cannot be written, Orbax's threads print a page for every array; `Checkpoints` tells it once."""
+
+    def told(record: logging.LogRecord) -> bool:
+        late = "never retrieved" in record.msg and "write_fragment" in record.getMessage()
+        return "orbax" not in record.pathname and not late
+
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(told)
+    sys.unraisablehook = functools.partial(_unless_late, sys.unraisablehook)
 
 
 def _no(record: logging.LogRecord) -> bool:

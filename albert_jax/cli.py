@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 import logging
 import os
 import signal
@@ -111,6 +112,11 @@ def main(words: Sequence[str] | None = None) -> int:
         return code
     except InputError as error:
         print(f"albert-jax: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print(f"albert-jax: error: {error.filename or 'a file'}: {os.strerror(error.errno)}; make room", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `| head`: whoever read has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush fails as well

@@ -120,8 +120,8 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
     run_dir = Path(config.run_dir).expanduser()
     mesh = partition.make_mesh(config.train.platform, config.mesh.data)
     accumulation = config.train.gradient_accumulation
-    partition.check_batch("train.global_batch_size", config.train.global_batch_size, accumulation, mesh)
-    partition.check_batch("train.eval_batch_size", config.train.eval_batch_size, 1, mesh)
+    partition.check_batch("train.global_batch_size", config.train.global_batch_size, accumulation, mesh.size)
+    partition.check_batch("train.eval_batch_size", config.train.eval_batch_size, 1, mesh.size)
     task = TASKS[config.data.task]
     sources = files.find(config.data, task.splits)
     source = _source(config, run_dir)

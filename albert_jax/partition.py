@@ -169,17 +169,19 @@ def by_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
-def check_batch(field: str, batch_size: int, gradient_accumulation: int, mesh: Mesh) -> None:
+def check_batch(
+    field: str, batch_size: int, gradient_accumulation: int, devices: int, process_count: int | None = None
+) -> None:
     """Refuses a batch that the devices and micro-batches cannot share evenly.
 
     Raises:
       InputError: naming all the numbers and the nearest batches that fit.
     """
-    parts = mesh.size * gradient_accumulation
+    parts = devices * gradient_accumulation
     below = max(batch_size // parts, 1) * parts
     require(
         batch_size % parts == 0,
-        f"{field} {batch_size} is not divisible by {mesh.size} devices ({jax.process_count()} processes) "
+        f"{field} {batch_size} is not divisible by {devices} devices ({process_count or jax.process_count()} processes) "
         f"x train.gradient_accumulation {gradient_accumulation}; use {below} or {below + parts}",
     )
 

@@ -95,9 +95,9 @@ def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[st
     run_dir = Path(config.run_dir).expanduser()
     mesh = partition.make_mesh(config.train.platform, config.mesh.data)
     partition.check_batch(
-        "train.global_batch_size", config.train.global_batch_size, config.train.gradient_accumulation, mesh
+        "train.global_batch_size", config.train.global_batch_size, config.train.gradient_accumulation, mesh.size
     )
-    partition.check_batch("train.eval_batch_size", config.train.eval_batch_size, 1, mesh)
+    partition.check_batch("train.eval_batch_size", config.train.eval_batch_size, 1, mesh.size)
     run_folder.check(run_dir, "pretrain", config)
     with processes.main_first():  # on a disk that they share, the others find what it prepares
         prepared = prepare(config.data, config.model.vocab_size)

@@ -123,8 +123,8 @@ def flip(path: Path, where: random.Random) -> None:
     path.write_bytes(data)
 
 
-LIMIT = 200_000
-"""Bytes of the largest file: less than a checkpoint's, more than a log's."""
+LIMIT = 600_000
+"""Bytes of the largest file: less than a checkpoint has, more than a vocabulary."""
 
 
 def limited(words: list[str]) -> subprocess.Popen[str]:
