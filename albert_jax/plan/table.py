@@ -73,5 +73,7 @@ def _compiled_rows(compiled: dict[str, Any], config: PretrainConfig) -> list[str
         looped = sum(one["in_loop"] for one in kernels)
         if found:
             told = f"{len(found)}, {size(sum(one['bytes'] for one in found))}; of a layer's kernel or larger {len(kernels)}"
-            rows.append(f"| XLA:CPU's {kind} | {told}, {f'{looped} of them in a loop, counted once' if looped else 'none of them in a loop'} |")
+            rows.append(
+                f"| XLA:CPU's {kind} | {told}, {f'{looped} of them in a loop, counted once' if looped else 'none of them in a loop'} |"
+            )
     return rows
