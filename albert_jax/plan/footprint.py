@@ -70,8 +70,15 @@ def _saved(config: PretrainConfig, rows: int) -> int:
     def backward(params: Any, examples: Any) -> Any:
         return jax.vjp(lambda p: task.loss(p, examples), params, has_aux=True)[1]  # a tree of what it has saved
 
-    jaxpr = jax.make_jaxpr(backward)(jax.eval_shape(task.init, key), examples).jaxpr
-    arrays: list[Any] = [x.aval for x in {x for x in jaxpr.outvars if isinstance(x, Var)} - set(jaxpr.invars)]
+    params = jax.eval_shape(task.init, key)
+    jaxpr = jax.make_jaxpr(backward)(params, examples).jaxpr
+    given = set(jaxpr.invars)
+    of_examples = set(jaxpr.invars[len(jax.tree.leaves(params)) :])
+    for equation in jaxpr.eqns:  # what is of parameters alone, such as the one set of a shared layer, is them
+        if any(isinstance(x, Var) and x in of_examples for x in equation.invars):
+            of_examples.update(equation.outvars)
+    kept = {x for x in jaxpr.outvars if isinstance(x, Var)} & of_examples - given
+    arrays: list[Any] = [x.aval for x in kept]
     return sum(x.size * x.dtype.itemsize for x in arrays)
 
 

@@ -13,7 +13,7 @@ v2 as released: 3 M steps and more data (repository; its warm-up was not publish
     albert-jax pretrain experiments/pretrain/large.py --train.num-train-steps 3000000
 The unshared twin, 308 M parameters, cut over the devices:
     albert-jax pretrain experiments/pretrain/large.py --model.sharing none --mesh.sharding parameters --model.remat dots \
---train.gradient-accumulation 2
+        --train.gradient-accumulation 2
 Phases of 128 and then 512 tokens: phase_512.py says the options.
 
 Expected of the paper's (Table 2, dev, fine-tuned): SQuAD 1.1 90.6/83.9, 2.0 82.3/79.4 (F1/EM), MNLI 83.5, SST-2 91.7, RACE

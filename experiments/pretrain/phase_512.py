@@ -10,9 +10,9 @@ On paper, by plan: 570 MFLOP a token, 26 G tokens, 1.5e19 FLOP, 1.3 h of 8 H100 
 
 Any size:
     albert-jax pretrain experiments/pretrain/xxlarge.py --run-dir runs/xxlarge-128 --train.num-train-steps 112500 \
---objective.max-seq-length 128 --objective.max-predictions-per-seq 20
+        --objective.max-seq-length 128 --objective.max-predictions-per-seq 20
     albert-jax pretrain experiments/pretrain/xxlarge.py --run-dir runs/xxlarge-512 --train.num-train-steps 12500 \
---init-from runs/xxlarge-128 --optim.num-warmup-steps 1250 --train.seed 1
+        --init-from runs/xxlarge-128 --optim.num-warmup-steps 1250 --train.seed 1
 Not run here.
 """
 
