@@ -13,10 +13,11 @@ from typing import Any, NoReturn
 
 from albert_jax.config import InputError, load, read_words, require
 
-EXPERIMENTS = ("pretrain", "prepare", "vocab", "finetune", "probe", "ablate")
+EXPERIMENTS = ("pretrain", "prepare", "vocab", "finetune", "probe", "ablate", "plan")
 """Jobs that take an experiment, and any field of it as an option."""
 
 ABLATE_OPTIONS = ("--scale", "--seeds", "--budget", "--rows", "--finetune", "--run-dir", "--launcher", "--slurm")
+PLAN_OPTIONS = ("--device", "--peak-tflops", "--memory-gb", "--mfu", "--tokens", "--distributed.num-processes")
 DISTRIBUTED = {
     "--distributed.coordinator": ("HOST:PORT", "of process 0; not needed on TPU pods, under Slurm and Open MPI"),
     "--distributed.num-processes": ("N", "how many processes the run has"),
@@ -29,10 +30,11 @@ OWN_OPTIONS = {
     "finetune": ("--seeds", "--scale", *DISTRIBUTED),
     "ablate": ABLATE_OPTIONS,
     "prepare": ("--engine",),
+    "plan": PLAN_OPTIONS,
 }
 """Options of such jobs that are no fields."""
 
-FLAGS = ("--dry-run", "--allow-data-change")
+FLAGS = ("--dry-run", "--allow-data-change", "--compile", "--json")
 """Options of such jobs that take no value."""
 
 EPILOG = """\
@@ -69,6 +71,12 @@ ABLATE_EPILOG = """\
   albert-jax ablate experiments/ablations/sharing.py --finetune 'experiments/finetune/sst2.py --data.dir glue/SST-2'
 Any field of the scale's experiment can be overridden, for all rows: --train.num-train-steps 500.
 Budgets, what is held equal: tokens (as many for every row), flops, time (steps are measured first), params (widths are changed).
+"""
+PLAN_EPILOG = """\
+  albert-jax plan experiments/pretrain/xxlarge.py --mesh.data 64                      64 H100 at 40 % of their peak
+  albert-jax plan experiments/pretrain/base.py --mesh.data 8 --device 'TPU v3' --mfu 0.5 --tokens 3.3e9
+  albert-jax plan experiments/pretrain/base.py --mesh.data 8 --compile                what XLA makes of the step, on this CPU
+Any field of the experiment can be overridden; neither its data nor an accelerator is needed.
 """
 REPORT_EPILOG = """\
   albert-jax report runs/tiny                        its curves.png and last numbers
@@ -116,7 +124,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        print(f"albert-jax: error: {error.filename or 'a file'}: {os.strerror(error.errno)}; make room", file=sys.stderr)
+        print(
+            f"albert-jax: error: {error.filename or 'a file'}: {os.strerror(error.errno)}; make room", file=sys.stderr
+        )
         return 2
     except BrokenPipeError:  # `| head`: whoever read has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush fails as well
@@ -187,9 +197,24 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument(name, metavar=value, help=told)
         changed = "resume although the data is not what the run began with"
         sub.add_argument("--allow-data-change", action="store_true", help=changed)
+    _plan_job(job)
     _exchange_jobs(job)
     _ablation_jobs(job)
     return parser
+
+
+def _plan_job(job: Callable[..., argparse.ArgumentParser]) -> None:
+    plan = job("plan", _plan, "Say what an experiment will take, on paper, and what looks wrong with it.", PLAN_EPILOG)
+    plan.add_argument("experiment", help="experiment file (.py) or a run's config.json; --mesh.data N says the devices")
+    plan.add_argument("--device", default="H100", help="whose peak and memory: H100, H200, A100, 'TPU v3', ... (H100)")
+    plan.add_argument("--peak-tflops", type=float, help="peak of a device, for those that are not known")
+    plan.add_argument("--memory-gb", type=float, help="what a run may use of a device's memory")
+    plan.add_argument("--mfu", type=float, default=0.4, help="share of the peak that is reached (0.4)")
+    plan.add_argument("--tokens", type=float, help="tokens of the corpus: says how often it is repeated")
+    hosts = "hosts (one for each 8 devices)"
+    plan.add_argument("--distributed.num-processes", dest="processes", type=int, help=hosts)
+    plan.add_argument("--compile", action="store_true", help="compile the real step for as many virtual CPU devices")
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
 
 
 def _ablation_jobs(job: Callable[..., argparse.ArgumentParser]) -> None:
@@ -372,6 +397,22 @@ def _beam_options(overrides: list[str]) -> tuple[list[str], list[tuple[str, str]
         else:
             fields += words
     return fields, options
+
+
+def _plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    import json
+
+    os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: no accelerator is touched
+    from albert_jax.plan import planning, table
+    from albert_jax.pretrain import PretrainConfig
+
+    config = load(PretrainConfig, arguments.experiment, overrides)
+    assumed = planning.Assumed(**{name: getattr(arguments, name) for name in planning.Assumed.__dataclass_fields__})
+    made = planning.plan(config, assumed)
+    if arguments.compile:
+        made = planning.with_compiled(made, config)
+    print(json.dumps(table.to_json(made)) if arguments.json else table.describe(made, config, arguments.experiment))
+    return 0
 
 
 def _vocab(arguments: argparse.Namespace, overrides: list[str]) -> int:

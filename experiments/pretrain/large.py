@@ -1,0 +1,45 @@
+"""ALBERT-large in the paper's setup (arXiv 1909.11942, section 4.1), without dropout as v2, on your own text.
+
+    albert-jax plan experiments/pretrain/large.py --mesh.data 16
+    albert-jax pretrain experiments/pretrain/large.py --data.source 'corpus/*.jsonl.gz' --data.vocab spiece.model
+
+Hardware: 16 H100 (a process on each host; README).  On paper, by plan: 17.8 M parameters, 1,967 MFLOP a token, 262 G
+tokens, 5.2e20 FLOP, 22.6 h at 40 % of 989 TFLOP/s; 27 GB a device.  For 16 GB a device (TPU v3):
+--train.gradient-accumulation 32 on as many; plan says what fits others.
+
+v1 as released: with dropout.
+    albert-jax pretrain experiments/pretrain/large.py --model.hidden-dropout-prob 0.1 --model.attention-probs-dropout-prob 0.1
+v2 as released: 3 M steps and more data (repository; its warm-up was not published):
+    albert-jax pretrain experiments/pretrain/large.py --train.num-train-steps 3000000
+The unshared twin, 308 M parameters, cut over the devices:
+    albert-jax pretrain experiments/pretrain/large.py --model.sharing none --mesh.sharding parameters --model.remat dots \
+        --train.gradient-accumulation 2
+Phases of 128 and then 512 tokens: phase_512.py says the options.
+
+Expected of the paper's (Table 2, dev, fine-tuned): SQuAD 1.1 90.6/83.9, 2.0 82.3/79.4 (F1/EM), MNLI 83.5, SST-2 91.7, RACE
+68.5, average 82.4; of v2 as released, average 85.7.  Not run here.
+"""
+
+from dataclasses import replace
+
+from albert_jax.data.sources import DataConfig
+from albert_jax.model.albert import PRESETS
+from albert_jax.objectives.pretraining import ObjectiveConfig
+from albert_jax.optim import OptimConfig
+from albert_jax.pretrain import PretrainConfig
+from albert_jax.train import TrainConfig
+
+config = PretrainConfig(
+    run_dir="runs/large",
+    model=replace(PRESETS["large"], dtype="bfloat16"),
+    data=DataConfig(source="corpus/*.jsonl.gz", vocab="spiece.model"),
+    objective=ObjectiveConfig(max_seq_length=512, max_predictions_per_seq=77),
+    optim=OptimConfig(optimizer="lamb", learning_rate=0.00176, num_warmup_steps=3125),
+    train=TrainConfig(
+        num_train_steps=125_000,
+        global_batch_size=4096,
+        gradient_accumulation=16,
+        eval_every=5000,
+        checkpoint_every=5000,
+    ),
+)
