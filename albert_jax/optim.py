@@ -173,7 +173,7 @@ def without_spikes(inner: optax.GradientTransformation, factor: float) -> optax.
         return SpikeState(jnp.float32(0), jnp.int32(0), jnp.float32(0), inner.init(params))
 
     def update(grads: Any, state: SpikeState, params: Any = None) -> tuple[Any, SpikeState]:
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         spike = (state.seen >= FIRST_NORMS) & (norm > factor * state.mean_norm) & jnp.isfinite(norm)
         updates, changed = inner.update(grads, state.inner, params)
 
