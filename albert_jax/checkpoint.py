@@ -416,8 +416,9 @@ def _hush() -> None:
     """Where an array cannot be written, Orbax's threads print a page for every array; `Checkpoints` tells it once."""
 
     def told(record: logging.LogRecord) -> bool:
-        late = "never retrieved" in record.msg and "write_fragment" in record.getMessage()
-        return "orbax" not in record.pathname and not late
+        late = "never retrieved" in str(record.msg) and "write_fragment" in record.getMessage()
+        trace = record.exc_info[2] if record.exc_info else None
+        return not late and (trace is None or "orbax" not in trace.tb_frame.f_code.co_filename)
 
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(told)
