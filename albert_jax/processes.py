@@ -236,19 +236,24 @@ def ending_together() -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if jax.process_count() == 1:
             raise
         number = jax.process_index()
+        code = 1
         if isinstance(error, InputError):
             print(f"albert-jax: error: process {number}: {error}", file=sys.stderr)
+            code = 2
+        elif isinstance(error, KeyboardInterrupt):  # before the loop, which catches signals
+            print(f"albert-jax: process {number} interrupted", file=sys.stderr)
+            code = 128 + signal.SIGINT
         else:
             print(f"albert-jax: process {number} of {jax.process_count()} failed:", file=sys.stderr)
             traceback.print_exc()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):
                 stream.flush()
-        os._exit(2 if isinstance(error, InputError) else 1)
+        os._exit(code)
 
 
 class Watchdog:
