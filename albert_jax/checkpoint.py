@@ -1,33 +1,24 @@
-"""Checkpoints: Orbax behind one module, with a fingerprint of every array, since Orbax loads flipped bits without a word."""
+"""Checkpoints: Orbax behind one module, which sees damage, full disks and other processes."""
 
 import copy
 import errno
 import functools
-import gc
-import json
 import logging
 import os
 import shutil
-import sys
-import time
-import warnings
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
-from jax import Array
 
 from albert_jax import processes
 from albert_jax.config import InputError, differences, require
+from albert_jax.damage import attempt, crc32, fingerprint, hush, leaf_names, verify
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 FULL = ("No space left on device", "File too large", "Disk quota exceeded", "RESOURCE_EXHAUSTED")
 """What stands in the errors of a full disk, whichever layer they come from: the first that is found is told."""
@@ -67,7 +58,7 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._fingerprint = jax.jit(fingerprint)
-        _hush()
+        hush()
         self._writing: int | None = None
         self.lost: dict[int, str] = {}
         """Steps that could not be written, and why; until a later one is."""
@@ -87,7 +78,7 @@ class Checkpoints:
             "fingerprints": marks,
             "data": self.fingerprints,
         }
-        meta["crc32"] = _crc32(meta)
+        meta["crc32"] = crc32(meta)
         free, need = self._free(), size(state)
         if not processes.everywhere(free >= need):
             self._lose(step, f"it needs {need / 1e9:.2g} GB, {free / 1e9:.2g} GB are free")
@@ -168,15 +159,11 @@ class Checkpoints:
         """
         damaged: list[tuple[int, str]] = []
         for step in sorted(_steps(self.folder), reverse=True):
-            found, reason = _attempt(functools.partial(self._read, step, target))
+            found, reason = attempt(functools.partial(self._read, step, target))
             if not processes.everywhere(found is not None) or found is None:
                 damaged.append((step, reason or "another process cannot read it"))
                 continue
-            for bad, why in damaged:
-                if processes.is_main():
-                    _quarantine(self.folder / str(bad), why)
-            processes.meet("damaged checkpoints set aside")
-            self._manager.reload()
+            self.set_aside(damaged)
             state, meta = found
             before = meta.get("data", {})  # a checkpoint may be older than this
             changed = differences(before, self.fingerprints) if before and self.fingerprints else []
@@ -194,9 +181,9 @@ class Checkpoints:
         args = {STATE: ocp.args.StandardRestore(target), META: ocp.args.JsonRestore()}
         found = self._manager.restore(step, args=ocp.args.Composite(**args))
         meta = found[META]
-        if "crc32" in meta and meta.pop("crc32") != _crc32(meta):  # older checkpoints have none
+        if "crc32" in meta and meta.pop("crc32") != crc32(meta):  # older checkpoints have none
             raise ValueError(f"checksum mismatch in {META}")
-        _verify(found[STATE], meta["fingerprints"])
+        verify(found[STATE], meta["fingerprints"])
         return found[STATE], meta
 
     def read_progress(self, step: int) -> dict[str, Any]:
@@ -210,9 +197,12 @@ class Checkpoints:
         for later in [number for number in _steps(self.folder) if number >= step]:
             self._manager.delete(later)
 
-    def set_aside(self, step: int, reason: str) -> None:
-        """Renames a step that is damaged, and says so."""
-        _quarantine(self.folder / str(step), reason)
+    def set_aside(self, damaged: list[tuple[int, str]]) -> None:
+        """Renames steps that are damaged, each with its reason, and says so."""
+        if processes.is_main():
+            for step, reason in damaged:
+                _quarantine(self.folder / str(step), reason)
+        processes.meet("damaged checkpoints set aside")
         self._manager.reload()
 
     def wait(self) -> None:
@@ -241,9 +231,9 @@ class Best:
         self.metrics: dict[str, float] = {}
         """What it came to."""
         if self.step is not None:
-            found, reason = _attempt(functools.partial(self._checkpoints.read_progress, self.step))
+            found, reason = attempt(functools.partial(self._checkpoints.read_progress, self.step))
             if found is None:
-                self._checkpoints.set_aside(self.step, reason)
+                self._checkpoints.set_aside([(self.step, reason)])
                 self.step = None
             self.metrics = found or {}
 
@@ -252,9 +242,10 @@ class Best:
         if self.step is not None and not metrics[select] > self.metrics[select]:
             return
         self._checkpoints.discard_from(step)
-        self.step, self.metrics = step, dict(metrics)
-        self._checkpoints.save(step, {"params": params}, self.metrics)
+        self._checkpoints.save(step, {"params": params}, metrics)
         self._checkpoints.wait()  # on disk before the run's checkpoint of this step is: a resumed run evaluates it no more
+        if step not in self._checkpoints.lost:
+            self.step, self.metrics = step, dict(metrics)
 
     def close(self) -> None:
         """Lets go of threads and files."""
@@ -280,7 +271,7 @@ def restore_params(folder: str | Path, target: Any) -> Any:
     require(bool(steps), f"{folder}: no checkpoint there")
     damaged: list[tuple[int, str]] = []
     for step in steps:
-        params, reason = _attempt(functools.partial(_read_params, path / str(step), target))
+        params, reason = attempt(functools.partial(_read_params, path / str(step), target))
         if params is None:
             damaged.append((step, reason))
             continue
@@ -311,43 +302,8 @@ def _read_params(path: epath.Path, target: Any) -> Any:
         )
         found = reader.restore(path, args=ocp.args.Composite(**{STATE: state, META: ocp.args.JsonRestore()}))
     params, marks = found[STATE]["params"], found[META]["fingerprints"]
-    _verify({"params": params}, {name: mark for name, mark in marks.items() if name.startswith("params/")})
+    verify({"params": params}, {name: mark for name, mark in marks.items() if name.startswith("params/")})
     return params
-
-
-def fingerprint(tree: Any) -> Array:
-    """[leaves, 2] uint32: two sums over each array's bits, weighted by odd numbers that depend on the place.
-
-    It is the same on any number of devices, and no single flipped bit or pair of swapped values leaves it unchanged.
-    """
-
-    def one(leaf: Array) -> Array:
-        if leaf.dtype.itemsize != 4:
-            raise TypeError(f"fingerprints are of 4-byte arrays, got {leaf.dtype}")
-        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
-        # The place in the flattened array, without flattening it: cut over devices, it would be brought together for that.
-        place, stride = jnp.zeros(bits.shape, jnp.uint32), 1
-        for axis in reversed(range(bits.ndim)):
-            place += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(stride)
-            stride *= bits.shape[axis]
-        weights = [(place * jnp.uint32(factor)) ^ (place >> 15) for factor in (2654435769, 2246822519)]
-        return jnp.stack([jnp.sum(bits * (weight | 1), dtype=jnp.uint32) for weight in weights])
-
-    return jnp.stack([one(jnp.asarray(leaf)) for leaf in jax.tree.leaves(tree)])
-
-
-def leaf_names(tree: Any) -> list[str]:
-    """The path of each leaf, as `params/encoder/ffn/output/kernel`."""
-    return [
-        jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(tree)
-    ]
-
-
-def _verify(tree: Any, marks: dict[str, list[int]]) -> None:
-    found = dict(zip(leaf_names(tree), jax.device_get(jax.jit(fingerprint)(tree)).tolist(), strict=True))
-    for name, mark in found.items():
-        if marks.get(name) != mark:
-            raise ValueError(f"fingerprint mismatch in {name}")
 
 
 def size(tree: Any) -> int:
@@ -365,68 +321,12 @@ def _local(path: epath.Path) -> bool:
     return "://" not in os.fspath(path)
 
 
-def _crc32(meta: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
-
-
 def _steps(folder: epath.Path) -> list[int]:
     return [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
 
 
 def _complete(path: epath.Path) -> bool:
     return all((path / name).exists() for name in ("_CHECKPOINT_METADATA", STATE, f"{META}/metadata"))
-
-
-def _attempt(read: Callable[[], T]) -> tuple[T | None, str]:
-    """What `read` gives, or None and why the checkpoint is damaged, in one line.
-
-    Where one array cannot be read, Orbax drops the reads of the others as they are: each would print a page, some as late
-    as when the process ends.
-    """
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    after = hook
-    asyncio_log = logging.getLogger("asyncio")
-    asyncio_log.addFilter(_no)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            try:
-                return read(), ""
-            except Exception as error:  # damaged files end in a bare Exception of Orbax's, too
-                disk = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-                if disk or isinstance(error, InputError):
-                    raise  # the disk fails, or the user is wrong: not the checkpoint
-                reason = next((line for line in str(error).splitlines() if line), type(error).__name__)[:200]
-            after = functools.partial(_unless_late, hook)
-            for _ in range(5):
-                gc.collect()
-                time.sleep(0.1)
-            return None, reason
-    finally:
-        asyncio_log.removeFilter(_no)
-        sys.unraisablehook = after
-
-
-def _unless_late(hook: Callable[[Any], Any], told: Any) -> None:
-    if "Event loop is closed" not in str(told.exc_value):
-        hook(told)
-
-
-@functools.cache
-def _hush() -> None:
-    """Where an array cannot be written, Orbax's threads print a page for every array; `Checkpoints` tells it once."""
-
-    def told(record: logging.LogRecord) -> bool:
-        late = "never retrieved" in str(record.msg) and "write_fragment" in record.getMessage()
-        trace = record.exc_info[2] if record.exc_info else None
-        return not late and (trace is None or "orbax" not in trace.tb_frame.f_code.co_filename)
-
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(told)
-    sys.unraisablehook = functools.partial(_unless_late, sys.unraisablehook)
-
-
-def _no(record: logging.LogRecord) -> bool:
-    return False
 
 
 def _quarantine(path: epath.Path, reason: str) -> None:

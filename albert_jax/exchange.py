@@ -279,6 +279,7 @@ def _write(weights: Weights, tokenizer: Tokenizer | None, folder: Path, to: str)
     write_json(folder / "config.json", table)
     saved = checkpoint.Checkpoints(folder / "checkpoints", keep=1)
     saved.save(0, {"params": jax.device_put(weights.params)}, {})
+    saved.finish(0)
     saved.close()
     return [], notes
 

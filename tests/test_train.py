@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from albert_jax import partition
-from albert_jax.checkpoint import fingerprint
+from albert_jax.damage import fingerprint
 
 from .conftest import FAST_COMPILE, ROOT, free_port
 from .train_script import batches, make

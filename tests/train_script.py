@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from albert_jax import partition, processes, train
-from albert_jax.checkpoint import fingerprint
+from albert_jax.damage import fingerprint
 from albert_jax.data.loader import capacity
 from albert_jax.meter import memory
 from albert_jax.model.albert import AlbertConfig
