@@ -1,7 +1,6 @@
-"""The command line: one subcommand a job.  Heavy imports wait until a job needs them."""
+"""The command line: its options and their help, one subcommand a job (`jobs.py`)."""
 
 import argparse
-import dataclasses
 import errno
 import logging
 import os
@@ -9,25 +8,19 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from albert_jax.config import InputError, load, read_words, require
+from albert_jax import jobs
+from albert_jax.config import InputError, require
 
 EXPERIMENTS = ("pretrain", "prepare", "vocab", "finetune", "probe", "ablate", "plan")
 """Jobs that take an experiment, and any field of it as an option."""
 
 ABLATE_OPTIONS = ("--scale", "--seeds", "--budget", "--rows", "--finetune", "--run-dir", "--launcher", "--slurm")
 PLAN_OPTIONS = ("--device", "--peak-tflops", "--memory-gb", "--mfu", "--tokens", "--distributed.num-processes")
-DISTRIBUTED = {
-    "--distributed.coordinator": ("HOST:PORT", "of process 0; not needed on TPU pods, under Slurm and Open MPI"),
-    "--distributed.num-processes": ("N", "how many processes the run has"),
-    "--distributed.process-id": ("I", "which of them this one is, from 0"),
-    "--distributed.timeout": ("SECONDS", "that processes wait for each other at the start (300)"),
-}
-"""Option -> what stands behind it, and what it says."""
 OWN_OPTIONS = {
-    "pretrain": tuple(DISTRIBUTED),
-    "finetune": ("--seeds", "--scale", *DISTRIBUTED),
+    "pretrain": tuple(jobs.DISTRIBUTED),
+    "finetune": ("--seeds", "--scale", *jobs.DISTRIBUTED),
     "ablate": ABLATE_OPTIONS,
     "prepare": ("--engine",),
     "plan": PLAN_OPTIONS,
@@ -99,7 +92,7 @@ def main(words: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else list(words)
     parser = _parser()
     if words[1:2] and words[0] in EXPERIMENTS and {"-h", "--help"} & set(words[2:]):
-        return _help(words[0], words[1])
+        return jobs.show_fields(words[0], words[1])
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("albert_jax").setLevel(logging.INFO)
     for name in ("absl", "apache_beam"):  # Orbax, TFDS and Beam tell their every step
@@ -163,28 +156,32 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=raw,
         allow_abbrev=False,
     )
-    jobs = parser.add_subparsers(required=True, metavar="JOB")
+    parsers = parser.add_subparsers(required=True, metavar="JOB")
 
     def job(name: str, run: object, summary: str, epilog: str = EPILOG) -> argparse.ArgumentParser:
-        sub = jobs.add_parser(
+        sub = parsers.add_parser(
             name, help=summary, description=summary, epilog=epilog, formatter_class=raw, allow_abbrev=False
         )
         sub.set_defaults(job=run)
         return sub
 
     experiment = "experiment file (.py) or a run's config.json; --help after it lists its fields"
-    pretrain = job("pretrain", _pretrain, "Prepare the data, train, evaluate; the same command again resumes.")
+    pretrain = job("pretrain", jobs.pretrain, "Prepare the data, train, evaluate; the same command again resumes.")
     pretrain.add_argument("experiment", help=experiment)
-    prepare = job("prepare", _prepare, "Only prepare the data of an experiment, and print the folder.", PREPARE_EPILOG)
+    prepare = job(
+        "prepare", jobs.prepare, "Only prepare the data of an experiment, and print the folder.", PREPARE_EPILOG
+    )
     prepare.add_argument("experiment", help=experiment)
     engine = "local: this process; beam: workers of the pipeline that --beam.runner NAME names (local)"
     prepare.add_argument("--engine", default="local", choices=("local", "beam"), help=engine)
-    vocab = job("vocab", _vocab, "Train a SentencePiece vocabulary on an experiment's source, with the released flags.")
+    vocab = job(
+        "vocab", jobs.vocab, "Train a SentencePiece vocabulary on an experiment's source, with the released flags."
+    )
     vocab.add_argument("experiment", help=experiment)
     vocab.add_argument("target", type=Path, help="file to write, such as spiece.model")
     finetune = job(
         "finetune",
-        _finetune,
+        jobs.finetune,
         "Fine-tune on a task, write its predictions; the same command again resumes.",
         FINETUNE_EPILOG,
     )
@@ -193,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     scales = "large: rates that v2 checkpoints from large up learn with; tiny: minutes on two CPU cores (paper)"
     finetune.add_argument("--scale", default="paper", choices=("paper", "large", "tiny"), help=scales)
     for sub in (pretrain, finetune):
-        for name, (value, told) in DISTRIBUTED.items():
+        for name, (value, told) in jobs.DISTRIBUTED.items():
             sub.add_argument(name, metavar=value, help=told)
         changed = "resume although the data is not what the run began with"
         sub.add_argument("--allow-data-change", action="store_true", help=changed)
@@ -204,7 +201,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _plan_job(job: Callable[..., argparse.ArgumentParser]) -> None:
-    plan = job("plan", _plan, "Say what an experiment will take, on paper, and what looks wrong with it.", PLAN_EPILOG)
+    plan = job(
+        "plan", jobs.plan, "Say what an experiment will take, on paper, and what looks wrong with it.", PLAN_EPILOG
+    )
     plan.add_argument("experiment", help="experiment file (.py) or a run's config.json; --mesh.data N says the devices")
     plan.add_argument("--device", default="H100", help="whose peak and memory: H100, H200, A100, 'TPU v3', ... (H100)")
     plan.add_argument("--peak-tflops", type=float, help="peak of a device, for those that are not known")
@@ -219,7 +218,7 @@ def _plan_job(job: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _ablation_jobs(job: Callable[..., argparse.ArgumentParser]) -> None:
     ablate = job(
-        "ablate", _ablate, "Run every row of a table; the same command again goes on where it was.", ABLATE_EPILOG
+        "ablate", jobs.ablate, "Run every row of a table; the same command again goes on where it was.", ABLATE_EPILOG
     )
     ablate.add_argument("table", help="a file such as experiments/ablations/sharing.py; --help after it shows its rows")
     ablate.add_argument("--scale", default="tiny", help="a file in the folder 'scales' beside the table (tiny)")
@@ -238,8 +237,8 @@ def _ablation_jobs(job: Callable[..., argparse.ArgumentParser]) -> None:
     slurm = "NAME=VALUE, of every job, in submitit's names: timeout_min (5), gpus_per_node, slurm_partition; repeatable"
     ablate.add_argument("--slurm", action="append", default=[], help=slurm)
     probe = "Ask how well sentence order can be told without reading, in an experiment's data."
-    job("probe", _probe, probe).add_argument("experiment", help="experiment file (.py) or a run's config.json")
-    report = job("report", _report, "Show a run, a table of runs, or any runs side by side, again.", REPORT_EPILOG)
+    job("probe", jobs.probe, probe).add_argument("experiment", help="experiment file (.py) or a run's config.json")
+    report = job("report", jobs.report, "Show a run, a table of runs, or any runs side by side, again.", REPORT_EPILOG)
     report.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a run, a table, or a folder of runs")
     report.add_argument(
         "--output", type=Path, help="folder for files of several DIRs (report), or of a table (its own)"
@@ -270,7 +269,10 @@ PREDICT_TASKS = ("fill-mask", "sentence-order", "embed", "generate", "classify",
 
 def _exchange_jobs(job: Callable[..., argparse.ArgumentParser]) -> None:
     convert = job(
-        "convert", _convert, "Write any ALBERT as a Hugging Face folder, or as a model folder of ours.", CONVERT_EPILOG
+        "convert",
+        jobs.convert,
+        "Write any ALBERT as a Hugging Face folder, or as a model folder of ours.",
+        CONVERT_EPILOG,
     )
     convert.add_argument("source", help=SOURCE)
     convert.add_argument("target", help="folder to make")
@@ -283,7 +285,7 @@ def _exchange_jobs(job: Callable[..., argparse.ArgumentParser]) -> None:
         "--hidden-act", help="gelu_new (tanh form) or gelu (erf form), where the source says the wrong one"
     )
     convert.add_argument("--json", action="store_true", help="print the report as JSON")
-    predict = job("predict", _predict, "Ask a model about text.", PREDICT_EPILOG)
+    predict = job("predict", jobs.predict, "Ask a model about text.", PREDICT_EPILOG)
     predict.add_argument("source", help=SOURCE)
     predict.add_argument("text", nargs="*", help="texts; without any, and without --file, lines of standard input")
     predict.add_argument("--file", type=Path, help="a text a line")
@@ -307,227 +309,3 @@ def _exchange_jobs(job: Callable[..., argparse.ArgumentParser]) -> None:
         sub.add_argument("--init-missing", action="store_true", help=missing)
         pickle = "read pytorch_model.bin, through torch, where there is nothing else"
         sub.add_argument("--allow-pickle", action="store_true", help=pickle)
-
-
-def _help(job: str, experiment: str) -> int:
-    if job == "ablate":
-        return _ablate_help(experiment)
-    import tyro
-
-    from albert_jax.finetune import FinetuneConfig
-    from albert_jax.pretrain import PretrainConfig
-
-    kind: Any = FinetuneConfig if job == "finetune" else PretrainConfig
-    try:
-        config = load(kind, experiment)
-    except InputError as error:
-        print(f"albert-jax: error: {error}", file=sys.stderr)
-        return 2
-    kept = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
-    tyro.cli(kind, default=config, args=["--help"], prog=f"albert-jax {job} {experiment}", config=kept)
-    return 0
-
-
-def _pretrain(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from albert_jax.pretrain import PretrainConfig, pretrain
-
-    config = load(PretrainConfig, arguments.experiment, overrides)
-    return _trained(lambda: pretrain(config, arguments.allow_data_change), arguments)
-
-
-def _finetune(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from albert_jax.finetune import RUN_FIELDS, FinetuneConfig, finetune, scaled
-    from albert_jax.seeds import finetune_seeds
-
-    given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in overrides if word.startswith("--")}
-    network = sorted(n for n in given if n.startswith("model.") and n.removeprefix("model.") not in RUN_FIELDS)
-    told = f"with --init the network is that one's; of the model {', '.join(RUN_FIELDS)} can be given"
-    require("init" not in given or not network, f"--{' '.join(network)}: {told}")
-    config = load(FinetuneConfig, arguments.experiment, [*scaled(arguments.scale), *overrides])
-    require(not config.init or not network, f"--{' '.join(network)}: {told}")
-    require(arguments.seeds >= 1, f"--seeds must be at least 1, got {arguments.seeds}")
-    changed = arguments.allow_data_change
-    if arguments.seeds == 1:
-        return _trained(lambda: finetune(config, changed), arguments)
-    return _trained(lambda: finetune_seeds(config, arguments.seeds, changed), arguments)
-
-
-def _trained(run: Callable[[], Any], arguments: argparse.Namespace | None = None) -> int:
-    """Runs what trains; with `arguments`, together with the other processes of the run if there are any."""
-    from albert_jax import processes
-    from albert_jax.config import from_dict
-    from albert_jax.train import Interrupted
-
-    if arguments is not None:
-        given = {name: vars(arguments)[name.removeprefix("--").replace("-", "_")] for name in DISTRIBUTED}
-        told = {name.split(".")[1].replace("-", "_"): value for name, value in given.items() if value is not None}
-        processes.start(from_dict(processes.DistributedConfig, told, "distributed"))
-    with processes.ending_together():
-        try:
-            run()
-        except Interrupted as stop:
-            if processes.is_main():
-                print(f"albert-jax: {stop}", file=sys.stderr)
-            return stop.code
-    return 0
-
-
-def _prepare(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from albert_jax.data.prepare import prepare
-    from albert_jax.pretrain import PretrainConfig
-
-    fields, options = _beam_options(overrides)
-    require(not options or arguments.engine == "beam", "--beam options are for --engine beam")
-    config = load(PretrainConfig, arguments.experiment, fields)
-    print(prepare(config.data, config.model.vocab_size, options if arguments.engine == "beam" else None).folder)
-    return 0
-
-
-def _beam_options(overrides: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """The words that override fields, and Beam's options, in which a name may come again."""
-    fields: list[str] = []
-    options: list[tuple[str, str]] = []
-    rest = list(overrides)
-    while rest:
-        words = [rest.pop(0)]
-        if "=" not in words[0] and rest:
-            words.append(rest.pop(0))
-        if words[0].startswith("--beam."):
-            options += [(name.removeprefix("beam."), value) for name, value in read_words(words).items()]
-        else:
-            fields += words
-    return fields, options
-
-
-def _plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    import json
-
-    os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: no accelerator is touched
-    from albert_jax.plan import planning, table
-    from albert_jax.pretrain import PretrainConfig
-
-    config = load(PretrainConfig, arguments.experiment, overrides)
-    assumed = planning.Assumed(**{name: getattr(arguments, name) for name in planning.Assumed.__dataclass_fields__})
-    made = planning.plan(config, assumed)
-    if arguments.compile:
-        made = planning.with_compiled(made, config)
-    print(json.dumps(table.to_json(made)) if arguments.json else table.describe(made, config, arguments.experiment))
-    return 0
-
-
-def _vocab(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from albert_jax.config import check_writable
-    from albert_jax.data.prepare import vocabulary
-    from albert_jax.pretrain import PretrainConfig
-
-    config = load(PretrainConfig, arguments.experiment, overrides)
-    require(not arguments.target.exists(), f"{arguments.target} exists; name another file, or remove it first")
-    check_writable(arguments.target, "target")
-    vocabulary(dataclasses.replace(config.data, vocab=""), arguments.target, config.model.vocab_size)
-    return 0
-
-
-def _report(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from albert_jax import comparison, figures, report
-    from albert_jax.config import read_json
-
-    first = arguments.folders[0]
-    path = first / "summary.json"
-    summary = read_json(path) if path.exists() else {}
-    if len(arguments.folders) == 1 and "seeds" in summary:
-        print(report.seeds_table(summary))
-    elif len(arguments.folders) == 1 and (first / "config.json").exists():
-        print(report.plot_curves(first))
-        if summary:
-            print(report.table(summary))
-    else:
-        table = figures.write(comparison.read(arguments.folders, arguments.output))
-        print(comparison.markdown(table))
-        print(f"\ntable.md, table.csv, runs.csv, curves and scores (.png, .svg): {table.folder}", file=sys.stderr)
-    return 0
-
-
-def _ablate(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from albert_jax import comparison
-    from albert_jax.ablation import planning
-
-    names = ("scale", "seeds", "budget", "rows", "finetune", "run_dir")
-    plan = planning.resolve(arguments.table, overrides=overrides, **{name: getattr(arguments, name) for name in names})
-    if arguments.dry_run:
-        print(planning.describe(plan))
-        return 0
-    from albert_jax import ablate
-
-    if arguments.launcher == "slurm":
-        options = dict(_slurm_option(text) for text in arguments.slurm)
-        jobs = ablate.submit(plan, options)
-        print(f"{len(jobs)} jobs: {' '.join(jobs)}\nalbert-jax report {plan.run_dir}   shows how far they are")
-        return 0
-    require(not arguments.slurm, "--slurm is for --launcher slurm")
-    found: list[Any] = []
-    code = _trained(lambda: found.append(ablate.ablate(plan)))
-    for table in found:
-        print(comparison.markdown(table))
-        print(f"\ntable.md, table.csv, runs.csv, curves and scores (.png, .svg): {table.folder}", file=sys.stderr)
-        asked = [row.label for row in plan.rows]
-        code = int(any(line.failures for line in table.lines if line.label in asked))
-    return code
-
-
-def _slurm_option(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    require(bool(equals), f"--slurm {text}: expected NAME=VALUE, such as timeout_min=120")
-    return name, int(value) if value.isdecimal() else value
-
-
-def _ablate_help(path: str) -> int:
-    from albert_jax.ablation import table
-
-    try:
-        print(table.explain(path))
-    except InputError as error:
-        print(f"albert-jax: error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _probe(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from albert_jax import probes
-    from albert_jax.pretrain import PretrainConfig
-
-    print(probes.table(probes.probe(load(PretrainConfig, arguments.experiment, overrides))))
-    return 0
-
-
-def _convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    import json
-
-    from albert_jax import exchange
-
-    given = {
-        name: getattr(arguments, name) for name in ("sharing", "num_hidden_groups", "num_hidden_layers", "hidden_act")
-    }
-    changes = {name: value for name, value in given.items() if value is not None}
-    report = exchange.convert(arguments.source, arguments.target, to=arguments.to, **_reading(arguments), **changes)
-    print(json.dumps(report) if arguments.json else exchange.describe(report))
-    return 0
-
-
-def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in ("vocab", "init_missing", "allow_pickle")}
-
-
-def _predict(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    import json
-
-    from albert_jax import answers, exchange
-
-    options = answers.Options(**{name: getattr(arguments, name) for name in answers.Options.__dataclass_fields__})
-    require(options.output is None or arguments.task == "embed", "--output is for --task embed; others print")
-    given = answers.read_texts(arguments.text, arguments.file) if arguments.text or arguments.file else None
-    loaded = exchange.load(arguments.source, **_reading(arguments))
-    texts = answers.read_texts((), None) if given is None else given
-    task = arguments.task or answers.task_of(loaded[0])
-    for record, lines in answers.ANSWERS[task](*loaded, texts, options):
-        print(json.dumps(record, ensure_ascii=False) if arguments.json else lines)
-    return 0

@@ -90,7 +90,8 @@ MAY_IMPORT = {
         "tasks",
         "train",
     },
-    "cli": {
+    "cli": {"config", "jobs"},
+    "jobs": {
         "config",
         "data",
         "pretrain",
@@ -143,7 +144,7 @@ ONLY = {
         "inspection",
         "probes",
     },
-    "tyro": {"cli"},
+    "tyro": {"jobs"},
     "sklearn": {"tasks", "probes"},
     "scipy": {"tasks", "probes"},
     "matplotlib": {"report", "inspection", "figures"},
