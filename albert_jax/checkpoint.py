@@ -16,7 +16,7 @@ from etils import epath
 
 from albert_jax import processes
 from albert_jax.config import InputError, differences, require
-from albert_jax.damage import attempt, crc32, fingerprint, hush, leaf_names, verify
+from albert_jax.damage import attempt, crc32, differing, fingerprint, hush, leaf_names
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class Checkpoints:
         self._fingerprint = jax.jit(fingerprint)
         hush()
         self._writing: int | None = None
+        self._failures = 0  # in a row, but for full disks
         self.lost: dict[int, str] = {}
         """Steps that could not be written, and why; until a later one is."""
 
@@ -118,7 +119,8 @@ class Checkpoints:
         text = str(error)
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
         full = full or any(sign in text for sign in FULL)
-        if step is None or (not full and len(self.lost) + 1 >= MOST_LOST):
+        self._failures += not full
+        if step is None or self._failures >= MOST_LOST:
             raise error
         first = (text.splitlines() or [type(error).__name__])[0]
         self._lose(step, next((sign for sign in FULL if sign in text), first)[:200])
@@ -160,8 +162,13 @@ class Checkpoints:
         damaged: list[tuple[int, str]] = []
         for step in sorted(_steps(self.folder), reverse=True):
             found, reason = attempt(functools.partial(self._read, step, target))
-            if not processes.everywhere(found is not None) or found is None:
-                damaged.append((step, reason or "another process cannot read it"))
+            if processes.everywhere(found is not None) and found is not None:
+                # Only now, by all processes together: where arrays are cut, each has a part of what is added up.
+                reason = differing(found[0], found[1]["fingerprints"])
+            else:
+                reason = reason or "another process cannot read it"
+            if reason or found is None:
+                damaged.append((step, reason))
                 continue
             self.set_aside(damaged)
             state, meta = found
@@ -183,7 +190,6 @@ class Checkpoints:
         meta = found[META]
         if "crc32" in meta and meta.pop("crc32") != crc32(meta):  # older checkpoints have none
             raise ValueError(f"checksum mismatch in {META}")
-        verify(found[STATE], meta["fingerprints"])
         return found[STATE], meta
 
     def read_progress(self, step: int) -> dict[str, Any]:
@@ -194,7 +200,9 @@ class Checkpoints:
     def discard_from(self, step: int) -> None:
         """Deletes a step and those after it: a run that was resumed before them, and went another way, takes their place."""
         self.wait()
-        for later in [number for number in _steps(self.folder) if number >= step]:
+        found = [number for number in _steps(self.folder) if number >= step]
+        processes.meet("steps listed")  # before anybody deletes one
+        for later in found:
             self._manager.delete(later)
 
     def set_aside(self, damaged: list[tuple[int, str]]) -> None:
@@ -212,7 +220,7 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             self._failed(error)
         if self._writing is not None:
-            self._writing = None
+            self._writing, self._failures = None, 0
             self.lost.clear()
 
     def close(self) -> None:
@@ -302,7 +310,8 @@ def _read_params(path: epath.Path, target: Any) -> Any:
         )
         found = reader.restore(path, args=ocp.args.Composite(**{STATE: state, META: ocp.args.JsonRestore()}))
     params, marks = found[STATE]["params"], found[META]["fingerprints"]
-    verify({"params": params}, {name: mark for name, mark in marks.items() if name.startswith("params/")})
+    if reason := differing({"params": params}, marks):
+        raise ValueError(reason)
     return params
 
 
@@ -326,7 +335,10 @@ def _steps(folder: epath.Path) -> list[int]:
 
 
 def _complete(path: epath.Path) -> bool:
-    return all((path / name).exists() for name in ("_CHECKPOINT_METADATA", STATE, f"{META}/metadata"))
+    needed = ["_CHECKPOINT_METADATA", STATE, f"{META}/metadata"]
+    if not _local(path):  # a bucket cannot rename what is whole: Orbax puts a file beside it
+        needed.append("commit_success.txt")
+    return all((path / name).exists() for name in needed)
 
 
 def _quarantine(path: epath.Path, reason: str) -> None:

@@ -114,6 +114,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"albert-jax: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head`: whoever read has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush fails as well
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -121,9 +124,6 @@ def main(words: Sequence[str] | None = None) -> int:
             f"albert-jax: error: {error.filename or 'a file'}: {os.strerror(error.errno)}; make room", file=sys.stderr
         )
         return 2
-    except BrokenPipeError:  # `| head`: whoever read has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush fails as well
-        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("albert-jax: interrupted; the same command starts where this one was", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -231,6 +231,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested values by their dotted fields."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return found
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
     """What differs between two nested dicts, as `section.field: old -> new`."""
     found = []

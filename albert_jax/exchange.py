@@ -148,9 +148,11 @@ def _from_run(folder: Path, stored: dict[str, Any], vocab: str | Path, parts: Se
     from albert_jax import checkpoint  # Orbax takes seconds to load
 
     path, table = folder / "config.json", stored.get("config")
-    part = next((name for name in parts if checkpoint.holds_any(folder / name)), parts[-1])
     require(isinstance(table, dict) and "model" in table, f"{path}: no table 'config.model' in it")
     assert table is not None  # for the type checker
+    elsewhere = {"checkpoints": table["train"]["checkpoint_dir"]} if "checkpoint_dir" in table.get("train", {}) else {}
+    folders = [elsewhere.get(name) or str(folder / name) for name in parts]
+    part = next((one for one in folders if checkpoint.holds_any(one)), folders[-1])
     names = {"heads": list(PRETRAINING), "labels": []} | stored
     for key in ("heads", "labels"):
         is_list = isinstance(names[key], list) and all(isinstance(name, str) for name in names[key])
@@ -160,9 +162,9 @@ def _from_run(folder: Path, stored: dict[str, Any], vocab: str | Path, parts: Se
         model = Albert(config, tuple(names["heads"]), tuple(names["labels"]))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), param_shapes(model))
-    params = jax.tree.map(np.asarray, checkpoint.restore_params(folder / part, target))
+    params = jax.tree.map(np.asarray, checkpoint.restore_params(part, target))
     return Source("run", Weights(model, params), tokenizer_json.read(folder, vocab))
 
 

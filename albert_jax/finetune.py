@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from albert_jax import checkpoint, exchange, partition, processes, report, run_folder, train
-from albert_jax.config import InputError, check_types, from_dict, read_json, require, to_dict
+from albert_jax.config import InputError, check_types, flat, from_dict, read_json, require, to_dict
 from albert_jax.data import batches, tokenizer_json
 from albert_jax.data.tokenizer import Tokenizer, train_vocabulary
 from albert_jax.model.albert import AlbertConfig
@@ -138,10 +138,10 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
     rows = {split: task.rows(found, tokenizer, config.data, labels, split) for split, found in examples.items()}
     batches.check_batch(rows["train"], config.train.global_batch_size)
     fingerprints = {"data": files.fingerprint(sources), "vocab": tokenizer.sha256}
-    processes.agree({"the configuration": to_dict(config), "the data": fingerprints})
+    processes.agree({f"--{name}": value for name, value in flat(to_dict(config)).items()} | {"the data": fingerprints})
     model = Albert(config.model, tuple(head for head in HEADS if head in task.heads(config.data)), labels)
     layout = Layout(mesh, config.mesh.sharding, stacked_shapes(model))
-    with run_folder.locked(run_dir, processes.is_main()):
+    with run_folder.locked(run_dir, config.train.checkpoint_dir, processes.is_main()):
         if processes.is_main():
             claimed = to_dict(config), fingerprints, model.heads, labels, allow_data_change
             run_folder.claim(run_dir, "finetune", *claimed)
@@ -167,7 +167,7 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
             flops_per_token=flops_per_token(config.model, int(rows["train"].lengths.mean()), 0),
             select=evaluation.select,
         )
-        initial = None if source is None else functools.partial(_initial, config, source, model)
+        initial = functools.partial(_initial, config, source, model) if config.init else None
         optimizer = make_optimizer(config.optim, config.train.num_train_steps, is_stacked)
         _, summary = train.run(
             config.train, trained, optimizer, layout, run_dir, initial, fingerprints, allow_data_change
@@ -198,7 +198,7 @@ class _Evaluation:
         self.model, self.mesh = model, mesh
         self.dev = [split for split in examples if split.startswith("dev")]
         self.step = jax.jit(
-            lambda params, batch: task.outputs(model.apply, params, batch, config.data),
+            lambda params, batch: task.outputs(model.apply, partition.made_whole(params, mesh), batch, config.data),
             out_shardings=partition.replicated(mesh),
         )
         commonest = {split: task.baseline(examples["train"], examples[split], labels) for split in self.dev}
@@ -320,8 +320,9 @@ def _tokenizer(
         return Tokenizer(path, map_punctuation=data.map_punctuation)
 
 
-def _initial(config: FinetuneConfig, source: exchange.Source, model: Albert) -> Any:
+def _initial(config: FinetuneConfig, source: exchange.Source | None, model: Albert) -> Any:
     """Fresh parameters with everything that the source has in their place; a head only where its classes are the same."""
+    source = source or exchange.read(config.init)  # there seemed to be a checkpoint, and there was none
     before = source.weights.model
     fresh = jax.jit(functools.partial(init_params, model))(jax.random.key(config.train.seed))
     params, new = {}, []

@@ -11,7 +11,7 @@ from albert_jax.config import InputError, load, read_words, require
 
 DISTRIBUTED = {
     "--distributed.coordinator": ("HOST:PORT", "of process 0; not needed on TPU pods, under Slurm and Open MPI"),
-    "--distributed.num-processes": ("N", "how many processes the run has"),
+    "--distributed.num-processes": ("N", "how many processes the run has; 1: this one alone, also in a cluster"),
     "--distributed.process-id": ("I", "which of them this one is, from 0"),
     "--distributed.timeout": ("SECONDS", "that processes wait for each other at the start (300)"),
 }

@@ -95,10 +95,14 @@ class Meter:
         process = f"-process-{jax.process_index()}" if jax.process_count() > 1 else ""
         dump = self.run_dir / f"nonfinite-step-{step}{process}.npz"
         arrays: dict[str, Any] = {name: value[0] for name, value in values.items()} | partition.local(batch)
-        np.savez(dump, step=step, grad_norms=norms, **arrays)
+        where = f"its batch and the norm of each gradient are in {dump}"
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)  # which is another host's, where checkpoints are elsewhere
+            np.savez(dump, step=step, grad_norms=norms, **arrays)
+        except OSError as error:
+            where = f"its batch could not be kept ({error.strerror})"
         return (
-            f"step {step}: loss is {values['loss'][0]:g}, gradient norm {values['grad_norm'][0]:g}; its batch and the norm of each "
-            f"gradient are in {dump}; earlier checkpoints are kept; lower --optim.learning-rate, lengthen the warm-up, or look "
+            f"step {step}: loss is {values['loss'][0]:g}, gradient norm {values['grad_norm'][0]:g}; {where}; earlier checkpoints are kept; lower --optim.learning-rate, lengthen the warm-up, or look "
             "for ids beyond the vocabulary"
         )
 

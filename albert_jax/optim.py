@@ -148,7 +148,7 @@ class SpikeState(NamedTuple):
     """What `without_spikes` keeps beside the state of the transformation in it."""
 
     mean_norm: Array
-    """Running mean of the gradients' global norm, spikes left out."""
+    """Running mean of the gradients' global norm, spikes counted as the largest that are none."""
     seen: Array
     """int32: the norms in it."""
     skipped: Array
@@ -164,7 +164,7 @@ FIRST_NORMS = 100
 
 
 def without_spikes(inner: optax.GradientTransformation, factor: float) -> optax.GradientTransformation:
-    """`inner`, but an update whose global norm is above `factor` times the running mean is 0, and changes no state of `inner`.
+    """`inner`, but an update whose global norm is above `factor` times the running mean is 0, and changes nothing in `inner`.
 
     A norm that is not finite is no spike: the run has to stop.
     """
@@ -181,8 +181,10 @@ def without_spikes(inner: optax.GradientTransformation, factor: float) -> optax.
             return jax.tree.map(lambda a, b: jnp.where(spike, b, a), new, old)
 
         share = jnp.maximum(1 - NORM_DECAY, 1 / (state.seen + 1.0))  # the plain mean, as long as that is of few
-        mean, seen = unless((state.mean_norm + share * (norm - state.mean_norm), state.seen + 1), state[:2])
-        kept = SpikeState(mean, seen, spike.astype(jnp.float32), unless(changed, state.inner))
+        # A spike counts as the largest norm that is none: if norms stay high, the mean comes after them.
+        counted = jnp.where(spike, factor * state.mean_norm, norm)
+        mean = state.mean_norm + share * (counted - state.mean_norm)
+        kept = SpikeState(mean, state.seen + 1, spike.astype(jnp.float32), unless(changed, state.inner))
         return unless(updates, jax.tree.map(jnp.zeros_like, updates)), kept
 
     return optax.GradientTransformation(init, update)

@@ -169,6 +169,14 @@ def by_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
+def made_whole(params: Any, mesh: Mesh) -> Any:
+    """Inside jit: parameters brought together, for a model that is told nothing of devices.
+
+    Left to itself, XLA brings together the batch instead, and every device computes with all of it.
+    """
+    return jax.lax.with_sharding_constraint(params, replicated(mesh))
+
+
 def check_batch(
     field: str, batch_size: int, gradient_accumulation: int, devices: int, process_count: int | None = None
 ) -> None:

@@ -13,7 +13,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from albert_jax import checkpoint, exchange, partition, processes, report, run_folder, train
-from albert_jax.config import InputError, check_types, require, to_dict
+from albert_jax.config import InputError, check_types, flat, require, to_dict
 from albert_jax.convert.weights import leaves
 from albert_jax.data import loader, tokenizer_json
 from albert_jax.data.prepare import Prepared, prepare, token_counts
@@ -106,7 +106,7 @@ def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[st
         heldout = loader.open_split(prepared, "heldout", length)
         counts = token_counts(prepared)
     fingerprints = {"data": prepared.fingerprint, "vocab": prepared.tokenizer.sha256}
-    processes.agree({"the configuration": to_dict(config), "the data": fingerprints})
+    processes.agree({f"--{name}": value for name, value in flat(to_dict(config)).items()} | {"the data": fingerprints})
     start_batches = functools.partial(
         loader.train_batches,
         sequences,
@@ -119,7 +119,7 @@ def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[st
     initial = functools.partial(_initial, config, prepared) if config.init_from else None
     if initial is not None and not checkpoint.holds_any(train.checkpoint_folder(config.train, run_dir)):
         initial()  # refuses what does not fit before the folder is claimed
-    with run_folder.locked(run_dir, processes.is_main()):
+    with run_folder.locked(run_dir, config.train.checkpoint_dir, processes.is_main()):
         if processes.is_main():
             run_folder.claim(run_dir, "pretrain", to_dict(config), fingerprints, allow_data_change=allow_data_change)
             tokenizer_json.write_vocabulary(prepared.tokenizer, config.model.max_position_embeddings, run_dir)
@@ -187,6 +187,7 @@ def make_evaluate(
     own = asked.sentence_objective
 
     def step(params: Any, batch: dict[str, Array], number: Array) -> dict[str, Any]:
+        params = partition.made_whole(params, mesh)
         key = jax.random.fold_in(jax.random.key(EVAL_SEED), number)
         found: dict[str, Array] = {}
         base: dict[str, Array] = {}

@@ -39,7 +39,7 @@ class DistributedConfig:
     coordinator: str = ""
     """HOST:PORT of process 0, the same in all processes; the port is free there."""
     num_processes: int = 0
-    """How many processes there are."""
+    """How many processes there are; 1: this one alone, whatever cluster it finds itself in."""
     process_id: int = -1
     """Which of them this one is, from 0."""
     timeout: int = 300
@@ -47,7 +47,10 @@ class DistributedConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        require(self.timeout >= 1, f"timeout must be at least 1, got {self.timeout}")
         if not self.coordinator:
+            alone = self.num_processes in (0, 1) and self.process_id in (-1, 0)
+            require(alone, "num_processes and process_id need coordinator, HOST:PORT of process 0")
             return
         host, colon, port = self.coordinator.rpartition(":")
         right = bool(host and colon) and port.isdecimal() and 0 < int(port) < 2**16
@@ -64,9 +67,9 @@ def start(config: DistributedConfig) -> None:
       InputError: a process is missing or told another count; the port is taken; `--distributed` says other things than this.
     """
     given: dict[str, Any] = {}
+    if config.num_processes == 1:
+        return
     if config.coordinator:
-        if config.num_processes == 1:
-            return
         _roll_call(config)
         given = {
             "coordinator_address": config.coordinator,
@@ -84,7 +87,8 @@ def start(config: DistributedConfig) -> None:
             shutdown_timeout_seconds=60,
         )
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"--distributed: JAX cannot start several processes: {str(error).splitlines()[0]}") from None
+        told = f"--distributed: JAX cannot start several processes: {str(error).splitlines()[0]}"
+        raise InputError(f"{told}; --distributed.num-processes 1 runs alone") from None
     if not is_main():
         logging.getLogger("albert_jax").setLevel(logging.ERROR)
 
@@ -107,7 +111,9 @@ def _roll_call(config: DistributedConfig) -> None:
 def _call(config: DistributedConfig, host: str, port: int, deadline: float) -> None:
     there: dict[int, socket.socket] = {}
     try:
-        server = socket.create_server(("", port))
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        server = socket.create_server(("", port), family=family, dualstack_ipv6=both)
     except OSError as error:
         raise InputError(
             f"--distributed.coordinator {config.coordinator}: {error.strerror}; take another port"
@@ -250,6 +256,8 @@ def ending_together() -> Iterator[None]:
         else:
             print(f"albert-jax: process {number} of {jax.process_count()} failed:", file=sys.stderr)
             traceback.print_exc()
+        if is_main():  # it holds what connects the others: those that fail of the same may say so first
+            time.sleep(2)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):
                 stream.flush()
@@ -291,6 +299,9 @@ class Watchdog:
 def caught_signals() -> Iterator[list[int]]:
     """Signals received, for the loop to look at between steps; the second one ends the process at once."""
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only the main one may
+        yield received
+        return
 
     def handle(signum: int, frame: Any) -> None:
         if received:

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from albert_jax.config import check_writable, differences, from_dict, read_json, require, to_dict
 
 log = logging.getLogger(__name__)
@@ -39,22 +41,29 @@ def check(run_dir: Path, job: str, config: Any) -> None:
       InputError: as said; the differences are named.
     """
     check_writable(run_dir, "--run-dir")
-    path = run_dir / "config.json"
-    if not path.exists():
-        return
-    stored = read_json(path)
-    require(
-        {"job", "config", "fingerprints", "versions"} <= stored.keys(),
-        f"{path} is not of a run; give another --run-dir",
-    )
-    # Through the dataclasses, so that a field that is newer than the run counts as its default.
-    before = placeless(to_dict(from_dict(type(config), stored["config"])))
-    changed = [line for line in differences(before, placeless(to_dict(config))) if not line.startswith(FREE)]
-    require(
-        not changed and stored["job"] == job,
-        f"--run-dir {run_dir} belongs to another configuration ({'; '.join(changed) or stored['job']}); give another, "
-        f"with {'--init-from' if hasattr(config, 'init_from') else '--init'} {run_dir} if it is to start from these weights",
-    )
+    for path in _records(run_dir, to_dict(config)):
+        if not path.exists():
+            continue
+        stored = read_json(path)
+        require(
+            {"job", "config", "fingerprints", "versions"} <= stored.keys(),
+            f"{path} is not of a run; give another --run-dir",
+        )
+        # Through the dataclasses, so that a field that is newer than the run counts as its default.
+        before = placeless(to_dict(from_dict(type(config), stored["config"])))
+        changed = [line for line in differences(before, placeless(to_dict(config))) if not line.startswith(FREE)]
+        given = "--run-dir" if path.parent == run_dir else "--train.checkpoint-dir"
+        way = f"give another, with {'--init-from' if hasattr(config, 'init_from') else '--init'} {run_dir} if it is to start from these weights"
+        require(
+            not changed and stored["job"] == job,
+            f"{given} {path.parent} belongs to another configuration ({'; '.join(changed) or stored['job']}); {way}",
+        )
+
+
+def _records(run_dir: Path, config: dict[str, Any]) -> list[Any]:
+    """Where a run's `config.json` stands: in its folder, and beside its checkpoints where these are elsewhere."""
+    elsewhere = config["train"]["checkpoint_dir"]
+    return [run_dir / "config.json"] + ([epath.Path(elsewhere).expanduser() / "config.json"] if elsewhere else [])
 
 
 def placeless(config: dict[str, Any]) -> dict[str, Any]:
@@ -92,27 +101,30 @@ def claim(
     Raises:
       InputError: the data changed since, and that is not allowed.
     """
-    path = run_dir / "config.json"
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
-    if not path.exists():
-        run_dir.mkdir(parents=True, exist_ok=True)
-        table = {"job": job, "config": config, "fingerprints": fingerprints, "versions": versions}
-        write_json(path, table | ({"heads": list(heads), "labels": list(labels)} if heads else {}))
-        return
-    stored = read_json(path)
-    changed = differences(stored["fingerprints"], fingerprints)
-    told = f"--run-dir {run_dir}: the data changed since this run began ({'; '.join(changed)})"
-    require(
-        not changed or allow_data_change,
-        f"{told}; bring the old data back, give another --run-dir, or go on with --allow-data-change",
-    )
-    if changed:
-        log.warning("%s, which is allowed: the run is no longer a function of its data and seed", told)
-        before = [*stored.get("data_changes", []), stored["fingerprints"]]
-        write_json(path, stored | {"fingerprints": fingerprints, "data_changes": before})
-    newer = differences(stored["versions"], versions)
-    if newer:
-        log.warning("resuming with other versions, so not bit for bit: %s", "; ".join(newer))
+    for path in _records(run_dir, config):
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            table = {"job": job, "config": config, "fingerprints": fingerprints, "versions": versions}
+            write_json(path, table | ({"heads": list(heads), "labels": list(labels)} if heads else {}))
+            continue
+        stored = read_json(path)
+        changed = differences(stored["fingerprints"], fingerprints)
+        told = f"{path.parent}: the data changed since this run began ({'; '.join(changed)})"
+        require(
+            not changed or allow_data_change,
+            f"{told}; bring the old data back, give another --run-dir, or go on with --allow-data-change",
+        )
+        if changed:
+            log.warning(
+                "%s, which is allowed, and has to be until the next checkpoint: no longer a function of data and seed",
+                told,
+            )
+            before = [*stored.get("data_changes", []), stored["fingerprints"]]
+            write_json(path, stored | {"fingerprints": fingerprints, "data_changes": before})
+        newer = differences(stored["versions"], versions)
+        if newer:
+            log.warning("resuming with other versions, so not bit for bit: %s", "; ".join(newer))
 
 
 @contextlib.contextmanager
@@ -127,6 +139,10 @@ def held(folder: Path, name: str = "lock", wait: bool = False) -> Iterator[bool]
         except BlockingIOError:
             yield False
             return
+        except OSError as error:  # a file system without locks
+            log.warning("%s: no lock (%s); see to it that no other job runs in it", folder, error.strerror)
+            yield True
+            return
         file.truncate(0)
         file.write(f"{socket.gethostname()}:{os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         file.flush()
@@ -134,18 +150,18 @@ def held(folder: Path, name: str = "lock", wait: bool = False) -> Iterator[bool]
 
 
 @contextlib.contextmanager
-def locked(run_dir: Path, wanted: bool = True) -> Iterator[None]:
-    """Keeps other jobs off a run folder until the block is left.
+def locked(run_dir: Path, checkpoint_dir: str, wanted: bool = True) -> Iterator[None]:
+    """Keeps other jobs off a run folder, and off checkpoints elsewhere that are not in a bucket, until the block is left.
 
     Raises:
-      InputError: another job has it; which one.
+      InputError: another job has one of them; which job.
     """
-    if not wanted:  # another process of the same run has it
-        yield
-        return
-    with held(run_dir) as mine:
-        told = f"--run-dir {run_dir}: held by {(run_dir / 'lock').read_text()}; wait for it, or give another folder"
-        require(mine, told)
+    elsewhere = [Path(checkpoint_dir).expanduser()] if checkpoint_dir and "://" not in checkpoint_dir else []
+    with contextlib.ExitStack() as stack:
+        for folder in [run_dir, *elsewhere] if wanted else []:  # else another process of the same run has them
+            mine = stack.enter_context(held(folder))
+            told = f"{folder}: held by {(folder / 'lock').read_text()}; wait for it, or give another --run-dir"
+            require(mine, told)
         yield
 
 

@@ -54,7 +54,7 @@ class TrainConfig:
     keep_every: int = 0
     """Checkpoints of steps that this divides are kept for good; 0: none are."""
     checkpoint_dir: str = ""
-    """Folder of the checkpoints, such as gs://bucket/run; empty: 'checkpoints' in the run folder."""
+    """Folder of the run's checkpoints, such as gs://bucket/run; empty: 'checkpoints' in the run folder."""
     watchdog_seconds: int = 1800
     """Of several processes, one that has made no step for so long is ended with its stacks shown; 0: never."""
     eval_batch_size: int = 64
@@ -77,6 +77,8 @@ class TrainConfig:
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("keep_every", "watchdog_seconds"):
             require(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
+        placed = not self.checkpoint_dir or "://" in self.checkpoint_dir or self.checkpoint_dir.startswith(("/", "~"))
+        require(placed, f"checkpoint_dir must be absolute, or a bucket's address, got {self.checkpoint_dir!r}")
         require(0 <= self.seed < 2**32, f"seed must be in [0, 2**32), got {self.seed}")
 
 
@@ -214,18 +216,21 @@ def run(
         folder = checkpoint_folder(config, run_dir)
         checkpoints = Checkpoints(folder, config.keep_checkpoints, config.keep_every, fingerprints)
         stack.callback(checkpoints.close)
-        checkpoints.check_space(shapes)
+        watchdog = processes.Watchdog(config.watchdog_seconds)
+        stack.callback(watchdog.close)
         found = checkpoints.restore(shapes, allow_data_change)
         if found is not None:
             state, progress = found
             log.info("resuming after step %d", int(state.step))
         else:
-            with fitting(config):
+            with fitting(config, mesh.size):
                 state, progress = make_init(task, optimizer, layout)(seed), {}
             if initial is not None:
                 shardings = jax.tree.map(lambda x: x.sharding, shapes.params)
                 state = state._replace(params=jax.device_put(initial(), shardings))
         start = int(state.step)
+        if start < config.num_train_steps:
+            checkpoints.check_space(shapes)
         step_fn = make_step(task, optimizer, layout, config.gradient_accumulation)
         batches = partition.prefetch(mesh, task.batches(start))
         metrics_log = MetricsLog(run_dir, start, processes.is_main())
@@ -248,7 +253,10 @@ def run(
             stack.callback(best.close)
 
         def evaluate(step: int) -> dict[str, Any]:
-            evaluation: dict[str, Any] = task.evaluate(state.params)
+            watchdog.feed()
+            with fitting(config, mesh.size, "an evaluation"):
+                evaluation: dict[str, Any] = task.evaluate(state.params)
+            watchdog.feed()
             if step not in metrics_log.evaluated:
                 say_evaluation(metrics_log, step, evaluation)
             if best is not None:
@@ -257,8 +265,6 @@ def run(
 
         compiled: dict[Any, Any] = {}
         flags: dict[int, Array] = {}
-        watchdog = processes.Watchdog(config.watchdog_seconds)
-        stack.callback(watchdog.close)
         signals = stack.enter_context(processes.caught_signals())
         due = start > 0 and start % config.eval_every == 0
         if due and processes.everywhere(start not in metrics_log.evaluated):  # a signal came before it
@@ -271,11 +277,12 @@ def run(
             if signum not in flags:
                 flags[signum] = partition.of_each_device(mesh, signum)
             arguments = (batch, seed, flags[signum])
-            with fitting(config, compiled.get(shape)):
+            with fitting(config, mesh.size, "a step", compiled.get(shape)):
                 if shape not in compiled:
                     with meter.paused():
                         compiled[shape] = step_fn.lower(state, *arguments).compile()
                         meter.compiled(compiled[shape])
+                        watchdog.feed()
                 with jax.transfer_guard("disallow"):
                     state, metrics = compiled[shape](state, *arguments)
                 meter.add(step, metrics, batch)  # reads the step before this one: the device never waits
@@ -286,12 +293,12 @@ def run(
             if step % config.checkpoint_every == 0 or last or stop:
                 with meter.paused():
                     checkpoints.save(step, state, meter.state())
+                    watchdog.feed()
             if stop and not last:
                 checkpoints.finish(step)
                 raise Interrupted(stop, step)
             bar.update()
         checkpoints.finish(config.num_train_steps)
-        watchdog.close()
         evaluation = evaluate(config.num_train_steps)
         if best is not None:
             evaluation |= {"best": {"step": best.step} | best.metrics}
@@ -305,8 +312,8 @@ def checkpoint_folder(config: TrainConfig, run_dir: Path) -> str:
 
 
 @contextlib.contextmanager
-def fitting(config: TrainConfig, step: Any = None) -> Iterator[None]:
-    """Says of a step that does not fit into memory what to change, with the compiler's figures.
+def fitting(config: TrainConfig, devices: int, what: str = "a step", compiled: Any = None) -> Iterator[None]:
+    """Says of a step, or an evaluation, that does not fit into memory what to change, with the compiler's figures.
 
     Raises:
       InputError: as said.
@@ -318,11 +325,17 @@ def fitting(config: TrainConfig, step: Any = None) -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in text and "Out of memory" not in text:
             raise
         told = text.splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
-        need = f"; by the compiler a step takes {memory(step) / 1e9:.2f} GB a device" if step is not None else ""
+        need = f": by the compiler it takes {memory(compiled) / 1e9:.2f} GB a device" if compiled is not None else ""
         limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
         have = f" of {limit / 1e9:.2f} GB" if limit else ""
-        more = 2 * config.gradient_accumulation
-        raise InputError(
-            f"out of memory{need}{have} ({told}); train.global_batch_size is {config.global_batch_size}: add it up from smaller "
-            f"parts with --train.gradient-accumulation {more}, keep less with --model.remat dots (or full), or lower it"
-        ) from None
+        rows = config.global_batch_size // devices
+        parts = [k for k in range(config.gradient_accumulation + 1, rows + 1) if rows % k == 0]
+        ways = (
+            [f"add the batch of {config.global_batch_size} up from parts (--train.gradient-accumulation {parts[0]})"]
+            if parts
+            else []
+        )
+        ways += ["keep less (--model.remat dots, or full)", "lower --train.global-batch-size"]
+        if what == "an evaluation":
+            ways = [f"lower --train.eval-batch-size {config.eval_batch_size}"]
+        raise InputError(f"out of memory for {what}{need}{have} ({told}); {', '.join(ways)}") from None

@@ -116,7 +116,7 @@ MAY_IMPORT = {
 ONLY = {
     "flax": {"model"},
     "orbax": {"checkpoint"},
-    "etils": {"checkpoint"},
+    "etils": {"checkpoint", "run_folder"},
     "grain": {"data"},
     "tensorflow_datasets": {"data", "tasks"},
     "apache_beam": {"data"},

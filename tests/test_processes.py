@@ -160,13 +160,13 @@ def test_a_killed_process_ends_the_other(number: int, small: Words, straight: Pa
 @pytest.mark.slow
 def test_a_stuck_process_is_ended_with_its_stacks(small: Words, tmp_path: Path) -> None:
     """It is alive, and its heart beats: JAX would wait for ever."""
-    words = small(tmp_path / "run", train__watchdog_seconds=20)
+    words = small(tmp_path / "run", train__watchdog_seconds=30)
     begun = time.monotonic()
     found = ended(launch(words, 2, script=plant("stick", 1, 8)))
     assert time.monotonic() - begun < 120
     assert found[1][0] == STUCK
     assert found[0][0] != 0
-    assert "process 1: no step for 20 s (train.watchdog_seconds)" in found[1][1]
+    assert "process 1: no step for 30 s (train.watchdog_seconds)" in found[1][1]
     assert "in stick" in found[1][1]
 
 
@@ -196,8 +196,8 @@ def test_processes_that_were_told_other_things(small: Words, tmp_path: Path) -> 
         for i in range(2)
     ]
     found = ended(started)
-    assert [code for code, _ in found] == [2, 2], found
-    assert "the configuration is another in process 1 than in process 0" in found[0][1]
+    assert found[0][0] == 2, found
+    assert "--train.seed is another in process 1 than in process 0" in found[0][1]
     assert not (tmp_path / "run").exists()
 
 
@@ -211,7 +211,7 @@ def test_a_run_folder_that_not_all_see(small: Words, tmp_path: Path) -> None:
         command = [sys.executable, "-m", "albert_jax", *words]
         started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path / str(i)))
     found = ended(started)
-    assert [code for code, _ in found] == [2, 2], found
+    assert found[0][0] == 2, found
     assert "--run-dir run: process 1 does not see it" in found[0][1]
 
 
@@ -264,6 +264,12 @@ def test_port_that_is_taken() -> None:
         (
             ["--distributed.coordinator=a:1", "--distributed.num_processes=2", "--distributed.process-id=2"],
             "distributed.process_id must be in [0, num_processes = 2), got 2",
+        ),
+        (["--distributed.num-processes", "2"], "distributed.num_processes and process_id need coordinator"),
+        (["--distributed.timeout", "0"], "distributed.timeout must be at least 1, got 0"),
+        (
+            ["--train.checkpoint-dir", "here"],
+            "train.checkpoint_dir must be absolute, or a bucket's address, got 'here'",
         ),
         (["--distributed.num-processes", "many"], "distributed.num_processes: expected int, got 'many'"),
         (["--mesh.data", "64"], "mesh.data 64: JAX finds"),
