@@ -116,6 +116,53 @@ def test_signal_to_one_stops_all_after_the_same_step(
     assert digest(run_dir, 40) == digest(straight, 40)
 
 
+@pytest.mark.slow
+def test_cut_checkpoint_of_which_one_process_has_a_damaged_part(small: Words, tmp_path: Path) -> None:
+    """All set it aside.  Fails if a process that cannot read its part says so while the others add up fingerprints."""
+    run_dir = tmp_path / "run"
+    cut = {"mesh__sharding": "parameters", "model__remat": "dots", "model__num_hidden_layers": 2}
+    words = small(run_dir, **cut)
+    assert [code for code, _ in ended(launch(words, 2))] == [0, 0]
+    part = max((run_dir / "checkpoints/40/state/ocdbt.process_1/d").iterdir(), key=lambda path: path.stat().st_size)
+    part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
+    found = ended(launch(words, 2))
+    assert [code for code, _ in found] == [0, 0], found
+    assert "skipping checkpoint 40 (" in found[0][1]
+    assert "resuming after step 20" in found[0][1]
+    assert (run_dir / "checkpoints/40.quarantined").exists()
+    again = small(
+        tmp_path / "again", **cut, init_from=run_dir, train__num_train_steps=6
+    )  # and what was cut can be begun with
+    assert [code for code, _ in ended(launch(again, 2))] == [0, 0]
+
+
+@pytest.mark.slow
+def test_fine_tuning_in_two_processes(small: Words, tmp_path: Path) -> None:
+    """Parameters cut; every process reads the best ones, and only the first writes predictions."""
+    rows = [f"{i % 2}\t{'good' if i % 2 else 'bad'} film number {i}\n" for i in range(64)]
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.tsv").write_text("label\ttext\n" + "".join(rows))
+    recipe = str(ROOT / "experiments/finetune/text.py")
+    files = {f"--data.{split}-file": tmp_path / f"{split}.tsv" for split in ("train", "dev")}
+    fields = {
+        "--run-dir": tmp_path / "run",
+        "--mesh.sharding": "parameters",
+        "--model.remat": "dots",
+        "--model.vocab-size": 120,
+        "--model.hidden-size": 32,
+        "--model.num-hidden-layers": 2,
+        "--train.num-train-steps": 12,
+        "--train.eval-every": 4,
+        "--optim.num-warmup-steps": 2,
+    }
+    options = [word for name, value in (files | fields).items() for word in (name, str(value))]
+    found = ended(launch(["finetune", recipe, "--scale", "tiny", *options], 2))
+    assert [code for code, _ in found] == [0, 0], found
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert [Path(path).exists() for path in summary["predictions"]] == [True]
+    assert summary["best"]["step"] in (4, 8, 12)
+
+
 def plant(fault: str, number: int, step: int) -> tuple[str, ...]:
     return "tests.fault_script", fault, str(number), str(step)
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,12 +96,12 @@ def test_flipped_bits(flips: int, tmp_path: Path) -> None:
     files = sorted(
         path.relative_to(whole) for path in (whole / "2").rglob("*") if path.is_file() and path.stat().st_size
     )
-    sizes = [(whole / path).stat().st_size for path in files]
+    arrays = [max(files, key=lambda path: (whole / path).stat().st_size)]
     found, harmless = 0, []
-    for _ in range(flips):
+    for number in range(flips):
         shutil.rmtree(folder)
         shutil.copytree(whole, folder)
-        [path] = where.choices(files, sizes)
+        path = where.choice(files if number % 4 == 3 else arrays)
         flip(folder / path, where)
         reader = Checkpoints(folder, keep=2)
         restored = reader.restore(target)
@@ -111,11 +112,10 @@ def test_flipped_bits(flips: int, tmp_path: Path) -> None:
         assert restored[1] == {"tokens": float(step)}
         assert (folder / "2.quarantined").exists() == (step == 1)
         found += step == 1
-        harmless += [str(path)] * (step == 2)
-    print(
-        f"{found} of {flips} flips set the step aside; values were right all the same after those in {sorted(set(harmless))}"
-    )
-    assert found >= 0.9 * flips
+        harmless += [path] * (step == 2)
+    told = "flips set the step aside; values were right all the same after those in"
+    print(f"{found} of {flips} {told} {dict(Counter(map(str, harmless)))}")
+    assert harmless.count(arrays[0]) <= max(1, flips // 20)
 
 
 def flip(path: Path, where: random.Random) -> None:
@@ -250,6 +250,21 @@ def test_another_number_of_devices(first: tuple[int, str], then: tuple[int, str]
     np.testing.assert_allclose(losses(run_dir), losses(tmp_path / "one"), atol=1e-4)
 
 
+def test_checkpoints_elsewhere(small: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are the run's alone, and are found from its folder.  Fails if another run went on from them."""
+    kept = {"train__checkpoint_dir": tmp_path / "elsewhere", "train__num_train_steps": 20}
+    assert main(small(tmp_path / "run", **kept)) == 0
+    assert not (tmp_path / "run/checkpoints").exists()
+    assert main(small(tmp_path / "other", **kept, train__seed=1)) == 2
+    told = f"--train.checkpoint-dir {tmp_path / 'elsewhere'} belongs to another configuration (train.seed: 0 -> 1)"
+    assert told in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "model"), "--to", "albert_jax"]) == 0
+    assert main(small(tmp_path / "next", init_from=tmp_path / "run", train__num_train_steps=6)) == 0
+    shutil.rmtree(tmp_path / "run")  # as on a new host
+    assert main(small(tmp_path / "run", **kept)) == 0
+    assert "resuming after step 20" in capsys.readouterr().err
+
+
 def test_which_checkpoints_are_kept(small: Words, tmp_path: Path) -> None:
     words = small(tmp_path / "run", train__checkpoint_every=4, train__keep_checkpoints=2, train__keep_every=16)
     assert main(words) == 0
@@ -293,7 +308,7 @@ def test_out_of_memory() -> None:
 def test_out_of_memory_has_the_compilers_figures() -> None:
     step = jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((1000, 1000), jnp.float32)).compile()
     with (
-        pytest.raises(InputError, match=r"by the compiler a step takes 0\.01 GB a device"),
-        train.fitting(TrainConfig(), step),
+        pytest.raises(InputError, match=r"out of memory for a step: by the compiler it takes 0\.01 GB a device"),
+        train.fitting(TrainConfig(), 1, "a step", step),
     ):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8000000 bytes.")
