@@ -62,7 +62,8 @@ def plot_curves(run_dir: Path) -> Path:
                 axes.axhline(summary["baseline"][name], color=color, ls=":", lw=1, label=f"{name} (no model)")
         axes.set(xlabel="step", ylabel=label)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        if axes.lines:  # a log may be lost with its host
+            axes.legend(fontsize=7)
     figure.suptitle(run_dir.name, fontsize=10)
     path = run_dir / "curves.png"
     figure.savefig(path, dpi=120)
