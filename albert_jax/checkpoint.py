@@ -1,5 +1,6 @@
 """Checkpoints: Orbax behind one module, which sees damage, full disks and other processes."""
 
+import contextlib
 import copy
 import errno
 import functools
@@ -185,17 +186,19 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
-        args = {STATE: ocp.args.StandardRestore(target), META: ocp.args.JsonRestore()}
-        found = self._manager.restore(step, args=ocp.args.Composite(**args))
-        meta = found[META]
+        # By handlers alone: the manager has barriers, at which a process would wait for one whose part cannot be read.
+        path = self.folder / str(step)
+        with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+            state = handler.restore(path / STATE, args=ocp.args.StandardRestore(target))
+        meta = ocp.JsonCheckpointHandler().restore(path / META, args=ocp.args.JsonRestore())
         if "crc32" in meta and meta.pop("crc32") != crc32(meta):  # older checkpoints have none
             raise ValueError(f"checksum mismatch in {META}")
-        return found[STATE], meta
+        return state, meta
 
     def read_progress(self, step: int) -> dict[str, Any]:
         """The `progress` alone that was saved with a step."""
-        args = ocp.args.Composite(**{META: ocp.args.JsonRestore()})
-        return self._manager.restore(step, args=args)[META]["progress"]
+        path = self.folder / str(step) / META
+        return ocp.JsonCheckpointHandler().restore(path, args=ocp.args.JsonRestore())["progress"]
 
     def discard_from(self, step: int) -> None:
         """Deletes a step and those after it: a run that was resumed before them, and went another way, takes their place."""

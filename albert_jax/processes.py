@@ -116,7 +116,7 @@ def _call(config: DistributedConfig, host: str, port: int, deadline: float) -> N
         server = socket.create_server(("", port), family=family, dualstack_ipv6=both)
     except OSError as error:
         raise InputError(
-            f"--distributed.coordinator {config.coordinator}: {error.strerror}; take another port"
+            f"--distributed.coordinator {config.coordinator}: {os.strerror(error.errno or 0)}; take another port"
         ) from None
     wrong = ""
     with server, contextlib.ExitStack() as stack:

@@ -148,7 +148,7 @@ def test_fine_tuning_in_two_processes(small: Words, tmp_path: Path) -> None:
         "--run-dir": tmp_path / "run",
         "--mesh.sharding": "parameters",
         "--model.remat": "dots",
-        "--model.vocab-size": 120,
+        "--model.vocab-size": 42,
         "--model.hidden-size": 32,
         "--model.num-hidden-layers": 2,
         "--train.num-train-steps": 12,
