@@ -280,6 +280,20 @@ def roll_call(*configs: DistributedConfig) -> list[str]:
     return said
 
 
+def test_signals_are_caught_by_the_main_thread_alone() -> None:
+    """A run in another thread, as notebooks and services have them, is a run nevertheless."""
+    entered: list[list[int]] = []
+
+    def run() -> None:
+        with processes.caught_signals() as signals:
+            entered.append(signals)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert entered == [[]]
+
+
 def test_roll_call() -> None:
     """All there, in any order; missing ones are named to all; so are two of one number, and another count."""
     at = f"127.0.0.1:{free_port()}"

@@ -1,5 +1,6 @@
 """What happens to long runs: killed again and again, flipped bits, full disks, two jobs in one folder, data that changes."""
 
+import errno
 import json
 import random
 import resource
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 
 from albert_jax import checkpoint, run_folder, train
-from albert_jax.checkpoint import Checkpoints
+from albert_jax.checkpoint import Best, Checkpoints
 from albert_jax.cli import main
 from albert_jax.config import InputError
 from albert_jax.run_folder import read_metrics
@@ -248,6 +249,47 @@ def test_another_number_of_devices(first: tuple[int, str], then: tuple[int, str]
             shutil.rmtree(run_dir / "checkpoints/40")
     assert "resuming after step 20" in error
     np.testing.assert_allclose(losses(run_dir), losses(tmp_path / "one"), atol=1e-4)
+
+
+def test_other_versions_are_told(small: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = small(tmp_path / "run", train__num_train_steps=6)
+    assert main(words) == 0
+    record = tmp_path / "run/config.json"
+    stored = json.loads(record.read_text())
+    stored["versions"]["jax"] = "0.0.1"
+    record.write_text(json.dumps(stored))
+    capsys.readouterr()
+    assert main(words) == 0
+    assert "resuming with other versions, so not bit for bit: jax: '0.0.1' -> " in capsys.readouterr().err
+
+
+def test_best_that_is_lost_is_not_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if it were taken for kept: a worse one that there is room for would then be refused."""
+    best, params = Best(tmp_path / "best"), {"kernel": jnp.ones((2, 2))}
+    best.offer(1, "f1", params, {"f1": 0.5})
+    monkeypatch.setattr(Checkpoints, "_free", lambda self: 0.0)
+    best.offer(2, "f1", params, {"f1": 0.9})
+    assert (best.step, best.metrics) == (1, {"f1": 0.5})
+    monkeypatch.undo()
+    best.offer(3, "f1", params, {"f1": 0.8})
+    best.close()
+    again = Best(tmp_path / "best")
+    assert (again.step, again.metrics) == (3, {"f1": 0.8})
+    again.close()
+
+
+def test_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some network file systems: the run goes on, and says so."""
+
+    def none(*args: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", none)
+    with caplog.at_level("WARNING"), run_folder.held(tmp_path) as mine:
+        assert mine
+    assert "no lock (No locks available); see to it that no other job runs in it" in caplog.text
 
 
 def test_checkpoints_elsewhere(small: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,7 +75,12 @@ def test_eight_devices_equal_one(trained: Any, sharing: str) -> None:
 
 @pytest.mark.parametrize("cut", ["optimizer", "parameters"])
 @pytest.mark.parametrize(
-    "sharing", ["none", pytest.param("groups", marks=pytest.mark.slow), pytest.param("all", marks=pytest.mark.slow)]
+    "sharing",
+    [
+        "none",
+        pytest.param("groups", marks=[pytest.mark.slow, pytest.mark.long]),
+        pytest.param("all", marks=pytest.mark.slow),
+    ],
 )
 def test_state_cut_over_eight_devices_equals_one(trained: Any, sharing: str, cut: str) -> None:
     """Losses, parameters; and each device holds its part.  Fails if a part of a gradient were added up twice or never."""
@@ -110,8 +115,8 @@ def test_no_layer_is_whole_for_long(trained: Any) -> None:
     ("cut", "devices", "counts"),
     [
         ("none", 2, (1, 2)),
-        pytest.param("none", 8, (2, 4), marks=pytest.mark.slow),
-        pytest.param("parameters", 8, (2, 4), marks=pytest.mark.slow),
+        pytest.param("none", 8, (2, 4), marks=[pytest.mark.slow, pytest.mark.long]),
+        pytest.param("parameters", 8, (2, 4), marks=[pytest.mark.slow, pytest.mark.long]),
     ],
 )
 def test_processes_equal_devices_bit_for_bit(trained: Any, cut: str, devices: int, counts: tuple[int, int]) -> None:
