@@ -209,7 +209,7 @@ def test_tfds_sets_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     told(tmp_path, f"looked into {tmp_path})")
     told("imdb_reviews", "no split is prepared in", "imdb_reviews/plain_text")
     told("made_texts:dev", "no split 'dev'", "known: train, test")
-    told("made_texts", "data.text_field 'body'", "text in", "text, other", "--data.text-field", text_field="body")
+    told("made_texts", "data.text_field 'body'", "text in", "other, text", "--data.text-field", text_field="body")
     told("made_texts", "data.text_field 'number'", "no text", text_field="number")
     told("made_texts", "data.text_field 'list'", "no text", text_field="list")
     shard = next(folder.glob("*train*"))

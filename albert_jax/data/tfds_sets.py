@@ -99,7 +99,7 @@ def feature(folder: Path, text_field: str) -> Any:
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
         raise InputError(f"data.source: {folder} is no folder that TFDS prepared ({reason})") from None
-    texts = [key for key, value in features.items() if value.shape == () and np.dtype(value.np_dtype).kind == "O"]
+    texts = sorted(key for key, value in features.items() if value.shape == () and np.dtype(value.np_dtype).kind == "O")
     there = f"text in {folder}: {', '.join(texts) or 'none'}; name it with --data.text-field"
     require(text_field in features, f"data.text_field '{text_field}' is no feature; {there}")
     found = features[text_field]

@@ -75,9 +75,10 @@ def collectives(text: str) -> list[Collective]:
             # Only what is scattered is whole before; newer texts do not repeat the shapes of operands.
             parts = 1
             if kind == "reduce-scatter" and "[" not in operands:
-                groups = re.search(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])", line)
+                # {{0,1,2}}, [groups,size], or, since JAX 0.12, mesh['data'=size].
+                groups = re.search(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]|mesh\['\w+'=(\d+)\])", line)
                 if groups:
-                    parts = int(groups[2]) if groups[2] else len(groups[1].split(","))
+                    parts = len(groups[1].split(",")) if groups[1] else int(groups[2] or groups[3])
             shapes = operands if kind == "reduce-scatter" and "[" in operands else result
             sizes = [
                 (math.prod(int(n) for n in dims.split(",") if n) * parts, int(bits or 8))
