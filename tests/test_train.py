@@ -46,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
                 )
                 for i in range(count)
             ]
-            assert [process.wait(300) for process in started] == [0] * count
+            assert [process.wait(900) for process in started] == [0] * count
         return np.load(out)
 
     return run
