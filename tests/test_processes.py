@@ -207,11 +207,11 @@ def test_a_killed_process_ends_the_other(number: int, small: Words, straight: Pa
 @pytest.mark.slow
 def test_a_stuck_process_is_ended_with_its_stacks(small: Words, tmp_path: Path) -> None:
     """It is alive, and its heart beats: JAX would wait for ever."""
-    words = small(tmp_path / "run", train__watchdog_seconds=30)
+    words = small(tmp_path / "run", train__watchdog_seconds=60)
     found = ended(launch(words, 2, script=plant("stick", 1, 8)))
     assert found[1][0] == STUCK
     assert found[0][0] != 0
-    assert "process 1: no step for 30 s (train.watchdog_seconds)" in found[1][1]
+    assert "process 1: no step for 60 s (train.watchdog_seconds)" in found[1][1]
     assert "in stick" in found[1][1]
 
 
