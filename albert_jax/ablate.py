@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from albert_jax import checkpoint, comparison, exchange, figures, probes, run_folder
-from albert_jax.ablation.planning import Plan, PlannedRow, duration, finetune_config, load_plan
+from albert_jax.ablation.planning import Plan, PlannedRow, finetune_config, load_plan
 from albert_jax.comparison import FAILURE, MANIFEST, PROBES, Comparison
 from albert_jax.config import InputError, check_writable, differences, read_json, require, to_dict
 from albert_jax.data.prepare import prepare
 from albert_jax.finetune import FinetuneConfig, finetune
 from albert_jax.pretrain import PretrainConfig, pretrain
+from albert_jax.report import duration
 from albert_jax.tasks import files
 from albert_jax.tasks.table import TASKS
 from albert_jax.train import Interrupted

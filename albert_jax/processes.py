@@ -23,8 +23,6 @@ import numpy as np
 
 from albert_jax.config import InputError, check_types, require
 
-log = logging.getLogger(__name__)
-
 HEARTBEAT_SECONDS = 10
 """A process that is dead so long ends the others; JAX's default is 100."""
 
@@ -105,10 +103,14 @@ def _roll_call(config: DistributedConfig) -> None:
     """Returns when all processes are there.  JAX's own wait ends in an abort that does not say who is missing."""
     host, _, port = config.coordinator.rpartition(":")
     deadline = time.monotonic() + config.timeout
-    (_call if config.process_id == 0 else _answer)(config, host.strip("[]"), int(port), deadline)
+    if config.process_id == 0:
+        _call(config, int(port), deadline)
+    else:
+        _answer(config, host.strip("[]"), int(port), deadline)
 
 
-def _call(config: DistributedConfig, host: str, port: int, deadline: float) -> None:
+def _call(config: DistributedConfig, port: int, deadline: float) -> None:
+    """Process 0: waits for the others, then tells all of them to go, or what is wrong."""
     there: dict[int, socket.socket] = {}
     try:
         both = socket.has_dualstack_ipv6()
@@ -149,6 +151,7 @@ def _call(config: DistributedConfig, host: str, port: int, deadline: float) -> N
 
 
 def _answer(config: DistributedConfig, host: str, port: int, deadline: float) -> None:
+    """Another: says its number and how many there are, and waits for what process 0 tells."""
     told = (
         f"--distributed: waited {config.timeout} s: process 0 does not answer at {config.coordinator}; look at its log"
     )

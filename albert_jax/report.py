@@ -112,3 +112,10 @@ def seeds_table(summary: dict[str, Any]) -> str:
 def number(value: float | None) -> str:
     """A metric in a table."""
     return "-" if value is None else f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
+
+
+def duration(seconds: float) -> str:
+    """Time in a table."""
+    units = (("days", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    unit, size = next((pair for pair in units if seconds >= pair[1]), ("ms", 0.001))
+    return f"{seconds / size:,.3g} {unit}" if seconds < 1000 * size else f"{seconds / size:,.0f} {unit}"

@@ -19,6 +19,7 @@ from albert_jax.finetune import RUN_FIELDS, FinetuneConfig, scaled
 from albert_jax.finetune import SCALES as FINETUNE_SCALES
 from albert_jax.model.heads import Albert, num_params
 from albert_jax.pretrain import PretrainConfig
+from albert_jax.report import duration
 
 LATER_SEED = 1_000_000
 """Added to the seed of a row that starts from another: with that one's own it would read the same batches again."""
@@ -332,12 +333,3 @@ def describe(plan: Plan) -> str:
     seen = f"; about {duration(left / statistics.median(rates))} at the speed of the finished runs" if rates else ""
     tuned = "; fine-tuning is not counted" if plan.finetune else ""
     return "\n".join([plan.caption, "", *rows, "", f"{runs}{todo}: {least}{seen}{tuned}."])
-
-
-def duration(seconds: float) -> str:
-    """For people."""
-    return next(
-        f"{seconds / size:,.1f} {unit}"
-        for size, unit in ((86400, "days"), (3600, "h"), (60, "min"), (0.001, "ms"))
-        if seconds >= size or unit == "ms"
-    )

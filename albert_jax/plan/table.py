@@ -7,12 +7,7 @@ from albert_jax.plan.compiled import KINDS
 from albert_jax.plan.footprint import size
 from albert_jax.plan.planning import Assumed, Plan
 from albert_jax.pretrain import PretrainConfig
-
-
-def duration(seconds: float) -> str:
-    """Time, for people."""
-    unit, divisor = next(((u, d) for u, d in (("days", 86400), ("h", 3600), ("min", 60)) if seconds >= d), ("s", 1))
-    return f"{seconds / divisor:,.3g} {unit}"
+from albert_jax.report import duration
 
 
 def to_json(made: Plan) -> dict[str, Any]:
