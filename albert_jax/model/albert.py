@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from albert_jax.config import check_types, require
+from albert_jax.model.products import CONTEXT, KEPT, POLICIES, SCORES, dot_general, einsum, named
 from albert_jax.model.sharing import STRATEGIES, layer_sets
 
 Outputs = dict[str, Array]
@@ -37,12 +38,6 @@ MAX_DEPTH = 10_000
 
 MAX_SIZE = 2**24
 """Of any one size: 32-bit indices hold products of two of them only so far, and a larger one is a mistake."""
-
-REMAT_POLICIES: dict[str, Any] = {
-    "none": jax.checkpoint_policies.everything_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 @dataclass(frozen=True)
@@ -87,8 +82,8 @@ class AlbertConfig:
     """Added to the variance in LayerNorm."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What layers compute in.  Parameters, their gradients, LayerNorm and softmax stay float32."""
-    remat: Literal["none", "dots", "full"] = "none"
-    """What backward recomputes: nothing, all but matmul outputs, or the whole block."""
+    remat: Literal["none", "elementwise", "dots", "full"] = "elementwise"
+    """What backward recomputes: nothing; what lies between matrix products; also attention's products; the whole block."""
     scan_unroll: int = 1
     """Blocks unrolled in one iteration of the layer loop."""
 
@@ -109,7 +104,7 @@ class AlbertConfig:
             value = getattr(self, name)
             require(math.isfinite(value) and value > 0, f"{name} must be finite and > 0, got {value}")
         require(self.dtype in DTYPES, f"dtype: one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        require(self.remat in REMAT_POLICIES, f"remat: one of {', '.join(REMAT_POLICIES)}, got {self.remat!r}")
+        require(self.remat in POLICIES, f"remat: one of {', '.join(POLICIES)}, got {self.remat!r}")
         require(self.hidden_act in ACTIVATIONS, f"hidden_act: one of {', '.join(ACTIVATIONS)}, got {self.hidden_act!r}")
         require(self.depth <= MAX_DEPTH, f"num_hidden_layers x inner_group_num is {self.depth}, more than {MAX_DEPTH}")
         require(
@@ -159,6 +154,7 @@ def dropout(x: Array, keys: Array | None, site: Array | int, rate: float) -> Arr
     if keys is None or rate == 0:
         return x
     keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, site), 1 - rate, x.shape[1:]))(keys)
+    keep = named(keep, KEPT)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
@@ -169,13 +165,19 @@ def initializer(config: AlbertConfig) -> nn.initializers.Initializer:
 
 def dense(config: AlbertConfig, features: int, name: str) -> nn.Dense:
     """Parameters in float32, cast to the compute dtype where they are used, so that gradients add up in float32."""
-    return nn.Dense(features, dtype=jnp.dtype(config.dtype), kernel_init=initializer(config), name=name)
+    dtype, kernel_init = jnp.dtype(config.dtype), initializer(config)
+    return nn.Dense(features, dtype=dtype, kernel_init=kernel_init, dot_general=dot_general, name=name)
 
 
 def layer_norm(config: AlbertConfig, x: Array) -> Array:
     """LayerNorm in float32, returned in x's dtype.  To be called inside a module's compact method."""
     norm = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, name="LayerNorm")
     return norm(x.astype(jnp.float32)).astype(x.dtype)
+
+
+def activation(config: AlbertConfig, x: Array) -> Array:
+    """`hidden_act` in float32, returned in x's dtype: in bfloat16 each of its operations would round."""
+    return ACTIVATIONS[config.hidden_act](x.astype(jnp.float32)).astype(x.dtype)
 
 
 class Embeddings(nn.Module):
@@ -215,10 +217,10 @@ class Attention(nn.Module):
             return y.reshape(*y.shape[:-1], heads, -1)
 
         query, key, value = split("query"), split("key"), split("value")
-        scores = jnp.einsum("bqnd,bknd->bnqk", query, key) * query.shape[-1] ** -0.5
-        weights = jax.nn.softmax(scores.astype(jnp.float32) + bias).astype(x.dtype)
+        scores = einsum("bqnd,bknd->bnqk", query, key, SCORES).astype(jnp.float32) * query.shape[-1] ** -0.5
+        weights = jax.nn.softmax(scores + bias).astype(x.dtype)
         dropped = dropout(weights, keys, site, config.attention_probs_dropout_prob)
-        context = jnp.einsum("bnqk,bknd->bqnd", dropped, value).reshape(x.shape)
+        context = einsum("bnqk,bknd->bqnd", dropped, value, CONTEXT).astype(x.dtype).reshape(x.shape)
         y = dense(config, config.hidden_size, "dense")(context)
         return layer_norm(config, x + dropout(y, keys, site + 1, config.hidden_dropout_prob)), weights
 
@@ -231,7 +233,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Array, keys: Array | None, site: Array | int) -> Array:
         config = self.config
-        y = ACTIVATIONS[config.hidden_act](dense(config, config.intermediate_size, "intermediate")(x))
+        y = activation(config, dense(config, config.intermediate_size, "intermediate")(x))
         y = dense(config, config.hidden_size, "output")(y)
         return layer_norm(config, x + dropout(y, keys, site, config.hidden_dropout_prob))
 
@@ -294,7 +296,7 @@ class Encoder(nn.Module):
             return z, {"hidden_states": z, "attentions": y[1]} if collect else {}
 
         if config.remat != "none":
-            block = jax.checkpoint(block, prevent_cse=False, policy=REMAT_POLICIES[config.remat])
+            block = jax.checkpoint(block, prevent_cse=False, policy=POLICIES[config.remat])
         first = x
         x, outputs = jax.lax.scan(
             block, x, (scanned, jnp.arange(config.depth)), unroll=min(config.scan_unroll, config.depth)

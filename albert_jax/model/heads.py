@@ -11,12 +11,12 @@ from jax import Array
 
 from albert_jax.config import require
 from albert_jax.model.albert import (
-    ACTIVATIONS,
     SITES_PER_BLOCK,
     AlbertConfig,
     Embeddings,
     Encoder,
     Outputs,
+    activation,
     dense,
     dropout,
     initializer,
@@ -33,7 +33,7 @@ class MaskedLMHead(nn.Module):
     @nn.compact
     def __call__(self, hidden: Array, table: Array) -> Array:
         config = self.config
-        x = ACTIVATIONS[config.hidden_act](dense(config, config.embedding_size, "dense")(hidden))
+        x = activation(config, dense(config, config.embedding_size, "dense")(hidden))
         x = layer_norm(config, x)
         logits = jnp.einsum("bpe,ve->bpv", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
         return logits + self.param("bias", nn.initializers.zeros, (config.vocab_size,))

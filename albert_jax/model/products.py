@@ -1,0 +1,83 @@
+"""Matrix products in the compute dtype, and which of them backward keeps.
+
+Every product of the block bears a name, so that a remat policy is a list of names (`POLICIES`).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+DENSE, SCORES, CONTEXT, KEPT = "dense", "scores", "context", "kept"
+"""Outputs of dense layers; attention's two products; dropout's masks, whose random bits are dear."""
+
+
+def _named(*names: str) -> Any:
+    by_name = jax.checkpoint_policies.save_only_these_names(*names)
+
+    def policy(primitive: Any, *arguments: Any, **parameters: Any) -> Any:
+        # Fused attention leaves what its own backward reads, which no name can be given to.
+        fused = CONTEXT in names and primitive.name.startswith("dot_product_attention_fwd")
+        return fused or by_name(primitive, *arguments, **parameters)
+
+    return policy
+
+
+POLICIES: dict[str, Any] = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "elementwise": _named(DENSE, SCORES, CONTEXT, KEPT),
+    "dots": _named(DENSE, KEPT),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+"""Name -> what of a block backward finds; it makes the rest again."""
+
+
+def dot_general(x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None) -> Array:
+    """`jax.lax.dot_general` of a dense layer: x [..., K], kernel [K, M] -> [..., M], in x's dtype."""
+    if _on_cpu(x):
+        return named(_bfloat16_on_cpu(x, kernel), DENSE)
+    return named(jax.lax.dot_general(x, kernel, dimension_numbers, precision=precision), DENSE)
+
+
+def einsum(subscripts: str, x: Array, y: Array, name: str) -> Array:
+    """`jnp.einsum` in x's dtype, to be found by the policies under `name`; in float32 where that is the faster form."""
+    wider = jnp.float32 if _on_cpu(x) else None
+    return named(jnp.einsum(subscripts, x, y, preferred_element_type=wider), name)
+
+
+def named(x: Array, name: str) -> Array:
+    """x, to be found by the policies under `name`."""
+    return checkpoint_name(x, name)
+
+
+def _on_cpu(x: Array) -> bool:
+    return x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
+
+
+@jax.custom_vjp
+def _bfloat16_on_cpu(x: Array, kernel: Array) -> Array:
+    # XLA:CPU computes a product in float32 unless both operands are bfloat16, the result is float32, and the first
+    # operand's contracted axis is its last: at half the speed, and autodiff's own backward is never of that form.
+    return _accumulated(x, kernel, kernel.ndim - 2)
+
+
+def _accumulated(x: Array, y: Array, axis: int) -> Array:
+    dimensions = (((x.ndim - 1,), (axis,)), ((), ()))
+    return jax.lax.dot_general(x, y, dimensions, preferred_element_type=jnp.float32).astype(jnp.bfloat16)
+
+
+def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _bfloat16_on_cpu(x, kernel), (x, kernel)
+
+
+def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    # Rows of several axes are laid out anew by the reshape: a mere transpose would be folded into the product.
+    columns = jnp.moveaxis(x, -1, 0).reshape(x.shape[-1], -1)
+    rows = gradient.reshape(-1, gradient.shape[-1])
+    return _accumulated(gradient, kernel, 1), _accumulated(columns, rows, 0)
+
+
+_bfloat16_on_cpu.defvjp(_forward, _backward)
