@@ -16,6 +16,9 @@ from albert_jax.config import InputError, require
 EXPERIMENTS = ("pretrain", "prepare", "vocab", "finetune", "probe", "ablate", "plan")
 """Jobs that take an experiment, and any field of it as an option."""
 
+FIELDS = (*EXPERIMENTS, "bench")
+"""Jobs that take any field as an option."""
+
 ABLATE_OPTIONS = ("--scale", "--seeds", "--budget", "--rows", "--finetune", "--run-dir", "--launcher", "--slurm")
 PLAN_OPTIONS = ("--device", "--peak-tflops", "--memory-gb", "--mfu", "--tokens", "--distributed.num-processes")
 OWN_OPTIONS = {
@@ -24,6 +27,7 @@ OWN_OPTIONS = {
     "ablate": ABLATE_OPTIONS,
     "prepare": ("--engine",),
     "plan": PLAN_OPTIONS,
+    "bench": ("--json", "--profile", "--peer", "--peer-dtype", "--peer-rounds"),
 }
 """Options of such jobs that are no fields."""
 
@@ -71,6 +75,16 @@ PLAN_EPILOG = """\
   albert-jax plan experiments/pretrain/base.py --mesh.data 8 --compile                what XLA makes of the step, on this CPU
 Any field of the experiment can be overridden; neither its data nor an accelerator is needed.
 """
+BENCH_EPILOG = """\
+  albert-jax bench base --batch-size 8 --length 128                           on whatever device JAX finds
+  albert-jax bench xlarge --batch-size 64 --dtype bfloat16 --attention cudnn  an NVIDIA GPU
+  albert-jax bench base --batch-size 8 --length 128 --work inference --dtype bfloat16 --peer huggingface
+  albert-jax bench base --batch-size 4 --length 128 --work gradients --unroll 12 --json bench.json --profile trace
+Work: step (masks, loss, gradients, update), gradients (loss and gradients of given masks), inference (the encoder).
+Further options: --predictions, --remat, --unroll, --rounds, --gradient-accumulation, --mesh.data, and any field of model,
+objective and optim, such as --model.num-hidden-layers 48, --model.sharing none, --optim.optimizer adamw.
+MFU counts the model's matmul FLOPs, and compares with what a large product reaches on the same device just before.
+"""
 REPORT_EPILOG = """\
   albert-jax report runs/tiny                        its curves.png and last numbers
   albert-jax report runs/sharing-tiny                a table's table.md, table.csv, runs.csv, curves and scores (.png, .svg)
@@ -99,7 +113,7 @@ def main(words: Sequence[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         plain, overrides = (
-            _split(words, OWN_OPTIONS.get(words[0], ())) if words[:1] and words[0] in EXPERIMENTS else (words, [])
+            _split(words, OWN_OPTIONS.get(words[0], ())) if words[:1] and words[0] in FIELDS else (words, [])
         )
         # argparse takes no more texts once an option stood between, not even behind `--`.
         end = plain.index("--") if "--" in plain[2:] and plain[0] == "predict" and plain[1] != "--" else len(plain)
@@ -136,7 +150,7 @@ def _split(words: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[st
     rest = list(words)
     while rest:
         word = rest.pop(0)
-        if not word.startswith("--") or word in ("--help", *FLAGS):
+        if not word.startswith("--") or word == "--help" or (word in FLAGS and word not in own):
             plain.append(word)
             continue
         name, equals, value = word.partition("=")
@@ -195,9 +209,25 @@ def _parser() -> argparse.ArgumentParser:
         changed = "resume although the data is not what the run began with"
         sub.add_argument("--allow-data-change", action="store_true", help=changed)
     _plan_job(job)
+    _bench_job(job)
     _exchange_jobs(job)
     _ablation_jobs(job)
     return parser
+
+
+def _bench_job(job: Callable[..., argparse.ArgumentParser]) -> None:
+    bench = job(
+        "bench", jobs.bench, "Time a network's step on made-up tokens, and say where the time goes.", BENCH_EPILOG
+    )
+    bench.add_argument("size", help="base, large, xlarge, xxlarge (v2), or one of them with -v1: with dropout")
+    written = "write all that was measured"
+    bench.add_argument("--json", dest="json_file", metavar="FILE", type=Path, help=written)
+    bench.add_argument("--profile", metavar="DIR", type=Path, help="keep the profile, for TensorBoard or Perfetto")
+    peers = "time the same work in torch, in turn with ours"
+    bench.add_argument("--peer", choices=("huggingface", "huggingface-compiled"), help=peers)
+    casts = "what it computes in: float32, or bfloat16 by autocast (as ours)"
+    bench.add_argument("--peer-dtype", choices=("float32", "bfloat16"), help=casts)
+    bench.add_argument("--peer-rounds", type=int, default=9, help="timed rounds, of one step each (9)")
 
 
 def _plan_job(job: Callable[..., argparse.ArgumentParser]) -> None:

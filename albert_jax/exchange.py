@@ -35,6 +35,7 @@ FREE = (
     "dtype",
     "remat",
     "scan_unroll",
+    "attention_implementation",
     "hidden_act",
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",

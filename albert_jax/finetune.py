@@ -24,7 +24,8 @@ from albert_jax.partition import Layout, MeshConfig
 from albert_jax.tasks import family, files
 from albert_jax.tasks.files import TaskDataConfig
 from albert_jax.tasks.table import TASKS
-from albert_jax.train import Task, TrainConfig
+from albert_jax.train import TrainConfig
+from albert_jax.train_step import Task
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ RUN_FIELDS = (
     "dtype",
     "remat",
     "scan_unroll",
+    "attention_implementation",
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
     "classifier_dropout_prob",
@@ -80,7 +82,7 @@ class FinetuneConfig:
     run_dir: str
     """The run folder; the same command again resumes from it."""
     model: AlbertConfig
-    """With --init only dropout, dtype, remat and scan_unroll count: the network is that one's.  With --data.vocab its size."""
+    """With --init only dropout, dtype, remat, scan_unroll and attention_implementation count: the network is that one's.  With --data.vocab its size."""
     data: TaskDataConfig
     optim: OptimConfig
     train: TrainConfig
@@ -227,7 +229,7 @@ class _Evaluation:
         }
 
     def evaluate(self, params: Any) -> dict[str, dict[str, float]]:
-        """As `train.Task.evaluate`."""
+        """As `train_step.Task.evaluate`."""
         metrics = {split: self.score(params, split).metrics for split in self.dev}
         return {"eval": self.together(metrics), "baseline": self.baseline}
 

@@ -129,6 +129,62 @@ def plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+BENCH_FIELDS = {
+    "--length": "objective.max_seq_length",
+    "--predictions": "objective.max_predictions_per_seq",
+    "--dtype": "model.dtype",
+    "--remat": "model.remat",
+    "--unroll": "model.scan_unroll",
+    "--attention": "model.attention_implementation",
+}
+"""Short names of what `bench` is most often asked with."""
+
+
+def bench(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Times a network on made-up tokens; prints tables."""
+    import json
+
+    from albert_jax.bench import breakdown, measuring, table
+    from albert_jax.config import check_writable
+
+    config = _bench_config(arguments, overrides)
+    for path in (arguments.json_file, arguments.profile):
+        if path is not None:
+            check_writable(path, "--json" if path == arguments.json_file else "--profile")
+    found, timed = measuring.measure_compiled(config)
+    found["breakdown"] = breakdown.breakdown(timed, arguments.profile)
+    found["floors"] = breakdown.floors(config, found["matmul_flops"], found["copy_bytes"])
+    if arguments.peer is not None:
+        from albert_jax.bench import peer
+
+        dtype = arguments.peer_dtype or config.model.dtype
+        found["peer"] = peer.compare(config, timed, arguments.peer, dtype, arguments.peer_rounds)
+        found["ratio"] = found["peer"]["ratio"]
+    print(table.describe(found, f"albert-jax bench {arguments.size}"))
+    if arguments.json_file is not None:
+        arguments.json_file.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+def _bench_config(arguments: argparse.Namespace, overrides: list[str]) -> Any:
+    """The size's network; unless told otherwise 512 tokens, of which as many are predicted as the paper would."""
+    from albert_jax.bench.measuring import BenchConfig
+    from albert_jax.config import from_dict, put, to_dict
+    from albert_jax.model.albert import PRESETS
+    from albert_jax.objectives.pretraining import ObjectiveConfig
+
+    require(arguments.size in PRESETS, f"bench: one of {', '.join(PRESETS)}, got {arguments.size!r}")
+    values = to_dict(BenchConfig(PRESETS[arguments.size], ObjectiveConfig()))
+    given = {BENCH_FIELDS.get(f"--{name}", name): text for name, text in read_words(overrides).items()}
+    for name, text in given.items():
+        put(values, name, text)
+    if "objective.max_predictions_per_seq" not in given:
+        length = str(values["objective"]["max_seq_length"])
+        known = length.isdecimal()  # else `from_dict` says what is wrong
+        values["objective"]["max_predictions_per_seq"] = max(1, round(0.15 * int(length))) if known else 1
+    return from_dict(BenchConfig, values)
+
+
 def vocab(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Trains a vocabulary."""
     from albert_jax.config import check_writable

@@ -11,16 +11,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
 from tqdm import tqdm
 
 from albert_jax import partition
 from albert_jax.config import InputError
 from albert_jax.run_folder import MetricsLog
+from albert_jax.train_step import Batch, memory
 
 log = logging.getLogger(__name__)
-
-Batch = dict[str, Array]
 
 
 class Meter:
@@ -152,15 +150,6 @@ class Meter:
             "memory": self.progress["memory"],
             "skipped_updates": self.progress["skipped_updates"],
         }
-
-
-def memory(step: Any) -> int:
-    """Bytes that a compiled step needs on a device: state, batch and temporaries; 0 where the compiler does not say."""
-    need = step.memory_analysis()
-    if need is None:
-        return 0
-    parts = need.argument_size_in_bytes, need.output_size_in_bytes, need.temp_size_in_bytes
-    return sum(parts) - need.alias_size_in_bytes
 
 
 def say(line: str) -> None:

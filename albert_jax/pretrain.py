@@ -12,20 +12,21 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from albert_jax import checkpoint, exchange, partition, processes, report, run_folder, train
+from albert_jax import checkpoint, exchange, partition, pretrain_task, processes, report, run_folder, train
 from albert_jax.config import InputError, check_types, flat, require, to_dict
 from albert_jax.convert.weights import leaves
 from albert_jax.data import loader, tokenizer_json
 from albert_jax.data.prepare import Prepared, prepare, token_counts
 from albert_jax.data.sources import DataConfig
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.heads import Albert, flops_per_token, init_params, param_shapes, stacked_shapes
+from albert_jax.model.heads import Albert, param_shapes, stacked_shapes
 from albert_jax.model.sharing import is_stacked, layer_sets
 from albert_jax.objectives import pretraining
 from albert_jax.objectives.pretraining import ObjectiveConfig, Vocabulary
 from albert_jax.optim import OptimConfig, Optimizer, make_optimizer
 from albert_jax.partition import Layout, MeshConfig
-from albert_jax.train import Task, TrainConfig
+from albert_jax.train import TrainConfig
+from albert_jax.train_step import Task
 
 log = logging.getLogger(__name__)
 
@@ -148,18 +149,9 @@ def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[st
 def make_task(
     config: PretrainConfig, vocabulary: Vocabulary, mesh: Mesh, batches: Any, evaluate: Any
 ) -> tuple[Task, Optimizer, Layout]:
-    """What the train loop is given: `batches` and `evaluate` as `train.Task` says."""
-    model, objective = Albert(config.model), config.objective
-    layout = Layout(mesh, config.mesh.sharding, stacked_shapes(model))
-    apply = functools.partial(model.apply, whole=layout.whole)
-    task = Task(
-        init=functools.partial(init_params, model),
-        draw=functools.partial(pretraining.draw, objective, vocabulary),
-        loss=functools.partial(pretraining.loss, objective, apply, train=True),
-        batches=batches,
-        evaluate=evaluate,
-        flops_per_token=flops_per_token(config.model, objective.max_seq_length, objective.max_predictions_per_seq),
-    )
+    """What the train loop is given: `batches` and `evaluate` as `train_step.Task` says."""
+    layout = Layout(mesh, config.mesh.sharding, stacked_shapes(Albert(config.model)))
+    task = pretrain_task.make_task(config.model, config.objective, vocabulary, layout, batches, evaluate)
     return task, make_optimizer(config.optim, config.train.num_train_steps, is_stacked), layout
 
 

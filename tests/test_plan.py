@@ -97,7 +97,7 @@ from albert_jax.plan.compiled import some_vocabulary
 config = from_dict(pretrain.PretrainConfig, json.load(sys.stdin))
 mesh = partition.make_mesh("cpu", config.mesh.data)
 task, optimizer, layout = pretrain.make_task(config, some_vocabulary(config), mesh, None, None)
-state = train.make_init(task, optimizer, layout)(train.as_argument(0, mesh))
+state = train_step.make_init(task, optimizer, layout)(train_step.as_argument(0, mesh))
 print([sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(part)) for part in state[:2]])
 """
 

@@ -11,10 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from albert_jax import partition, processes, train
+from albert_jax import partition, processes, train_step
 from albert_jax.damage import fingerprint
 from albert_jax.data.loader import capacity
-from albert_jax.meter import memory
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert, init_params, stacked_shapes
 from albert_jax.model.sharing import is_stacked
@@ -22,7 +21,7 @@ from albert_jax.objectives import pretraining
 from albert_jax.objectives.pretraining import ObjectiveConfig, Vocabulary
 from albert_jax.optim import OptimConfig, make_optimizer
 from albert_jax.processes import DistributedConfig
-from albert_jax.train import Task
+from albert_jax.train_step import Task, memory
 
 STEPS, BATCH, LENGTH, VOCAB = 5, 16, 32, 300
 
@@ -82,9 +81,9 @@ def make(
         flops_per_token=0.0,
     )
     optimizer = make_optimizer(OptimConfig(num_warmup_steps=1, learning_rate=0.01), 100, is_stacked)
-    step = train.make_step(task, optimizer, layout, accumulation)
-    seed, calm = train.as_argument(0, layout.mesh), partition.of_each_device(layout.mesh, 0)
-    return layout.mesh, step, train.make_init(task, optimizer, layout), (seed, calm)
+    step = train_step.make_step(task, optimizer, layout, accumulation)
+    seed, calm = train_step.as_argument(0, layout.mesh), partition.of_each_device(layout.mesh, 0)
+    return layout.mesh, step, train_step.make_init(task, optimizer, layout), (seed, calm)
 
 
 def main(out: str, accumulation: str, sharing: str, sentence_objective: str, cut: str, *joined: str) -> None:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from albert_jax.config import check_types, require
-from albert_jax.model.products import CONTEXT, KEPT, POLICIES, SCORES, dot_general, einsum, named
+from albert_jax.model.products import CONTEXT, KEPT, POLICIES, SCORES, cudnn_attention, dot_general, einsum, named
 from albert_jax.model.sharing import STRATEGIES, layer_sets
 
 Outputs = dict[str, Array]
@@ -86,6 +86,8 @@ class AlbertConfig:
     """What backward recomputes: nothing; what lies between matrix products; also attention's products; the whole block."""
     scan_unroll: int = 1
     """Blocks unrolled in one iteration of the layer loop."""
+    attention_implementation: Literal["xla", "cudnn"] = "xla"
+    """cudnn: fused, on NVIDIA GPUs, in bfloat16, without dropout of its weights, for masks that only pad on the right."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -106,6 +108,13 @@ class AlbertConfig:
         require(self.dtype in DTYPES, f"dtype: one of {', '.join(DTYPES)}, got {self.dtype!r}")
         require(self.remat in POLICIES, f"remat: one of {', '.join(POLICIES)}, got {self.remat!r}")
         require(self.hidden_act in ACTIVATIONS, f"hidden_act: one of {', '.join(ACTIVATIONS)}, got {self.hidden_act!r}")
+        kinds, kind = ("xla", "cudnn"), self.attention_implementation
+        require(kind in kinds, f"attention_implementation: one of {', '.join(kinds)}, got {kind!r}")
+        fusible = self.dtype == "bfloat16" and self.attention_probs_dropout_prob == 0
+        require(
+            kind == "xla" or fusible,
+            "attention_implementation 'cudnn' needs dtype 'bfloat16' and attention_probs_dropout_prob 0",
+        )
         require(self.depth <= MAX_DEPTH, f"num_hidden_layers x inner_group_num is {self.depth}, more than {MAX_DEPTH}")
         require(
             self.num_hidden_groups == 1 or self.sharing == "groups",
@@ -203,12 +212,17 @@ class Embeddings(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with its residual and LayerNorm: [B, S, H] -> [B, S, H] and the weights [B, N, S, S]."""
+    """Multi-head self-attention with its residual and LayerNorm: [B, S, H] -> [B, S, H] and the weights [B, N, S, S].
+
+    There are no weights where cuDNN computes, unless they are asked for, which it then does not.
+    """
 
     config: AlbertConfig
 
     @nn.compact
-    def __call__(self, x: Array, bias: Array, keys: Array | None, site: Array | int) -> tuple[Array, Array]:
+    def __call__(
+        self, x: Array, mask: Array, keys: Array | None, site: Array | int, with_weights: bool
+    ) -> tuple[Array, Array | None]:
         config = self.config
         heads = config.num_attention_heads
 
@@ -217,11 +231,17 @@ class Attention(nn.Module):
             return y.reshape(*y.shape[:-1], heads, -1)
 
         query, key, value = split("query"), split("key"), split("value")
-        scores = einsum("bqnd,bknd->bnqk", query, key, SCORES).astype(jnp.float32) * query.shape[-1] ** -0.5
-        weights = jax.nn.softmax(scores + bias).astype(x.dtype)
-        dropped = dropout(weights, keys, site, config.attention_probs_dropout_prob)
-        context = einsum("bnqk,bknd->bqnd", dropped, value, CONTEXT).astype(x.dtype).reshape(x.shape)
-        y = dense(config, config.hidden_size, "dense")(context)
+        weights = None
+        if config.attention_implementation == "cudnn" and not with_weights:
+            context = cudnn_attention(query, key, value, mask)
+        else:
+            scores = einsum("bqnd,bknd->bnqk", query, key, SCORES).astype(jnp.float32) * query.shape[-1] ** -0.5
+            # -10000 rather than minus infinity, as released, so that a row of padding alone gives no NaN.
+            bias = (1.0 - mask[:, None, None, :].astype(jnp.float32)) * -10000.0
+            weights = jax.nn.softmax(scores + bias).astype(x.dtype)
+            dropped = dropout(weights, keys, site, config.attention_probs_dropout_prob)
+            context = einsum("bnqk,bknd->bqnd", dropped, value, CONTEXT).astype(x.dtype)
+        y = dense(config, config.hidden_size, "dense")(context.reshape(x.shape))
         return layer_norm(config, x + dropout(y, keys, site + 1, config.hidden_dropout_prob)), weights
 
 
@@ -256,7 +276,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, bias: Array, keys: Array | None, collect: bool, whole: Callable[..., Any] | None = None
+        self, x: Array, mask: Array, keys: Array | None, collect: bool, whole: Callable[..., Any] | None = None
     ) -> tuple[Array, Outputs]:
         config = self.config
         if config.maps_embeddings:
@@ -268,7 +288,7 @@ class Encoder(nn.Module):
 
         def init(key: Array, name: str) -> dict[str, Any]:
             some = jnp.zeros((1, 1, config.hidden_size), config.dtype)
-            inputs = (some, jnp.zeros((1, 1, 1, 1)), None, 0) if name == "attention" else (some, None, 0)
+            inputs = (some, jnp.ones((1, 1)), None, 0, True) if name == "attention" else (some, None, 0)
             module: nn.Module = attention if name == "attention" else ffn
             return jax.vmap(lambda k: module.init(k, *inputs)["params"])(jax.random.split(key, max(sets[name]) + 1))
 
@@ -291,7 +311,7 @@ class Encoder(nn.Module):
             if whole is not None:
                 own_params = {name: whole(one, "encoder", name) for name, one in own_params.items()}
             p, site = shared | own_params, 1 + SITES_PER_BLOCK * index
-            y: Any = attention.apply({"params": p["attention"]}, x, bias, keys, site)
+            y: Any = attention.apply({"params": p["attention"]}, x, mask, keys, site, collect)
             z: Any = ffn.apply({"params": p["ffn"]}, y[0], keys, site + 2)
             return z, {"hidden_states": z, "attentions": y[1]} if collect else {}
 

@@ -225,11 +225,9 @@ class Albert(nn.Module):
             attention_mask = jnp.ones_like(input_ids)
         if token_type_ids is None:
             token_type_ids = jnp.zeros_like(input_ids)
-        # [B, 1, 1, S]: -10000 rather than minus infinity, as released, so that a row of padding alone gives no NaN.
-        bias = (1.0 - attention_mask[:, None, None, :].astype(jnp.float32)) * -10000.0
         x, table = Embeddings(config, name="embeddings")(input_ids, token_type_ids, dropout_keys)
         collect = output_hidden_states or output_attentions
-        hidden, collected = Encoder(config, name="encoder")(x, bias, dropout_keys, collect, whole)
+        hidden, collected = Encoder(config, name="encoder")(x, attention_mask, dropout_keys, collect, whole)
         outputs = {"last_hidden_state": hidden}
         allowed = attention_mask if answer_mask is None else answer_mask
         inputs = Inputs(table, masked_lm_positions, dropout_keys, len(self.labels), allowed, start_positions)

@@ -47,6 +47,16 @@ def einsum(subscripts: str, x: Array, y: Array, name: str) -> Array:
     return named(jnp.einsum(subscripts, x, y, preferred_element_type=wider), name)
 
 
+def cudnn_attention(query: Array, key: Array, value: Array, mask: Array) -> Array:
+    """cuDNN's attention: query, key and value [B, S, N, D] -> [B, S, N, D], under the name `CONTEXT`.
+
+    Of `mask` [B, S] only the number of ones counts: given as a mask, cuDNN would also compute the gradient of a bias.
+    """
+    lengths = jnp.maximum(jnp.sum(mask, axis=-1, dtype=jnp.int32), 1)  # a row of padding alone gives no NaN
+    padded: Any = {"query_seq_lengths": lengths, "key_value_seq_lengths": lengths}
+    return named(jax.nn.dot_product_attention(query, key, value, implementation="cudnn", **padded), CONTEXT)
+
+
 def named(x: Array, name: str) -> Array:
     """x, to be found by the policies under `name`."""
     return checkpoint_name(x, name)

@@ -16,13 +16,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from albert_jax import partition, pretrain, train
-from albert_jax.config import InputError, from_dict, require, to_dict
-from albert_jax.data.loader import capacity
-from albert_jax.objectives.pretraining import Vocabulary
+from albert_jax import partition, pretrain, train_step
+from albert_jax.config import InputError, from_dict, to_dict
 from albert_jax.pretrain import PretrainConfig
+from albert_jax.pretrain_task import batch_shapes, some_vocabulary
 
 KINDS = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
 
@@ -38,19 +36,6 @@ class Collective(NamedTuple):
     """Of all arrays in it, whole."""
     in_loop: bool
     """It stands in the body or the condition of a while loop, or in what these call."""
-
-
-def some_vocabulary(config: PretrainConfig) -> Vocabulary:
-    """One of the model's size with the released ids, for shapes: which pieces start words changes none."""
-    size = config.model.vocab_size
-    require(size > 4, f"model.vocab_size must be above 4, the id of [MASK], got {size}")
-    return Vocabulary(size, pad_id=0, cls_id=2, sep_id=3, mask_id=4, starts_word=np.arange(size) % 2 == 0)
-
-
-def batch_shapes(config: PretrainConfig, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Of what the loader makes, for so many rows."""
-    sequence = jax.ShapeDtypeStruct((rows, capacity(config.objective.max_seq_length)), jnp.int32)
-    return {"tokens": sequence, "sentence": sequence, "document": jax.ShapeDtypeStruct((rows,), jnp.int32)}
 
 
 def collectives(text: str) -> list[Collective]:
@@ -128,17 +113,17 @@ def _main(devices: int) -> None:
     """The child: a configuration as JSON on standard input, what `compile_step` returns on standard output."""
     config = from_dict(PretrainConfig, json.load(sys.stdin))
     mesh = partition.make_mesh("cpu", devices)
-    task, optimizer, layout = pretrain.make_task(config, some_vocabulary(config), mesh, None, None)
-    step = train.make_step(task, optimizer, layout, config.train.gradient_accumulation)
+    task, optimizer, layout = pretrain.make_task(config, some_vocabulary(config.model.vocab_size), mesh, None, None)
+    step = train_step.make_step(task, optimizer, layout, config.train.gradient_accumulation)
     everywhere, rows = partition.replicated(mesh), partition.by_rows(mesh)
     batch = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows)
-        for name, x in batch_shapes(config, config.train.global_batch_size).items()
+        for name, x in batch_shapes(config.objective, config.train.global_batch_size).items()
     }
     seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=everywhere)
     signals = jax.ShapeDtypeStruct((devices,), jnp.int32, sharding=rows)
     begun = time.perf_counter()
-    compiled = step.lower(train.state_shapes(task, optimizer, layout), batch, seed, signals).compile()
+    compiled = step.lower(train_step.state_shapes(task, optimizer, layout), batch, seed, signals).compile()
     seconds = time.perf_counter() - begun
     need: Any = compiled.memory_analysis()
     sizes = {name: getattr(need, f"{name}_size_in_bytes") for name in ("argument", "output", "temp", "alias")}

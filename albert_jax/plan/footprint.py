@@ -12,8 +12,8 @@ from albert_jax import partition, pretrain
 from albert_jax.model.sharing import layer_sets
 from albert_jax.optim import names
 from albert_jax.partition import Layout, MeshConfig
-from albert_jax.plan.compiled import batch_shapes, some_vocabulary
 from albert_jax.pretrain import PretrainConfig
+from albert_jax.pretrain_task import batch_shapes, some_vocabulary
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ def activations(config: PretrainConfig, rows: int) -> int:
 
 
 def _saved(config: PretrainConfig, rows: int) -> int:
-    task, _, _ = pretrain.make_task(config, some_vocabulary(config), abstract_mesh(1), None, None)
+    task, _, _ = pretrain.make_task(config, some_vocabulary(config.model.vocab_size), abstract_mesh(1), None, None)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    examples = jax.eval_shape(task.draw, batch_shapes(config, rows), key)
+    examples = jax.eval_shape(task.draw, batch_shapes(config.objective, rows), key)
 
     def backward(params: Any, examples: Any) -> Any:
         return jax.vjp(lambda p: task.loss(p, examples), params, has_aux=True)[1]  # a tree of what it has saved

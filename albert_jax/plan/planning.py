@@ -7,13 +7,15 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from albert_jax import partition, pretrain, train
+from albert_jax import partition, pretrain, train_step
 from albert_jax.config import require
 from albert_jax.model.heads import Albert, num_params
+from albert_jax.model.products import POLICIES
 from albert_jax.partition import PEAK_TFLOPS, MeshConfig
-from albert_jax.plan.compiled import compile_step, some_vocabulary
+from albert_jax.plan.compiled import compile_step
 from albert_jax.plan.footprint import Memory, Traffic, abstract_mesh, activations, by_layout, held, size
 from albert_jax.pretrain import PretrainConfig
+from albert_jax.pretrain_task import some_vocabulary
 
 MEMORY_GB = {
     "H100": 80,
@@ -39,6 +41,10 @@ PAPER_RATE, PAPER_BATCH = 0.00176, 4096
 
 MANY_REPEATS = 80
 """The paper's own: 262 G tokens of a corpus of 3.3 G words.  More of them is untried here."""
+
+
+KEEPING_LESS = tuple(POLICIES)
+"""Of `model.remat`: each keeps less of a block than the one before."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +141,8 @@ def plan(config: PretrainConfig, assumed: Assumed | None = None) -> Plan:
     micro, batch = config.train.gradient_accumulation, config.train.global_batch_size
     partition.check_batch("train.global_batch_size", batch, micro, devices, processes)
     partition.check_batch("train.eval_batch_size", config.train.eval_batch_size, 1, devices, processes)
-    task, optimizer, layout = pretrain.make_task(config, some_vocabulary(config), mesh, None, None)
-    state = train.state_shapes(task, optimizer, layout)
+    task, optimizer, layout = pretrain.make_task(config, some_vocabulary(config.model.vocab_size), mesh, None, None)
+    state = train_step.state_shapes(task, optimizer, layout)
     rows = batch // (devices * micro)
     steps, length = config.train.num_train_steps, config.objective.max_seq_length
     tokens = steps * batch * length
@@ -186,7 +192,7 @@ def _warnings(config: PretrainConfig, assumed: Assumed, memory: Memory, rows: in
             f"{max(1, round(config.train.num_train_steps * MANY_REPEATS / repeats))}"
         )
     if memory.total > assumed.memory:
-        ways = [way for remat in ("none", "dots", "full") if (way := _fitting(config, assumed, memory, rows, remat))]
+        ways = [way for remat in KEEPING_LESS if (way := _fitting(config, assumed, memory, rows, remat))]
         if not ways and config.mesh.sharding != "parameters" and config.mesh.data > 1:
             ways = ["--mesh.sharding parameters --model.remat dots"]
         told = f"{size(memory.total)} a device are more than {assumed.memory_said}"
@@ -196,8 +202,7 @@ def _warnings(config: PretrainConfig, assumed: Assumed, memory: Memory, rows: in
 
 def _fitting(config: PretrainConfig, assumed: Assumed, memory: Memory, rows: int, remat: Any) -> str:
     """The options that make a step fit with this `remat`, micro-batches as large as can be; empty: none do."""
-    order = ("none", "dots", "full")
-    if order.index(remat) < order.index(config.model.remat):
+    if KEEPING_LESS.index(remat) < KEEPING_LESS.index(config.model.remat):
         return ""
     tried = replace(config, mesh=MeshConfig(), model=replace(config.model, remat=remat))
     need, room = activations(tried, rows), assumed.memory - (memory.total - memory.activations)

@@ -69,7 +69,7 @@ class Family(Protocol):
         """The model's inputs for some examples, one or more an example."""
 
     def loss(self, apply: Any, params: Any, batch: Batch, train: bool) -> tuple[Array, dict[str, Array]]:
-        """As `train.Task.loss`."""
+        """As `train_step.Task.loss`."""
 
     def outputs(self, apply: Any, params: Any, batch: Batch, config: TaskDataConfig) -> Outputs:
         """What `score` needs of the model, [B, ...] each; runs jitted."""

@@ -1,0 +1,172 @@
+"""Where the time of a step goes: a profile's instructions by what they are, beside the least that each kind could take."""
+
+import itertools
+import re
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from albert_jax.bench.measuring import BenchConfig, Timed
+from albert_jax.config import require
+from albert_jax.model.heads import Albert, num_params
+from albert_jax.train_step import DRAW, UPDATE
+
+KINDS = ("matmul", "attention", "elementwise", "draw", "optimizer", "communication", "idle")
+"""Products of dense layers and heads; what lies between query and context; all else of the model, copies included; masks and
+sentence pairs; gradient norms and the update; between devices; nothing runs."""
+
+STEPS = 3
+"""Profiled."""
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+CONTAINERS = ("while", "call", "conditional", "async-start", "async-done")
+"""Instructions whose time is that of those in them."""
+
+
+PRODUCTS = r"custom_call_target=\"[^\"]*(?:gemm|matmul|cublas)"
+"""Libraries' own products, on a GPU."""
+
+END = "end: "
+"""What XLA:CPU calls the end of an instruction."""
+
+
+class Event(NamedTuple):
+    """One run of one instruction."""
+
+    kind: str
+    start: float
+    """Nanoseconds, from anywhere."""
+    end: float
+
+
+class Instruction(NamedTuple):
+    """What one of compiled HLO is."""
+
+    kind: str
+    """One of `KINDS`."""
+    product: bool
+
+
+def instructions(text: str) -> dict[str, Instruction]:
+    """Those of compiled HLO by name, without those that only hold others."""
+    bodies: dict[str, str] = {}
+    for part in re.split(r"\n(?=\S)", text):
+        bodies[part.removeprefix("ENTRY ").split(" ", 1)[0].lstrip("%")] = part
+    found = {}
+    for line in text.splitlines():
+        if match := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = .*? ([\w\-]+)\(", line):
+            name, opcode = match.groups()
+            called = re.search(r"calls=%?([\w.\-]+)", line)
+            body = bodies[called[1]] if called and called[1] in bodies else ""
+            product = opcode == "dot" or " dot(" in body or bool(re.search(PRODUCTS, line))
+            path = re.search(r'op_name="([^"]*)"', line)
+            if opcode not in CONTAINERS:
+                found[name] = Instruction(_kind(opcode, path[1] if path else "", product), product)
+    return found
+
+
+def _kind(opcode: str, path: str, product: bool) -> str:
+    parts = path.split("/")
+    if opcode.removesuffix("-start").removesuffix("-done") in COLLECTIVES:
+        return "communication"
+    if DRAW in parts:
+        return "draw"
+    if UPDATE in parts:
+        return "optimizer"
+    if "Attention" in parts:
+        below = parts[parts.index("Attention") + 1 :]
+        if below[0] not in ("query", "key", "value", "dense", "LayerNorm", "add"):  # the sum is the residual's
+            return "attention"
+    return "matmul" if product else "elementwise"
+
+
+def events(folder: Path, known: dict[str, Instruction]) -> Iterator[Event]:
+    """What a profile in `folder` says of the instructions that are `known`."""
+    (path,) = folder.rglob("*.xplane.pb")
+    runs, marks = defaultdict(list), defaultdict(list)
+    for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+        for line in plane.lines:
+            for event in line.events:
+                name = str(dict(event.stats).get("hlo_op", ""))
+                if event.name.startswith(END):
+                    marks[event.name.removeprefix(END)].append(event.start_ns)
+                elif name in known:
+                    runs[name].append((event.start_ns, event.start_ns + event.duration_ns))
+    for name, found in runs.items():
+        # The event of a product on a CPU may be over when it is handed to threads; that they are done is an event of its
+        # own.  Of other instructions that one comes late, after what follows has begun.
+        marked = known[name].product and len(marks[name]) == len(found)
+        for (start, end), mark in zip(sorted(found), sorted(marks[name]) if marked else [0] * len(found), strict=True):
+            if max(end, mark) > start:
+                yield Event(known[name].kind, start, max(end, mark))
+
+
+def shares(found: list[Event]) -> dict[str, float]:
+    """Seconds of each kind, between the first event's start and the last one's end.  Where several run at once they share."""
+    edges = sorted({edge for event in found for edge in (event.start, event.end)})
+    starts, ends = defaultdict(list), defaultdict(list)
+    for event in found:
+        starts[event.start].append(event.kind)
+        ends[event.end].append(event.kind)
+    seconds = dict.fromkeys(KINDS, 0.0)
+    running: dict[str, int] = defaultdict(int)
+    for now, then in itertools.pairwise(edges):
+        for kind in starts[now]:
+            running[kind] += 1
+        for kind in ends[now]:
+            running[kind] -= 1
+        total = sum(running.values())
+        if not total:
+            seconds["idle"] += (then - now) / 1e9
+        for kind, count in running.items():
+            if count:
+                seconds[kind] += (then - now) / 1e9 * count / total
+    return seconds
+
+
+def breakdown(timed: Timed, folder: Path | None) -> dict[str, float]:
+    """Seconds a step of each of `KINDS`, from a profile of `STEPS` steps.
+
+    Args:
+      timed: what runs.
+      folder: where the profile stays, for Perfetto or TensorBoard; None: it is thrown away.
+
+    Raises:
+      InputError: the profiler has told nothing of the device's work.
+    """
+    jax.block_until_ready(timed.again())
+    with tempfile.TemporaryDirectory() as scratch:
+        with jax.profiler.trace(folder or scratch, create_perfetto_trace=folder is not None):
+            for _ in range(STEPS):
+                last = timed.again()
+            jax.block_until_ready(last)
+        newest = max((folder or Path(scratch)).rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime).parent
+        found = list(events(newest, instructions(timed.compiled.as_text())))
+    require(bool(found), "--profile: the profiler tells nothing of this device's instructions; leave it out")
+    return {kind: seconds / STEPS for kind, seconds in shares(found).items()}
+
+
+def floors(config: BenchConfig, matmul_flops: float, copy_bytes: float) -> dict[str, float]:
+    """Seconds a step that each of `KINDS` takes at least: products at the rate of a large one; elementwise work as one kernel
+    between two products, each value read and written once, at the rate of a copy; LAMB's as if in one pass.
+    """
+    model, inference = config.model, config.work == "inference"
+    width, inner, length = model.hidden_size, model.intermediate_size, config.objective.max_seq_length
+    attention = config.tokens * model.depth * 4 * length * width * (1 if inference else 3)
+    # A LayerNorm reads two values and writes one, GELU one and one; backward reads them again, and the gradient, and writes.
+    values = config.tokens * model.depth * (6 * width + 2 * inner if inference else 14 * width + 6 * inner)
+    size = 2 if model.dtype == "bfloat16" else 4
+    # Parameter, two moments and gradient are read, all but the gradient written.
+    update = num_params(Albert(model)) * 4 * 7 if config.work == "step" else 0
+    seconds = dict.fromkeys(KINDS, 0.0)
+    devices = config.mesh.data or jax.device_count()
+    return seconds | {
+        "matmul": (config.flops - attention) / matmul_flops,
+        "attention": attention / matmul_flops,
+        "elementwise": values * size / copy_bytes / devices,
+        "optimizer": update / copy_bytes,
+    }

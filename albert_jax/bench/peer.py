@@ -1,0 +1,161 @@
+"""The same work by Hugging Face's ALBERT in torch, on the same weights and inputs, in turn with ours."""
+
+import importlib.util
+import statistics
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import jax
+import numpy as np
+
+from albert_jax import partition, pretrain_task
+from albert_jax.bench.measuring import BenchConfig, Timed, made_up, time_round
+from albert_jax.config import require
+from albert_jax.convert.huggingface_names import NAMES
+from albert_jax.convert.weights import Weights, spread
+from albert_jax.model.heads import Albert, init_params, stacked_shapes
+from albert_jax.objectives import pretraining
+from albert_jax.partition import Layout
+
+PEERS = ("huggingface", "huggingface-compiled")
+"""transformers' AlbertForPreTraining as it comes, and after torch.compile."""
+
+IGNORED = -100
+"""torch's label of a position that is not predicted."""
+
+
+def compare(config: BenchConfig, timed: Timed, peer: str, dtype: str, rounds: int) -> dict[str, Any]:
+    """Times ours and theirs in turn, `rounds` times each, a round being one of ours and one of theirs.
+
+    Their work is ours: for 'gradients' loss and backward, for 'step' torch's AdamW besides (masks are drawn for neither: ours
+    draws them in its step, theirs has them given), for 'inference' the encoder with its pooler.  bfloat16 is autocast there.
+
+    Returns:
+      `ratio`, the median over rounds of our time to theirs, `ratio_min` and `ratio_max`; `peer`, `peer_dtype`,
+      `peer_seconds` (median), `torch` and `transformers` (versions), `loss` and `peer_loss` of the same weights and inputs,
+      where there is one.
+
+    Raises:
+      InputError: torch or transformers is not installed; a network that transformers does not have.
+    """
+    for name in ("torch", "transformers"):
+        require(
+            importlib.util.find_spec(name) is not None, f"--peer {peer}: {name} is not installed; pip install {name}"
+        )
+    model = config.model
+    require(model.sharing == "all", f"--peer {peer}: it is compared with sharing 'all', not {model.sharing!r}")
+    require(config.mesh.data == 1, f"--peer {peer}: it is compared on one device; leave --mesh.data out")
+    import torch
+    import transformers
+
+    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
+    params, examples = _inputs(config)
+    network = _network(config, params, device)
+    theirs, loss = _work(config, network, examples, device, dtype, compiled=peer.endswith("-compiled"))
+    outcome = float(loss()) if config.work != "inference" else None
+    ours = float(_loss(config, params, examples)) if config.work != "inference" else None
+    for run in (timed.again, theirs):
+        jax.block_until_ready(run())
+    pairs = []
+    for number in range(rounds):
+        runs = [timed, Timed(None, theirs)]
+        turn = runs if number % 2 == 0 else runs[::-1]  # neither always follows the other's caches
+        seconds = [time_round(run) for run in turn]
+        pairs.append(seconds if number % 2 == 0 else seconds[::-1])
+    ratios = sorted(a / b for a, b in pairs)
+    return {
+        "ratio": statistics.median(ratios),
+        "ratio_min": ratios[0],
+        "ratio_max": ratios[-1],
+        "rounds": rounds,
+        "peer": peer,
+        "peer_dtype": dtype,
+        "peer_seconds": statistics.median(b for _, b in pairs),
+        "our_seconds": statistics.median(a for a, _ in pairs),
+        "loss": ours,
+        "peer_loss": outcome,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _inputs(config: BenchConfig) -> tuple[Any, pretraining.Examples]:
+    """Parameters, and examples as the step draws them, on the host."""
+    mesh = partition.make_mesh("any", 1)
+    vocabulary = pretrain_task.some_vocabulary(config.model.vocab_size)
+    layout = Layout(mesh, late=stacked_shapes(Albert(config.model)))
+    task = pretrain_task.make_task(config.model, config.objective, vocabulary, layout)
+    params = init_params(Albert(config.model), jax.random.key(0))
+    examples = jax.jit(task.draw)(partition.put(mesh, made_up(config)), jax.random.key(0))
+    return jax.device_get(params), {name: value for name, value in examples.items() if name != "dropout_keys"}
+
+
+def _loss(config: BenchConfig, params: Any, examples: pretraining.Examples) -> Any:
+    """Ours, without dropout."""
+    apply = Albert(config.model).apply
+    given = examples | {"dropout_keys": None}  # type: ignore[dict-item]
+    return pretraining.loss(config.objective, apply, params, given, train=False)[0]
+
+
+def _network(config: BenchConfig, params: Any, device: str) -> Any:
+    """Hugging Face's model with our weights."""
+    import torch
+    import transformers
+
+    model = config.model
+    shared = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    shared += ("intermediate_size", "inner_group_num", "hidden_act", "max_position_embeddings", "type_vocab_size")
+    shared += ("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob")
+    names = {name: getattr(model, name) for name in shared}
+    # Ours has no dropout before the sentence head.
+    network = transformers.AlbertForPreTraining(transformers.AlbertConfig(**names, classifier_dropout_prob=0.0))
+    tensors = {mapped.theirs: torch.tensor(value) for mapped, value in spread(Weights(Albert(model), params), NAMES)}
+    unknown = network.load_state_dict(tensors, strict=False).unexpected_keys
+    require(not unknown, f"--peer: transformers {transformers.__version__} has no {', '.join(unknown[:3])}")
+    return network.train(config.work != "inference").to(device)
+
+
+def _work(
+    config: BenchConfig, network: Any, examples: pretraining.Examples, device: str, dtype: str, compiled: bool
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """What runs once and waits until it is done, and what gives the loss."""
+    import torch
+
+    host = {name: np.asarray(value) for name, value in examples.items()}
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    inputs = {name: torch.tensor(host[name], dtype=torch.long, device=device) for name in names}
+    labels = np.full(host["input_ids"].shape, IGNORED)
+    rows, places = np.nonzero(host["masked_lm_weights"])
+    labels[rows, host["masked_lm_positions"][rows, places]] = host["masked_lm_labels"][rows, places]
+    asked = {"labels": labels, "sentence_order_label": host["sentence_labels"]}
+    targets = {name: torch.tensor(value, dtype=torch.long, device=device) for name, value in asked.items()}
+    called = network.albert if config.work == "inference" else network
+    called = torch.compile(called) if compiled else called
+    optimizer = torch.optim.AdamW(network.parameters(), fused=device == "cuda") if config.work == "step" else None
+
+    def casting() -> Any:
+        return torch.autocast(device, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    def loss() -> Any:
+        with casting():
+            return called(**inputs, **targets).loss
+
+    def train() -> None:
+        network.zero_grad(set_to_none=True)
+        loss().backward()
+        if optimizer is not None:
+            optimizer.step()
+        wait()
+
+    def infer() -> None:
+        with torch.inference_mode(), casting():
+            called(**inputs)
+        wait()
+
+    return (infer if config.work == "inference" else train), loss
