@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from albert_jax.config import InputError
+from albert_jax.model import products
 from albert_jax.model.albert import PRESETS, AlbertConfig, dropout
 from albert_jax.model.heads import Albert, flops_per_token, init_params, num_params, param_shapes
 from albert_jax.model.sharing import is_stacked, layer_sets
@@ -236,7 +237,9 @@ def test_sharing_is_tying(name: str) -> None:
     assert_same_gradient(value_and_gradient(config)(params), (tied[0], summed))
 
 
-@pytest.mark.parametrize("changes", [{"scan_unroll": 2}, {"remat": "dots"}, {"remat": "full"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"scan_unroll": 2}, {"remat": "none"}, {"remat": "dots"}, {"remat": "full"}], ids=str
+)
 def test_unrolling_and_recomputing_change_nothing(changes: dict[str, Any]) -> None:
     """With dropout, values and gradients.  Fails if rematerialised blocks get other dropout, or unrolling loses a block."""
     plain, params = tiny(**DROPOUT), random_params(tiny(**DROPOUT))
@@ -254,14 +257,21 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def gradient_equations(config: AlbertConfig) -> list[Any]:
-    return list(equations(jax.make_jaxpr(jax.grad(functools.partial(loss, config)))(random_params(config))))
+    keys = jax.random.split(jax.random.key(3), 3) if config.hidden_dropout_prob else None
+    return list(equations(jax.make_jaxpr(jax.grad(lambda params: loss(config, params, keys)))(random_params(config))))
 
 
 def test_remat_recomputes() -> None:
-    """The more is recomputed, the more matmuls stand in the gradient.  Fails if `remat` is ignored or 'dots' saves nothing."""
-    found = [[e.primitive.name for e in gradient_equations(tiny(remat=remat))] for remat in ("none", "dots", "full")]
-    matmuls = [names.count("dot_general") for names in found]
-    assert matmuls[0] < matmuls[1] < matmuls[2]
+    """The more is recomputed, the more stands in the gradient: products only from 'dots' on, no random bits but for 'full'.
+
+    Fails if `remat` is ignored, or a policy misses a name.
+    """
+    remats = ("none", "elementwise", "dots", "full")
+    found = [[e.primitive.name for e in gradient_equations(tiny(**DROPOUT, remat=remat))] for remat in remats]
+    products, tanh, bits = ([names.count(n) for names in found] for n in ("dot_general", "tanh", "random_bits"))
+    assert products[0] == products[1] < products[2] < products[3]
+    assert tanh[0] < tanh[1] == tanh[2] == tanh[3]
+    assert bits[0] == bits[1] == bits[2] < bits[3]
 
 
 def test_bfloat16_keeps_gradients_and_norms_in_float32() -> None:
@@ -279,9 +289,67 @@ def test_bfloat16_keeps_gradients_and_norms_in_float32() -> None:
     carry = [v.aval for v in backward.outvars]  # with one set, nothing is stacked
     assert [str(v.dtype) for v in carry if v.shape[0] >= 24] == ["float32"] * 16  # the leaves of attention and ffn
     assert [str(v.dtype) for v in carry if v.shape[0] < 24] == ["bfloat16"]  # the gradient of x
-    inside = {(e.primitive.name, str(e.invars[0].aval.dtype)) for s in scans for e in equations(s.params["jaxpr"])}
-    wanted_kinds = {("exp", "float32"), ("rsqrt", "float32"), ("dot_general", "bfloat16")}
-    assert {kind for kind in inside if kind[0] in ("exp", "rsqrt", "dot_general")} == wanted_kinds
+    inside = [(e.primitive.name, str(e.invars[0].aval.dtype)) for s in scans for e in equations(s.params["jaxpr"])]
+    assert {kind for kind in inside if kind[0] in ("exp", "rsqrt", "tanh")} == {
+        (name, "float32") for name in ("exp", "rsqrt", "tanh")
+    }
+    # Six of a block's eight products are dense layers', forward and twice backward.  On a CPU the gradients of attention's
+    # scores and weights are float32, and so are three of the products with them.
+    products = [dtype for name, dtype in inside if name == "dot_general"]
+    assert products.count("bfloat16") >= 3 * 6 + 2
+
+
+SHAPES = [((2, 5, 8), 24), ((1, 7, 8), 8), ((3, 1, 8), 16), ((1, 1, 8), 8), ((4, 8), 8), ((1, 8), 24), ((2, 3, 1), 4)]
+
+
+@pytest.mark.parametrize(("shape", "features"), SHAPES, ids=str)
+def test_bfloat16_products_on_a_cpu(shape: tuple[int, ...], features: int) -> None:
+    """Forward and backward are those of float32 but for rounding, in every shape.
+
+    Fails if a gradient has the wrong operand; XLA:CPU ends at forms of these products that it has no code for.
+    """
+    keys = jax.random.split(jax.random.key(0), 4)
+    given = [jax.random.normal(k, s) for k, s in zip(keys, [shape, (shape[-1], features), (features,)], strict=False)]
+    weights = jax.random.normal(keys[3], (*shape[:-1], features))
+
+    def gradients(dtype: Any) -> Any:
+        def total(*arguments: jax.Array) -> jax.Array:
+            return jnp.vdot(products.dense(*(x.astype(dtype) for x in arguments)).astype(jnp.float32), weights)
+
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(*given)
+
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=0.05, atol=0.05 * float(jnp.abs(y).max())),
+        gradients(jnp.bfloat16),
+        gradients(jnp.float32),
+    )
+
+
+def test_cudnn_is_told_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same at all tokens that are not padding, whoever computes, and weights where they are asked for.
+
+    By XLA's code behind the same function, since cuDNN needs a GPU.  Fails if it is told no lengths, or wrong ones.
+    """
+    whole = jax.nn.dot_product_attention
+    told = []
+
+    def by_xla(*arguments: Any, implementation: str, **parameters: Any) -> jax.Array:
+        told.append(implementation)
+        return whole(*arguments, **parameters)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    plain = tiny(dtype="bfloat16")
+    fused = dataclasses.replace(plain, attention_implementation="cudnn")
+    params, batch = random_params(plain), inputs(plain)
+    batch["attention_mask"] = jnp.arange(batch["input_ids"].shape[1]) < jnp.array([[3], [99], [7]])
+    real = batch["attention_mask"][..., None]
+    a, b = (Albert(c).apply({"params": params}, **batch)["last_hidden_state"] for c in (plain, fused))
+    assert set(told) == {"cudnn"}
+    np.testing.assert_allclose(jnp.where(real, a, 0).astype(float), jnp.where(real, b, 0).astype(float), atol=0.1)
+    count = len(told)
+    maps = Albert(fused).apply({"params": params}, **batch, output_attentions=True)["attentions"]
+    assert maps.shape[:2] == (4, 3)
+    assert len(told) == count
 
 
 def test_dropout_depends_on_the_key_of_the_row_alone() -> None:
@@ -369,7 +437,9 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1"),
     ({"attention_probs_dropout_prob": math.nan}, "attention_probs_dropout_prob must be in"),
     ({"dtype": "float16"}, "dtype: one of float32, bfloat16, got 'float16'"),
-    ({"remat": "all"}, "remat: one of none, dots, full, got 'all'"),
+    ({"attention_implementation": "flash"}, "attention_implementation: one of xla, cudnn, got 'flash'"),
+    ({"attention_implementation": "cudnn"}, "attention_implementation 'cudnn' needs dtype 'bfloat16' and attention_"),
+    ({"remat": "all"}, "remat: one of none, elementwise, dots, full, got 'all'"),
 ]
 
 

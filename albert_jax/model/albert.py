@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from albert_jax.config import check_types, require
-from albert_jax.model.products import CONTEXT, KEPT, POLICIES, SCORES, cudnn_attention, dot_general, einsum, named
+from albert_jax.model import products
+from albert_jax.model.products import CONTEXT, KEPT, POLICIES, SCORES, cudnn_attention, einsum, named
 from albert_jax.model.sharing import STRATEGIES, layer_sets
 
 Outputs = dict[str, Array]
@@ -172,10 +173,23 @@ def initializer(config: AlbertConfig) -> nn.initializers.Initializer:
     return nn.initializers.truncated_normal(config.initializer_range)
 
 
-def dense(config: AlbertConfig, features: int, name: str) -> nn.Dense:
-    """Parameters in float32, cast to the compute dtype where they are used, so that gradients add up in float32."""
-    dtype, kernel_init = jnp.dtype(config.dtype), initializer(config)
-    return nn.Dense(features, dtype=dtype, kernel_init=kernel_init, dot_general=dot_general, name=name)
+class Dense(nn.Module):
+    """[..., K] -> [..., M].  Parameters in float32, cast to the compute dtype where they are used: gradients add up in float32."""
+
+    config: AlbertConfig
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        dtype = jnp.dtype(self.config.dtype)
+        kernel = self.param("kernel", initializer(self.config), (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return products.dense(x.astype(dtype), kernel.astype(dtype), bias.astype(dtype))
+
+
+def dense(config: AlbertConfig, features: int, name: str) -> Dense:
+    """To be called inside a module's compact method."""
+    return Dense(config, features, name=name)
 
 
 def layer_norm(config: AlbertConfig, x: Array) -> Array:

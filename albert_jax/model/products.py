@@ -34,11 +34,9 @@ POLICIES: dict[str, Any] = {
 """Name -> what of a block backward finds; it makes the rest again."""
 
 
-def dot_general(x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None) -> Array:
-    """`jax.lax.dot_general` of a dense layer: x [..., K], kernel [K, M] -> [..., M], in x's dtype."""
-    if _on_cpu(x):
-        return named(_bfloat16_on_cpu(x, kernel), DENSE)
-    return named(jax.lax.dot_general(x, kernel, dimension_numbers, precision=precision), DENSE)
+def dense(x: Array, kernel: Array, bias: Array) -> Array:
+    """x [..., K], kernel [K, M], bias [M], all of one dtype -> [..., M], to be found by the policies under `DENSE`."""
+    return named((_bfloat16_on_cpu if _on_cpu(x) else _dense)(x, kernel, bias), DENSE)
 
 
 def einsum(subscripts: str, x: Array, y: Array, name: str) -> Array:
@@ -66,28 +64,35 @@ def _on_cpu(x: Array) -> bool:
     return x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
 
 
+def _dense(x: Array, kernel: Array, bias: Array) -> Array:
+    return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ()))) + bias
+
+
 @jax.custom_vjp
-def _bfloat16_on_cpu(x: Array, kernel: Array) -> Array:
+def _bfloat16_on_cpu(x: Array, kernel: Array, bias: Array) -> Array:
     # XLA:CPU computes a product in float32 unless both operands are bfloat16, the result is float32, and the first
     # operand's contracted axis is its last: at half the speed, and autodiff's own backward is never of that form.
-    return _accumulated(x, kernel, kernel.ndim - 2)
+    return (_accumulated(x, kernel, 0) + bias.astype(jnp.float32)).astype(x.dtype)
 
 
 def _accumulated(x: Array, y: Array, axis: int) -> Array:
     dimensions = (((x.ndim - 1,), (axis,)), ((), ()))
-    return jax.lax.dot_general(x, y, dimensions, preferred_element_type=jnp.float32).astype(jnp.bfloat16)
+    product = jax.lax.dot_general(x, y, dimensions, preferred_element_type=jnp.float32)
+    # A transpose of the result, folded into the product, would be a form that XLA:CPU has no code for.
+    return jax.lax.optimization_barrier(product)
 
 
-def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _bfloat16_on_cpu(x, kernel), (x, kernel)
+def _forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _bfloat16_on_cpu(x, kernel, bias), (x, kernel)
 
 
-def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array, Array]:
     x, kernel = saved
     # Rows of several axes are laid out anew by the reshape: a mere transpose would be folded into the product.
     columns = jnp.moveaxis(x, -1, 0).reshape(x.shape[-1], -1)
     rows = gradient.reshape(-1, gradient.shape[-1])
-    return _accumulated(gradient, kernel, 1), _accumulated(columns, rows, 0)
+    parts = _accumulated(gradient, kernel, 1), _accumulated(columns, rows, 0), jnp.sum(rows, axis=0, dtype=jnp.float32)
+    return tuple(part.astype(x.dtype) for part in parts)
 
 
 _bfloat16_on_cpu.defvjp(_forward, _backward)
