@@ -51,6 +51,8 @@ class PretrainConfig:
     """What the held-out metrics are asked of, where runs of several objectives are to be compared; by default the objective."""
     max_eval_steps: int = 100
     """Most batches an evaluation takes."""
+    length_buckets: bool = False
+    """For short documents: batches of nearly equal length, padded to the longest; as many compilations as widths, 12 at most."""
     init_from: str = ""
     """What this run's parameters start from: anything that `albert_jax.load` reads, such as a run folder."""
 
@@ -109,7 +111,7 @@ def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[st
     fingerprints = {"data": prepared.fingerprint, "vocab": prepared.tokenizer.sha256}
     processes.agree({f"--{name}": value for name, value in flat(to_dict(config)).items()} | {"the data": fingerprints})
     start_batches = functools.partial(
-        loader.train_batches,
+        loader.bucketed_batches if config.length_buckets else loader.train_batches,
         sequences,
         config.train.global_batch_size,
         config.train.seed,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from albert_jax.config import require
-from albert_jax.data.loader import capacity
+from albert_jax.data.sequences import capacity
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert, flops_per_token, init_params
 from albert_jax.objectives import pretraining

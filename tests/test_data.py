@@ -19,8 +19,10 @@ import pytest
 from albert_jax import data
 from albert_jax.config import InputError
 from albert_jax.data import loader, sources
-from albert_jax.data.loader import eval_batches, open_split, pieces, spans, train_batches
+from albert_jax.data.batches import WIDTHS
+from albert_jax.data.loader import bucketed_batches, eval_batches, open_split, train_batches
 from albert_jax.data.prepare import Prepared, prepare, read_split, token_counts
+from albert_jax.data.sequences import capacity, pieces, spans
 from albert_jax.data.sources import DataConfig, documents, sentences
 from albert_jax.data.tokenizer import preprocess
 from tests import oracle
@@ -386,7 +388,7 @@ def test_pieces_and_spans(max_seq_length: int) -> None:
             assert start == at
             inside = cut[(ends > start) & (ends <= end)]
             assert len(inside) >= 2
-            assert inside.sum() == end - start <= loader.capacity(max_seq_length)
+            assert inside.sum() == end - start <= capacity(max_seq_length)
             assert end == ends[-1] or (end - start >= room > end - start - inside[-1])
             at = end
         assert np.sum(ends > at) <= 1  # one sentence without a partner
@@ -442,6 +444,42 @@ def test_batches() -> None:
     refused(lambda: loader.check_batch(sequences, 51), "50 sequences", "train.global_batch_size needs 51")
 
 
+def test_length_buckets() -> None:
+    """Every sequence once an epoch, but for less than a batch; whole, in rows as wide as the longest of its batch needs; batch k
+    is the same from any start and for any number of processes.
+
+    Fails if a sequence is cut, if the epoch is not a part of the seed, or if each process pads to its own longest.
+    """
+    sequences = oracle.text_sequences(300, 256)
+    per_epoch = 300 // 8
+    found = list(itertools.islice(bucketed_batches(sequences, 8, 1, 0), 2 * per_epoch + 3))
+    whole = {int(sequences[i]["tokens"][0]): sequences[i] for i in range(300)}
+    orders = []
+    for batch in found:
+        longest = (batch["sentence"] >= 0).sum(1).max() + 3
+        width = next((w for w in WIDTHS if longest <= w < 256), 256)
+        assert batch["tokens"].shape == batch["sentence"].shape == (8, capacity(width))
+        for tokens, sentence, document in zip(*batch.values(), strict=True):
+            row, columns = whole[int(tokens[0])], capacity(width)
+            np.testing.assert_array_equal(tokens, row["tokens"][:columns])
+            np.testing.assert_array_equal(sentence, row["sentence"][:columns])
+            assert not row["tokens"][columns:].any()
+            assert document == row["document"]
+        orders.append(batch["tokens"][:, 0].tolist())
+    for epoch in (0, 1):
+        seen = list(itertools.chain.from_iterable(orders[epoch * per_epoch : (epoch + 1) * per_epoch]))
+        assert len(set(seen)) == len(seen) == 8 * per_epoch
+    assert orders[:per_epoch] != orders[per_epoch : 2 * per_epoch]
+    assert len({batch["tokens"].shape for batch in found}) > 4
+    for start in (1, per_epoch - 1, per_epoch + 5):
+        later = bucketed_batches(sequences, 8, 1, start)
+        parts = [bucketed_batches(sequences, 8, 1, start, process, 2) for process in (0, 1)]
+        for wanted, one, *both in zip(found[start : start + 4], later, *parts, strict=False):
+            for name, array in wanted.items():
+                np.testing.assert_array_equal(one[name], array)
+                np.testing.assert_array_equal(np.concatenate([part[name] for part in both]), array)
+
+
 def test_eval_batches() -> None:
     """Each once, the same every time, not in the split's order; the last batch filled with empty rows, `most` at most.
 
@@ -458,7 +496,7 @@ def test_eval_batches() -> None:
         np.testing.assert_array_equal(whole[name][place], sequences[i][name])
     for one, other in zip(found, eval_batches(sequences, 8, 100), strict=True):
         np.testing.assert_array_equal(one["tokens"], other["tokens"])
-    assert whole["tokens"].shape == (24, loader.capacity(32))
+    assert whole["tokens"].shape == (24, capacity(32))
     assert np.all(whole["sentence"][20:] == -1)
     assert np.all(whole["document"][20:] == -1)
     assert len(list(eval_batches(sequences, 8, 2))) == 2

@@ -343,13 +343,30 @@ def test_cudnn_is_told_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     params, batch = random_params(plain), inputs(plain)
     batch["attention_mask"] = jnp.arange(batch["input_ids"].shape[1]) < jnp.array([[3], [99], [7]])
     real = batch["attention_mask"][..., None]
-    a, b = (Albert(c).apply({"params": params}, **batch)["last_hidden_state"] for c in (plain, fused))
+    a, b = (apply(c, params, batch)["last_hidden_state"] for c in (plain, fused))
     assert set(told) == {"cudnn"}
     np.testing.assert_allclose(jnp.where(real, a, 0).astype(float), jnp.where(real, b, 0).astype(float), atol=0.1)
     count = len(told)
-    maps = Albert(fused).apply({"params": params}, **batch, output_attentions=True)["attentions"]
+    maps = apply(fused, params, batch, output_attentions=True)["attentions"]
     assert maps.shape[:2] == (4, 3)
     assert len(told) == count
+
+
+def test_rows_see_neither_each_other_nor_their_padding() -> None:
+    """A row's outputs are bit for bit the same whatever the other rows are, and nearly the same in a wider batch.
+
+    Fails if a mask is of the batch, or padding is attended to.
+    """
+    config = tiny()
+    params, batch = random_params(config), inputs(config)
+    batch.pop("masked_lm_positions")
+    whole = forward(config, params, batch)["last_hidden_state"]
+    others = {name: np.concatenate([value[:1], value[:0:-1]]) for name, value in batch.items()}
+    others["input_ids"][1:] = 3
+    assert np.array_equal(forward(config, params, others)["last_hidden_state"][0], whole[0])
+    wider = forward(config, params, {name: np.pad(value, ((0, 0), (0, 5))) for name, value in batch.items()})
+    real = batch["attention_mask"][..., None]
+    np.testing.assert_allclose(wider["last_hidden_state"][:, :10] * real, whole * real, atol=1e-5)
 
 
 def test_dropout_depends_on_the_key_of_the_row_alone() -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from albert_jax import partition
+from albert_jax.data.sequences import capacity
 from albert_jax.objectives import masking, pretraining, segment_pairs
 from albert_jax.objectives.pretraining import ObjectiveConfig, Vocabulary
 from albert_jax.objectives.segment_pairs import Segment
@@ -259,6 +260,21 @@ def test_the_key_and_the_row_decide() -> None:
         assert np.any(one[name] != later[name])
     for name in ("masked_lm_positions", "dropout_keys"):
         assert len({row.tobytes() for row in same[name]}) == 8
+
+
+def test_draw_follows_the_width_of_the_rows() -> None:
+    """Rows with the columns of 64 tokens make the inputs of a run at 64, whatever the longest of this run are, with no more
+    predictions than their length asks for.  Fails if shapes or budgets come from the configuration alone."""
+    for length in range(8, 700):
+        assert pretraining.row_length(capacity(length)) == length
+    config = ObjectiveConfig(max_seq_length=512, max_predictions_per_seq=77)
+    narrow = ObjectiveConfig(max_seq_length=64, max_predictions_per_seq=10)
+    rows = text(6, 64)
+    found, wanted = (drawer(c)(rows, jax.random.key(3)) for c in (config, narrow))
+    assert found["input_ids"].shape == (6, 64)
+    assert found["masked_lm_positions"].shape == (6, 10)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    assert pretraining.predictions(replace(config, max_predictions_per_seq=99), 512) == 99
 
 
 def draw_on_all_devices(path: str) -> None:

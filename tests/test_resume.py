@@ -76,6 +76,18 @@ def start(words: list[str], until_step: int, run_dir: Path) -> subprocess.Popen[
     return process
 
 
+def test_length_buckets_resume(small: Words, tmp_path: Path) -> None:
+    """Stopped between batches of different widths and gone on with, to the same bits.  Fails if batches count from the start."""
+    options = {"length_buckets": True, "train__checkpoint_every": 7}
+    assert main(small(tmp_path / "straight", **options, train__num_train_steps=20)) == 0
+    words = small(tmp_path / "stopped", **options, train__num_train_steps=20)
+    process = start(words, 8, tmp_path / "stopped")
+    process.kill()
+    process.wait()
+    assert main(words) == 0
+    assert digest(tmp_path / "stopped", 20) == digest(tmp_path / "straight", 20)
+
+
 def test_killed_and_resumed_is_bitwise_straight(slow: Words, straight: Path, tmp_path: Path) -> None:
     """40 steps == 20, kill -9, resume; dropout on, across an epoch edge.  Fails if the data began again at batch 0, if
     dropout were keyed by launch instead of step, or if the optimiser's state were left out."""

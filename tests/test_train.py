@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from albert_jax import partition
+from albert_jax.cli import main
 from albert_jax.damage import fingerprint
+from albert_jax.run_folder import MetricsLog
 
 from .conftest import FAST_COMPILE, ROOT, free_port
 from .train_script import batches, make
@@ -218,6 +220,34 @@ def test_whole_run_on_two_devices(small: Any, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert "on 2 cpu" in done.stderr
         assert ("resuming after step 4" in done.stderr) == (launch == 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("buckets", [False, True])
+def test_no_step_compiles_again(small: Any, buckets: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the second step, the first evaluation and the first checkpoint nothing is compiled any more, but for one step of
+    each width where there are length buckets.  Fails if an array comes to the step with another type or sharding than before.
+    """
+    compiled: list[str] = []
+    counts: dict[int, int] = {}
+    write = MetricsLog.write
+
+    def counted(log: MetricsLog, step: int, values: dict[str, float]) -> None:
+        counts[step] = len(compiled)  # of a step one later is under way already
+        write(log, step, values)
+
+    def heard(event: str, duration: float, **_: Any) -> None:
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    monkeypatch.setattr(MetricsLog, "write", counted)
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    rhythm = {"train__num_train_steps": 16, "train__eval_every": 4, "train__checkpoint_every": 4}
+    assert main(small(tmp_path / "run", **rhythm, length_buckets=buckets)) == 0
+    assert counts[1] > 0
+    widths = 2 if buckets else 1  # 16 and the whole length, 32
+    assert counts[3] - counts[2] <= widths - 1
+    assert counts[15] - counts[5] <= widths - 1
 
 
 def test_peak_flops_of_what_is_not_known() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from albert_jax import partition, processes, train_step
 from albert_jax.damage import fingerprint
-from albert_jax.data.loader import capacity
+from albert_jax.data.sequences import capacity
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert, init_params, stacked_shapes
 from albert_jax.model.sharing import is_stacked

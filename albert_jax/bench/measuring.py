@@ -78,7 +78,9 @@ class Timed(NamedTuple):
 
     compiled: Any
     again: Callable[[], Any]
-    """Starts it once more; returns something that is there when it is done."""
+    """Starts it once more; returns what `wait` takes."""
+    wait: Callable[[Any], Any] = jax.block_until_ready
+    """Waits until it is done."""
 
 
 def made_up(config: BenchConfig) -> dict[str, np.ndarray]:
@@ -152,11 +154,12 @@ def compile_seconds(compile_it: Callable[[], Any]) -> tuple[Any, float, float]:
 
     The process' own settings of the cache are as before afterwards.
     """
-    settings = {
-        "jax_compilation_cache_dir": jax.config.jax_compilation_cache_dir,
-        "jax_persistent_cache_min_compile_time_secs": jax.config.jax_persistent_cache_min_compile_time_secs,
-        "jax_enable_compilation_cache": jax.config.jax_enable_compilation_cache,
-    }
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_enable_compilation_cache",
+    )
+    settings = {name: getattr(jax.config, name) for name in names}
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -182,19 +185,22 @@ def _set_cache(settings: dict[str, Any]) -> None:
 
 def time_rounds(timed: Timed, rounds: int) -> list[float]:
     """Seconds a step, of each round."""
-    jax.block_until_ready(timed.again())  # the first call may still set things up
-    begun = time.perf_counter()
-    jax.block_until_ready(timed.again())
-    steps = max(1, round(ROUND_SECONDS / (time.perf_counter() - begun)))
+    steps = steps_a_round(timed)
     return [time_round(timed, steps) for _ in range(rounds)]
 
 
-def time_round(timed: Timed, steps: int = 1) -> float:
+def steps_a_round(timed: Timed) -> int:
+    """How many make a round."""
+    time_round(timed, 1)  # the first call may still set things up
+    return max(1, round(ROUND_SECONDS / time_round(timed, 1)))
+
+
+def time_round(timed: Timed, steps: int) -> float:
     """Seconds a step, of `steps` in a row."""
     begun = time.perf_counter()
     for _ in range(steps):
         last = timed.again()
-    jax.block_until_ready(last)
+    timed.wait(last)
     return (time.perf_counter() - begun) / steps
 
 

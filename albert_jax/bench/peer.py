@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from albert_jax import partition, pretrain_task
-from albert_jax.bench.measuring import BenchConfig, Timed, made_up, time_round
+from albert_jax.bench.measuring import BenchConfig, Timed, made_up, steps_a_round, time_round
 from albert_jax.config import require
 from albert_jax.convert.huggingface_names import NAMES
 from albert_jax.convert.weights import Weights, spread
@@ -20,6 +20,23 @@ from albert_jax.partition import Layout
 
 PEERS = ("huggingface", "huggingface-compiled")
 """transformers' AlbertForPreTraining as it comes, and after torch.compile."""
+
+SAME = (
+    "vocab_size",
+    "embedding_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "inner_group_num",
+    "hidden_act",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+)
+"""Settings that bear one name in both."""
 
 IGNORED = -100
 """torch's label of a position that is not predicted."""
@@ -53,16 +70,15 @@ def compare(config: BenchConfig, timed: Timed, peer: str, dtype: str, rounds: in
     params, examples = _inputs(config)
     network = _network(config, params, device)
     theirs, loss = _work(config, network, examples, device, dtype, compiled=peer.endswith("-compiled"))
-    outcome = float(loss()) if config.work != "inference" else None
+    runs = [timed, theirs]
+    outcome = float(loss().detach()) if config.work != "inference" else None
     ours = float(_loss(config, params, examples)) if config.work != "inference" else None
-    for run in (timed.again, theirs):
-        jax.block_until_ready(run())
+    steps = [steps_a_round(run) for run in runs]
     pairs = []
     for number in range(rounds):
-        runs = [timed, Timed(None, theirs)]
-        turn = runs if number % 2 == 0 else runs[::-1]  # neither always follows the other's caches
-        seconds = [time_round(run) for run in turn]
-        pairs.append(seconds if number % 2 == 0 else seconds[::-1])
+        order = (0, 1) if number % 2 == 0 else (1, 0)  # neither always follows the other's caches
+        seconds = {which: time_round(runs[which], steps[which]) for which in order}
+        pairs.append((seconds[0], seconds[1]))
     ratios = sorted(a / b for a, b in pairs)
     return {
         "ratio": statistics.median(ratios),
@@ -95,8 +111,7 @@ def _inputs(config: BenchConfig) -> tuple[Any, pretraining.Examples]:
 def _loss(config: BenchConfig, params: Any, examples: pretraining.Examples) -> Any:
     """Ours, without dropout."""
     apply = Albert(config.model).apply
-    given = examples | {"dropout_keys": None}  # type: ignore[dict-item]
-    return pretraining.loss(config.objective, apply, params, given, train=False)[0]
+    return pretraining.loss(config.objective, apply, params, examples, train=False)[0]
 
 
 def _network(config: BenchConfig, params: Any, device: str) -> Any:
@@ -105,12 +120,9 @@ def _network(config: BenchConfig, params: Any, device: str) -> Any:
     import transformers
 
     model = config.model
-    shared = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-    shared += ("intermediate_size", "inner_group_num", "hidden_act", "max_position_embeddings", "type_vocab_size")
-    shared += ("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob")
-    names = {name: getattr(model, name) for name in shared}
+    fields = {name: getattr(model, name) for name in SAME}
     # Ours has no dropout before the sentence head.
-    network = transformers.AlbertForPreTraining(transformers.AlbertConfig(**names, classifier_dropout_prob=0.0))
+    network = transformers.AlbertForPreTraining(transformers.AlbertConfig(**fields, classifier_dropout_prob=0.0))
     tensors = {mapped.theirs: torch.tensor(value) for mapped, value in spread(Weights(Albert(model), params), NAMES)}
     unknown = network.load_state_dict(tensors, strict=False).unexpected_keys
     require(not unknown, f"--peer: transformers {transformers.__version__} has no {', '.join(unknown[:3])}")
@@ -119,8 +131,8 @@ def _network(config: BenchConfig, params: Any, device: str) -> Any:
 
 def _work(
     config: BenchConfig, network: Any, examples: pretraining.Examples, device: str, dtype: str, compiled: bool
-) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """What runs once and waits until it is done, and what gives the loss."""
+) -> tuple[Timed, Callable[[], Any]]:
+    """What is timed, and what gives the loss."""
     import torch
 
     host = {name: np.asarray(value) for name, value in examples.items()}
@@ -138,7 +150,7 @@ def _work(
     def casting() -> Any:
         return torch.autocast(device, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
 
-    def wait() -> None:
+    def wait(_: Any) -> None:
         if device == "cuda":
             torch.cuda.synchronize()
 
@@ -151,11 +163,9 @@ def _work(
         loss().backward()
         if optimizer is not None:
             optimizer.step()
-        wait()
 
     def infer() -> None:
         with torch.inference_mode(), casting():
             called(**inputs)
-        wait()
 
-    return (infer if config.work == "inference" else train), loss
+    return Timed(None, infer if config.work == "inference" else train, wait), loss

@@ -10,7 +10,7 @@ import numpy as np
 
 from albert_jax.config import require
 
-WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384)
+WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448)
 """Widths that batches are padded to, beside the longest that is allowed: each is one compilation."""
 
 POOL = 32

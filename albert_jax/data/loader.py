@@ -5,6 +5,7 @@ of (data, seed, k): a resumed run asks for batch k and gets it, whatever the num
 """
 
 import dataclasses
+import functools
 from array import array
 from collections.abc import Iterator
 from typing import Any
@@ -13,50 +14,15 @@ import grain
 import numpy as np
 
 from albert_jax.config import require
+from albert_jax.data import batches
 from albert_jax.data.prepare import Prepared, read_split, save_array
+from albert_jax.data.sequences import SPECIAL_TOKENS, capacity, pieces, spans
 
 Batch = dict[str, Any]
 """Name -> numpy array, as `Sequences` names them; batched along a leading axis."""
 
-SPECIAL_TOKENS = 3
-"""[CLS] and two [SEP]."""
-
-
 INDEX_VERSION = 1
 """To be raised with any change of `pieces` or `spans`: indices lie beside prepared data."""
-
-
-def capacity(max_seq_length: int) -> int:
-    """C: the most tokens a sequence can have before pairing cuts it to fit: every piece is at most half an input long."""
-    room = max_seq_length - SPECIAL_TOKENS
-    return room + room // 2
-
-
-def pieces(sentence_lengths: np.ndarray, max_seq_length: int) -> np.ndarray:
-    """Sentence lengths with every sentence longer than half an input cut up, so that a full sequence has two pieces at least."""
-    limit = (max_seq_length - SPECIAL_TOKENS) // 2
-    cuts = -(-sentence_lengths // limit)
-    if cuts.max(initial=1) == 1:
-        return sentence_lengths
-    cut = np.repeat(limit, cuts.sum())
-    cut[np.cumsum(cuts) - 1] = sentence_lengths - (cuts - 1) * limit
-    return cut
-
-
-def spans(sentence_lengths: np.ndarray, max_seq_length: int) -> Iterator[tuple[int, int]]:
-    """The token ranges [start, end) of a document's sequences: sentences are added until the input is full or none is left.
-
-    A remainder of one sentence makes no pair and is left out.  (google-research/albert create_pretraining_data.py, which
-    pairs such a sentence with another document's and labels it as swapped.)
-    """
-    ends = np.concatenate([[0], np.cumsum(pieces(sentence_lengths, max_seq_length))])
-    first = 0
-    while first < len(ends) - 1:
-        last = int(np.searchsorted(ends, ends[first] + max_seq_length - SPECIAL_TOKENS))
-        last = min(last, len(ends) - 1)
-        if last - first >= 2:
-            yield int(ends[first]), int(ends[last])
-        first = last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +39,12 @@ class Sequences:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def widths(self) -> np.ndarray:
+        """[sequences]: what each needs of a row's length, at most `max_seq_length`."""
+        tokens = self.index[:, 2] - self.index[:, 1]
+        return np.minimum(tokens + SPECIAL_TOKENS, self.max_seq_length)
 
     def __getitem__(self, item: int) -> Batch:
         document, start, end = self.index[item].tolist()
@@ -130,6 +102,35 @@ def train_batches(
     dataset = dataset.batch(global_batch_size // process_count, drop_remainder=True)[
         start * process_count + process_index :: process_count
     ]
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+
+
+def bucketed_batches(
+    sequences: Sequences, global_batch_size: int, seed: int, start: int, process_index: int = 0, process_count: int = 1
+) -> Iterator[Batch]:
+    """As `train_batches`, but those of a batch are of nearly the same length, and have the columns that the longest needs:
+    `capacity` of one of `batches.WIDTHS`, or of `max_seq_length`; the same in all processes.
+    """
+    widths, share = sequences.widths, global_batch_size // process_count
+    count = len(sequences) // global_batch_size
+    own = slice(process_index * share, (process_index + 1) * share)
+
+    @functools.lru_cache(maxsize=1)
+    def epoch_plan(epoch: int) -> np.ndarray:
+        return batches.plan(widths, global_batch_size, seed, epoch)
+
+    def fetch(number: int, _: int) -> Batch:
+        epoch, place = divmod(number, count)
+        chosen = epoch_plan(epoch)[place]
+        columns = capacity(batches.width_of(int(widths[chosen].max()), sequences.max_seq_length))
+        rows = [sequences[i] for i in chosen[own].tolist()]
+        return {
+            "tokens": np.stack([row["tokens"][:columns] for row in rows]),
+            "sentence": np.stack([row["sentence"][:columns] for row in rows]),
+            "document": np.stack([row["document"] for row in rows]),
+        }
+
+    dataset = grain.MapDataset.source(range(count)).repeat().map_with_index(fetch)[start:]
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
 

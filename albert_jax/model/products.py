@@ -91,8 +91,9 @@ def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array
     # Rows of several axes are laid out anew by the reshape: a mere transpose would be folded into the product.
     columns = jnp.moveaxis(x, -1, 0).reshape(x.shape[-1], -1)
     rows = gradient.reshape(-1, gradient.shape[-1])
-    parts = _accumulated(gradient, kernel, 1), _accumulated(columns, rows, 0), jnp.sum(rows, axis=0, dtype=jnp.float32)
-    return tuple(part.astype(x.dtype) for part in parts)
+    summed = jnp.sum(rows, axis=0, dtype=jnp.float32)
+    of_x, of_kernel = _accumulated(gradient, kernel, 1), _accumulated(columns, rows, 0)
+    return of_x.astype(x.dtype), of_kernel.astype(x.dtype), summed.astype(x.dtype)
 
 
 _bfloat16_on_cpu.defvjp(_forward, _backward)

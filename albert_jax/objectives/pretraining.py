@@ -71,8 +71,22 @@ class Vocabulary:
     """[V] bool: the piece begins a word."""
 
 
+def row_length(columns: int) -> int:
+    """S of inputs that are drawn from sequences of so many columns, C: the other way round of `data.sequences.capacity`."""
+    return -(-2 * columns // 3) + 3
+
+
+def predictions(config: ObjectiveConfig, length: int) -> int:
+    """P of inputs of `length`: of shorter ones than `max_seq_length`, no more than masked_lm_prob asks for."""
+    if length == config.max_seq_length:
+        return config.max_predictions_per_seq
+    return min(config.max_predictions_per_seq, max(1, round(length * config.masked_lm_prob)))
+
+
 def draw(config: ObjectiveConfig, vocabulary: Vocabulary, batch: dict[str, Array], key: Array) -> Examples:
     """Pairs and masks for a batch of sequences (`tokens` [B, C], `sentence` [B, C], `document` [B]).
+
+    S and P follow C, so that sequences with less than `capacity(max_seq_length)` columns make shorter inputs.
 
     Returns:
       input_ids, attention_mask, token_type_ids [B, S]; masked_lm_positions, masked_lm_labels, masked_lm_weights [B, P];
@@ -85,7 +99,8 @@ def draw(config: ObjectiveConfig, vocabulary: Vocabulary, batch: dict[str, Array
     # Without another document in the batch there is no negative: an empty row says so.
     others = Sequence(rows.tokens[index], jnp.where(found[:, None], rows.sentence[index], -1))
     starts_word = jnp.asarray(vocabulary.starts_word | (not config.do_whole_word_mask))
-    room = config.max_seq_length - 3
+    length = row_length(batch["tokens"].shape[1])
+    room, most = length - 3, predictions(config, length)
 
     def one(key: Array, row: Sequence, other: Sequence) -> Examples:
         used_key, pair_key, cut_key, choose_key, hide_key, dropout_key = jax.random.split(key, 6)
@@ -93,25 +108,21 @@ def draw(config: ObjectiveConfig, vocabulary: Vocabulary, batch: dict[str, Array
         pair = PAIRS[config.sentence_objective](pair_key, row, other, end)
         a, b = segment_pairs.truncate(cut_key, pair.a, pair.b, room, row.tokens.shape[0])
         ids, mask, types = segment_pairs.assemble(
-            pair._replace(a=a, b=b), config.max_seq_length, vocabulary.cls_id, vocabulary.sep_id, vocabulary.pad_id
+            pair._replace(a=a, b=b), length, vocabulary.cls_id, vocabulary.sep_id, vocabulary.pad_id
         )
         special = (ids == vocabulary.cls_id) | (ids == vocabulary.sep_id) | (mask == 0)
-        wanted = masking.budget(
-            jnp.sum(mask), config.max_seq_length, config.masked_lm_prob, config.max_predictions_per_seq
-        )
+        wanted = masking.budget(jnp.sum(mask), length, config.masked_lm_prob, most)
         real = row.sentence[0] >= 0  # an empty row only fills up a batch
         chosen = masking.choose(
             choose_key,
             starts_word[ids],
             jnp.where(special, -1, types),
             wanted * real,
-            config.max_predictions_per_seq,
+            most,
             config.ngram,
             config.favor_shorter_ngram,
         )
-        masked = masking.hide(
-            hide_key, ids, chosen, config.max_predictions_per_seq, vocabulary.mask_id, vocabulary.size
-        )
+        masked = masking.hide(hide_key, ids, chosen, most, vocabulary.mask_id, vocabulary.size)
         return {
             "input_ids": masked.input_ids,
             "attention_mask": mask * real,
