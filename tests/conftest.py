@@ -6,6 +6,7 @@ import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compilation is most of the time that small steps take; tests compare programs that were compiled alike.
@@ -19,6 +20,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 import pytest
 
 from albert_jax.data import sources
+from albert_jax.meter import Meter
 
 ROOT = Path(__file__).parent.parent
 TINY = str(ROOT / "experiments" / "pretrain" / "tiny.py")
@@ -36,6 +38,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some of Python's documentation as .jsonl: real prose, the same on every machine of one Python version."""
     path = tmp_path_factory.mktemp("corpus") / "docs.jsonl"
     texts = list(sources.documents(sources.DataConfig()))[:45]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+@pytest.fixture(scope="session")
+def short_corpus(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its words as documents of two lines of one to four words each: sequences of up to 16 tokens, and of more."""
+    words = " ".join(json.loads(line)["text"] for line in corpus.read_text().splitlines()).split()
+    path, texts = tmp_path_factory.mktemp("corpus") / "short.jsonl", []
+    for number in range(1500):
+        size, at = 1 + number % 4, 8 * number
+        texts.append(" ".join(words[at : at + size]) + "\n" + " ".join(words[at + size : at + 2 * size]))
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return path
 
@@ -78,3 +92,17 @@ def small(corpus: Path, cache: Path) -> Callable[..., list[str]]:
         return ["pretrain", TINY, *(word for name, value in chosen.items() for word in (f"--{name}", str(value)))]
 
     return words
+
+
+@pytest.fixture
+def compiled_steps(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every step that train loops compile from here on: in a run, one for each shape of a batch."""
+    found: list[Any] = []
+    take = Meter.compiled
+
+    def kept(meter: Meter, step: Any) -> None:
+        found.append(step)
+        take(meter, step)
+
+    monkeypatch.setattr(Meter, "compiled", kept)
+    return found

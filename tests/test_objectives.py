@@ -262,13 +262,14 @@ def test_the_key_and_the_row_decide() -> None:
         assert len({row.tobytes() for row in same[name]}) == 8
 
 
-def test_draw_follows_the_width_of_the_rows() -> None:
+@pytest.mark.parametrize("objective", ["sop", "nsp"])
+def test_draw_follows_the_width_of_the_rows(objective: str) -> None:
     """Rows with the columns of 64 tokens make the inputs of a run at 64, whatever the longest of this run are, with no more
     predictions than their length asks for.  Fails if shapes or budgets come from the configuration alone."""
     for length in range(8, 700):
         assert pretraining.row_length(capacity(length)) == length
-    config = ObjectiveConfig(max_seq_length=512, max_predictions_per_seq=77)
-    narrow = ObjectiveConfig(max_seq_length=64, max_predictions_per_seq=10)
+    config = ObjectiveConfig(objective, max_seq_length=512, max_predictions_per_seq=77)
+    narrow = ObjectiveConfig(objective, max_seq_length=64, max_predictions_per_seq=10)
     rows = text(6, 64)
     found, wanted = (drawer(c)(rows, jax.random.key(3)) for c in (config, narrow))
     assert found["input_ids"].shape == (6, 64)

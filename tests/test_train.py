@@ -224,7 +224,14 @@ def test_whole_run_on_two_devices(small: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("buckets", [False, True])
-def test_no_step_compiles_again(small: Any, buckets: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_step_compiles_again(
+    small: Any,
+    short_corpus: Path,
+    compiled_steps: list[Any],
+    buckets: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """After the second step, the first evaluation and the first checkpoint nothing is compiled any more, but for one step of
     each width where there are length buckets.  Fails if an array comes to the step with another type or sharding than before.
     """
@@ -243,9 +250,10 @@ def test_no_step_compiles_again(small: Any, buckets: bool, tmp_path: Path, monke
     monkeypatch.setattr(MetricsLog, "write", counted)
     jax.monitoring.register_event_duration_secs_listener(heard)
     rhythm = {"train__num_train_steps": 16, "train__eval_every": 4, "train__checkpoint_every": 4}
-    assert main(small(tmp_path / "run", **rhythm, length_buckets=buckets)) == 0
+    assert main(small(tmp_path / "run", **rhythm, data__source=short_corpus, length_buckets=buckets)) == 0
     assert counts[1] > 0
     widths = 2 if buckets else 1  # 16 and the whole length, 32
+    assert len(compiled_steps) == widths
     assert counts[3] - counts[2] <= widths - 1
     assert counts[15] - counts[5] <= widths - 1
 
