@@ -1,6 +1,7 @@
 """Rows of unequal length to padded batches of few shapes: shuffled every epoch for training, in order of length to evaluate.
 
-For data that fits in memory as tokens, as fine-tuning's does.  Batch k is a pure function of (rows, seed, k).
+For data that fits in memory as tokens, as fine-tuning's does; `plan` and `width_of` are pretraining's, too.
+Batch k is a pure function of (rows, seed, k).
 """
 
 from collections.abc import Iterator, Mapping
