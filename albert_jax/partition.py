@@ -47,7 +47,7 @@ class MeshConfig:
         kept = self.sharding == "parameters" and remat == "none"
         require(
             not kept,
-            "mesh.sharding 'parameters' needs model.remat 'dots' or 'full', or all layers' would be kept whole",
+            "mesh.sharding 'parameters' needs another model.remat than 'none', or all layers' would be kept whole",
         )
 
 

@@ -352,6 +352,14 @@ def test_cudnn_is_told_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(told) == count
 
 
+def test_without_cudnn() -> None:
+    """Parameters can be made anywhere; what needs cuDNN says so in a line."""
+    config = tiny(dtype="bfloat16", attention_implementation="cudnn")
+    assert param_shapes(Albert(config)) == param_shapes(Albert(tiny()))
+    with pytest.raises(InputError, match=r"^model.attention_implementation 'cudnn': .*; on this device use 'xla'"):
+        apply(config, random_params(config), inputs(config))
+
+
 def test_rows_see_neither_each_other_nor_their_padding() -> None:
     """A row's outputs are bit for bit the same whatever the other rows are, and nearly the same alone in a wider batch.
 

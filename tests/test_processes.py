@@ -332,7 +332,10 @@ def test_port_that_is_taken() -> None:
         ),
         (["--distributed.num-processes", "many"], "distributed.num_processes: expected int, got 'many'"),
         (["--mesh.data", "64"], "mesh.data 64: JAX finds"),
-        (["--mesh.sharding", "parameters"], "mesh.sharding 'parameters' needs model.remat 'dots' or 'full'"),
+        (
+            ["--mesh.sharding", "parameters", "--model.remat", "none"],
+            "mesh.sharding 'parameters' needs another model.remat than 'none'",
+        ),
     ],
 )
 def test_bad_input(

@@ -325,7 +325,9 @@ class Encoder(nn.Module):
             if whole is not None:
                 own_params = {name: whole(one, "encoder", name) for name, one in own_params.items()}
             p, site = shared | own_params, 1 + SITES_PER_BLOCK * index
-            y: Any = attention.apply({"params": p["attention"]}, x, mask, keys, site, collect)
+            # Shapes of parameters are asked for where there is no GPU, too.
+            with_weights = collect or self.is_initializing()
+            y: Any = attention.apply({"params": p["attention"]}, x, mask, keys, site, with_weights)
             z: Any = ffn.apply({"params": p["ffn"]}, y[0], keys, site + 2)
             return z, {"hidden_states": z, "attentions": y[1]} if collect else {}
 

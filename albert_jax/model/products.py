@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
+from albert_jax.config import InputError
+
 DENSE, SCORES, CONTEXT, KEPT = "dense", "scores", "context", "kept"
 """Outputs of dense layers; attention's two products; dropout's masks, whose random bits are dear."""
 
@@ -49,10 +51,17 @@ def cudnn_attention(query: Array, key: Array, value: Array, mask: Array) -> Arra
     """cuDNN's attention: query, key and value [B, S, N, D] -> [B, S, N, D], under the name `CONTEXT`.
 
     Of `mask` [B, S] only the number of ones counts: given as a mask, cuDNN would also compute the gradient of a bias.
+
+    Raises:
+      InputError: there is no cuDNN, or it does not do this on the device.
     """
     lengths = jnp.maximum(jnp.sum(mask, axis=-1, dtype=jnp.int32), 1)  # a row of padding alone gives no NaN
     padded: Any = {"query_seq_lengths": lengths, "key_value_seq_lengths": lengths}
-    return named(jax.nn.dot_product_attention(query, key, value, implementation="cudnn", **padded), CONTEXT)
+    try:
+        return named(jax.nn.dot_product_attention(query, key, value, implementation="cudnn", **padded), CONTEXT)
+    except (RuntimeError, NotImplementedError) as error:  # which JAX raises as it traces
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"model.attention_implementation 'cudnn': {reason}; on this device use 'xla'") from None
 
 
 def named(x: Array, name: str) -> Array:

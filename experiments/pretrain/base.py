@@ -6,7 +6,7 @@ Paper: LAMB 0.00176, batch 4096, 125,000 steps, sequences of 512 (10 % shorter),
 BookCorpus, 16 GB; 64 to 512 TPU v3.  That is 262 G tokens and 1.5e20 FLOP: 4.3 days of one GPU at 400 TFLOP/s (on paper).
 15 % of 512 tokens are 77 predictions; the released command's 20 would mask 3.9 %.
 A smaller batch wants a smaller learning rate: 0.00176 x sqrt(batch / 4096).  A batch that does not fit wants
---train.gradient-accumulation: 8 on 8 H100, 41 GB a device (on paper; albert-jax plan says what fits others).
+--train.gradient-accumulation: 4 on 8 H100, 44 GB a device (on paper; albert-jax plan says what fits others).
 v1 as released had dropout; v2 none, 10 M steps and more data (repository; its warm-up was not published):
     albert-jax pretrain experiments/pretrain/base.py --model.hidden-dropout-prob 0.1 --model.attention-probs-dropout-prob 0.1
     albert-jax pretrain experiments/pretrain/base.py --train.num-train-steps 10000000
