@@ -7,6 +7,7 @@
 # On a CPU, to try the script: bash experiments/performance.sh /tmp/found --dtype float32 --attention xla --batch-size 2 \
 #   --length 32 --model.num-hidden-layers 2 --model.hidden-size 64 --model.num-attention-heads 4 --model.intermediate-size 128
 set -u
+export XLA_PYTHON_CLIENT_PREALLOCATE=false # torch wants memory beside
 cd "$(dirname "$0")/.."
 folder=$1
 shift
