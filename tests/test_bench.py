@@ -75,8 +75,8 @@ def test_gradients_do_no_more_than_they_did(name: str) -> None:
     the speed.  Fails if something is computed twice, kept for backward that was not, or cast again and again."""
     model, wanted = COUNTS[name]
     found = counts(compiled(**model))
-    for what in ("flops", "bytes"):  # versions of XLA differ a little
-        assert 0.9 * wanted[what] < found[what] < 1.05 * wanted[what], (what, found[what], wanted[what])
+    for what in ("flops", "bytes"):  # newer versions of XLA copy less
+        assert 0.7 * wanted[what] < found[what] < 1.05 * wanted[what], (what, found[what], wanted[what])
     assert found["collectives"] == 0
     for what in wanted.keys() - {"flops", "bytes"}:
         assert found[what] == wanted[what], what
@@ -221,8 +221,7 @@ def test_a_device_that_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some profilers do not."""
     monkeypatch.setattr(breakdown, "instructions", lambda text: {"nothing": Instruction("matmul", True)})
     _, timed = measuring.measure_compiled(dataclasses.replace(config("inference"), rounds=1))
-    with pytest.raises(InputError, match="the profiler tells nothing"):
-        breakdown.breakdown(timed, None)
+    assert breakdown.breakdown(timed, None) == {}
 
 
 @pytest.mark.parity
