@@ -35,6 +35,10 @@ END = "end: "
 """What XLA:CPU calls the end of an instruction."""
 
 
+ONE_BY_ONE = {"xla_gpu_enable_command_buffer": ""}
+"""XLA's options for a GPU: a profile names instructions only where they are launched one by one, not as a graph."""
+
+
 class Event(NamedTuple):
     """One run of one instruction."""
 
@@ -65,8 +69,12 @@ def instructions(text: str) -> dict[str, Instruction]:
             body = bodies[called[1]] if called and called[1] in bodies else ""
             product = opcode == "dot" or " dot(" in body or bool(re.search(PRODUCTS, line))
             path = re.search(r'op_name="([^"]*)"', line)
-            if opcode not in CONTAINERS:
-                found[name] = Instruction(_kind(opcode, path[1] if path else "", product), product)
+            if opcode in CONTAINERS:
+                continue
+            found[name] = Instruction(_kind(opcode, path[1] if path else "", product), product)
+            if opcode == "fusion-start" and (inner := re.search(r'deduplicated_name="([^"]*)"', line)):
+                # On another stream of a GPU, under this name and a number.
+                found.setdefault(inner[1], found[name])
     return found
 
 
@@ -96,8 +104,9 @@ def events(folder: Path, known: dict[str, Instruction]) -> Iterator[Event]:
         start = 1e3 * event["ts"]
         if event["name"].startswith(END):
             marks[event["name"].removeprefix(END)].append(start)
-        elif (name := event.get("args", {}).get("hlo_op")) in known:
-            runs[name].append((start, start + 1e3 * event["dur"]))
+        elif name := event.get("args", {}).get("hlo_op"):
+            if (name := name if name in known else name.split(".")[0]) in known:
+                runs[name].append((start, start + 1e3 * event["dur"]))
     for name, found in runs.items():
         # The event of a product on a CPU may be over when it is handed to threads; that they are done is an event of its
         # own.  Of other instructions that one comes late, after what follows has begun.
@@ -133,10 +142,14 @@ def shares(found: list[Event]) -> dict[str, float]:
 def breakdown(timed: Timed, folder: Path | None) -> dict[str, float]:
     """Seconds a step of each of `KINDS`, from a profile of `STEPS` steps; empty where that tells nothing of the device's work.
 
+    On a GPU it is compiled anew for that, `ONE_BY_ONE`, so that the sum may be more than a step takes.
+
     Args:
       timed: what runs.
       folder: where the profile stays, for Perfetto or TensorBoard; None: it is thrown away.
     """
+    if jax.default_backend() == "gpu" and timed.with_options:
+        timed = timed.with_options(ONE_BY_ONE)
     jax.block_until_ready(timed.again())
     with tempfile.TemporaryDirectory() as scratch:
         with jax.profiler.trace(folder or scratch, create_perfetto_trace=folder is not None):

@@ -81,6 +81,8 @@ class Timed(NamedTuple):
     """Starts it once more; returns what `wait` takes."""
     wait: Callable[[Any], Any] = jax.block_until_ready
     """Waits until it is done."""
+    with_options: Callable[[dict[str, Any]], "Timed"] | None = None
+    """Compiles it again, with these options of XLA."""
 
 
 def made_up(config: BenchConfig) -> dict[str, np.ndarray]:
@@ -98,8 +100,8 @@ def made_up(config: BenchConfig) -> dict[str, np.ndarray]:
     }
 
 
-def prepare(config: BenchConfig) -> tuple[Callable[[], Any], Callable[[Any], Timed]]:
-    """What compiles the work, and what makes a `Timed` of that."""
+def prepare(config: BenchConfig) -> tuple[Callable[..., Any], Callable[[Any], Timed]]:
+    """What compiles the work, with XLA's options if any, and what makes a `Timed` of that."""
     mesh = partition.make_mesh("any", config.mesh.data)
     partition.check_batch("batch_size", config.batch_size, config.gradient_accumulation, mesh.size)
     model = Albert(config.model)
@@ -112,27 +114,33 @@ def prepare(config: BenchConfig) -> tuple[Callable[[], Any], Callable[[Any], Tim
     if config.work == "step":
         step = train_step.make_step(task, optimizer, layout, config.gradient_accumulation)
         calm = partition.of_each_device(mesh, 0)
-        state = train_step.make_init(task, optimizer, layout)(seed)
+        held = [train_step.make_init(task, optimizer, layout)(seed)]
+        shapes = train_step.state_shapes(task, optimizer, layout)
+
+        def compile_step(options: dict[str, Any] | None = None) -> Any:
+            return step.lower(shapes, batch, seed, calm).compile(compiler_options=options)
 
         def timed_step(compiled: Any) -> Timed:
-            held = [state]
-
             def again() -> Any:
                 held[0], metrics = compiled(held[0], batch, seed, calm)
                 return metrics["loss"]
 
-            return Timed(compiled, again)
+            return Timed(compiled, again, with_options=lambda options: timed_step(compile_step(options)))
 
-        return lambda: step.lower(state, batch, seed, calm).compile(), timed_step
+        return compile_step, timed_step
     params = jax.jit(functools.partial(init_params, model))(jax.random.key(0))
     examples = jax.jit(task.draw)(batch, jax.random.key(0))
     function = _gradients(task.loss) if config.work == "gradients" else _encoder(config.model)
     arguments = params, examples
 
-    def timed(compiled: Any) -> Timed:
-        return Timed(compiled, lambda: compiled(*arguments))
+    def compile_function(options: dict[str, Any] | None = None) -> Any:
+        return jax.jit(function).lower(*arguments).compile(compiler_options=options)
 
-    return lambda: jax.jit(function).lower(*arguments).compile(), timed
+    def timed(compiled: Any) -> Timed:
+        again = functools.partial(compiled, *arguments)
+        return Timed(compiled, again, with_options=lambda options: timed(compile_function(options)))
+
+    return compile_function, timed
 
 
 def _gradients(loss: Callable[..., Any]) -> Callable[..., Any]:

@@ -195,12 +195,18 @@ def dense(config: AlbertConfig, features: int, name: str) -> Dense:
 def layer_norm(config: AlbertConfig, x: Array) -> Array:
     """LayerNorm in float32, returned in x's dtype.  To be called inside a module's compact method."""
     norm = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, name="LayerNorm")
-    return norm(x.astype(jnp.float32)).astype(x.dtype)
+    with jax.named_scope("LayerNorm"):
+        return norm(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def activation(config: AlbertConfig, x: Array) -> Array:
     """`hidden_act` in float32, returned in x's dtype: in bfloat16 each of its operations would round."""
-    return ACTIVATIONS[config.hidden_act](x.astype(jnp.float32)).astype(x.dtype)
+
+    def wide(x: Array) -> Array:
+        return ACTIVATIONS[config.hidden_act](x.astype(jnp.float32)).astype(x.dtype)
+
+    # Backward makes what lies inside again: in float32 it is twice as large as x.
+    return wide(x) if x.dtype == jnp.float32 else jax.checkpoint(wide)(x)
 
 
 class Embeddings(nn.Module):
@@ -332,7 +338,9 @@ class Encoder(nn.Module):
             return z, {"hidden_states": z, "attentions": y[1]} if collect else {}
 
         if config.remat != "none":
-            block = jax.checkpoint(block, prevent_cse=False, policy=POLICIES[config.remat])
+            # Across iterations of a loop XLA finds nothing in common, but within one it would keep what backward is to make again.
+            unrolled = config.scan_unroll > 1
+            block = jax.checkpoint(block, prevent_cse=unrolled, policy=POLICIES[config.remat])
         first = x
         x, outputs = jax.lax.scan(
             block, x, (scanned, jnp.arange(config.depth)), unroll=min(config.scan_unroll, config.depth)

@@ -74,6 +74,9 @@ def _on_cpu(x: Array) -> bool:
 
 
 def _dense(x: Array, kernel: Array, bias: Array) -> Array:
+    if kernel.dtype != jnp.float32:
+        # Where it sees the kernel's cast, XLA:GPU takes that into the product, and leaves the bias to a kernel of its own.
+        kernel = jax.lax.optimization_barrier(kernel)
     return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ()))) + bias
 
 
