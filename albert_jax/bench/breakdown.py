@@ -104,9 +104,8 @@ def events(folder: Path, known: dict[str, Instruction]) -> Iterator[Event]:
         start = 1e3 * event["ts"]
         if event["name"].startswith(END):
             marks[event["name"].removeprefix(END)].append(start)
-        elif name := event.get("args", {}).get("hlo_op"):
-            if (name := name if name in known else name.split(".")[0]) in known:
-                runs[name].append((start, start + 1e3 * event["dur"]))
+        elif name := _known(event.get("args", {}).get("hlo_op", ""), known):
+            runs[name].append((start, start + 1e3 * event["dur"]))
     for name, found in runs.items():
         # The event of a product on a CPU may be over when it is handed to threads; that they are done is an event of its
         # own.  Of other instructions that one comes late, after what follows has begun.
@@ -114,6 +113,11 @@ def events(folder: Path, known: dict[str, Instruction]) -> Iterator[Event]:
         for (start, end), mark in zip(sorted(found), sorted(marks[name]) if marked else [0] * len(found), strict=True):
             if max(end, mark) > start:
                 yield Event(known[name].kind, start, max(end, mark))
+
+
+def _known(name: str, known: dict[str, Instruction]) -> str:
+    """The name under which an instruction is known; empty: it is not."""
+    return next((key for key in (name, name.split(".")[0]) if key in known), "")
 
 
 def shares(found: list[Event]) -> dict[str, float]:

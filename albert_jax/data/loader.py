@@ -93,15 +93,24 @@ def check_batch(sequences: Sequences, global_batch_size: int) -> None:
     )
 
 
+def _rows(sequences: Sequences, numbers: np.ndarray, columns: int | None = None) -> Batch:
+    """Those of these numbers, [B, ...], cut to so many columns."""
+    rows = [sequences[number] for number in numbers.tolist()]
+    return {
+        "tokens": np.stack([row["tokens"][:columns] for row in rows]),
+        "sentence": np.stack([row["sentence"][:columns] for row in rows]),
+        "document": np.stack([row["document"] for row in rows]),
+    }
+
+
 def train_batches(
     sequences: Sequences, global_batch_size: int, seed: int, start: int, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Batch]:
     """This process' rows of the batches start, start + 1, ...; [B / processes, ...], without end, reshuffled every epoch."""
-    dataset = grain.MapDataset.source(sequences).seed(seed).shuffle().repeat()
-    # Batched before anything is read ahead: a thread then fetches a batch, not a record, and the order cannot depend on threads.
-    dataset = dataset.batch(global_batch_size // process_count, drop_remainder=True)[
-        start * process_count + process_index :: process_count
-    ]
+    order = grain.MapDataset.range(len(sequences)).seed(seed).shuffle().repeat()
+    # Batched before anything is read: a thread then fetches a batch, not a record, and the order cannot depend on threads.
+    numbers = order.batch(global_batch_size // process_count, drop_remainder=True)
+    dataset = numbers[start * process_count + process_index :: process_count].map(functools.partial(_rows, sequences))
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
 
@@ -123,12 +132,7 @@ def bucketed_batches(
         epoch, place = divmod(number, count)
         chosen = epoch_plan(epoch)[place]
         columns = capacity(batches.width_of(int(widths[chosen].max()), sequences.max_seq_length))
-        rows = [sequences[i] for i in chosen[own].tolist()]
-        return {
-            "tokens": np.stack([row["tokens"][:columns] for row in rows]),
-            "sentence": np.stack([row["sentence"][:columns] for row in rows]),
-            "document": np.stack([row["document"] for row in rows]),
-        }
+        return _rows(sequences, chosen[own], columns)
 
     dataset = grain.MapDataset.source(range(count)).repeat().map_with_index(fetch)[start:]
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
