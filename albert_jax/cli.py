@@ -77,7 +77,7 @@ Any field of the experiment can be overridden; neither its data nor an accelerat
 """
 BENCH_EPILOG = """\
   albert-jax bench base --batch-size 8 --length 128                           on whatever device JAX finds
-  albert-jax bench xlarge --batch-size 64 --dtype bfloat16 --attention cudnn  an NVIDIA GPU
+  albert-jax bench base --batch-size 128 --dtype bfloat16 --attention cudnn --unroll 12 --remat none          an NVIDIA GPU
   albert-jax bench base --batch-size 8 --length 128 --work inference --dtype bfloat16 --peer huggingface
   albert-jax bench base --batch-size 4 --length 128 --work gradients --unroll 12 --json bench.json --profile trace
 Work: step (masks, loss, gradients, update), gradients (loss and gradients of given masks), inference (the encoder).
