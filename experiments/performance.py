@@ -103,7 +103,7 @@ def main() -> None:
             if run.peer:
                 found["peer"] = peer.compare(config, timed, run.peer, "bfloat16", rounds=5)
         except Exception as error:  # the others are wanted all the same
-            print(f"| {run.name} | {type(error).__name__}: {str(error).splitlines()[0][:120]} |", flush=True)
+            print(f"| {run.name} | {type(error).__name__}: {str(error)[:200].partition(chr(10))[0]} |", flush=True)
             continue
         (arguments.folder / f"{run.name}.json").write_text(json.dumps(found, indent=1))
         (arguments.folder / f"{run.name}.md").write_text(table.describe(found, run.name) + "\n")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import importlib.util
 import json
 import re
 import subprocess
@@ -33,6 +34,19 @@ SMALL = AlbertConfig(
     intermediate_size=64,
     max_position_embeddings=64,
 )
+
+
+def import_file(path: Path) -> Any:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 WORDS = [
     f"--model.{field.name.replace('_', '-')}={getattr(SMALL, field.name)}"
     for field in dataclasses.fields(SMALL)
@@ -294,6 +308,23 @@ def test_the_peer_does_the_same_work(work: str) -> None:
         assert found["peer"]["loss"] == pytest.approx(found["peer"]["peer_loss"], abs=1e-4)
     assert found["peer"]["ratio_min"] <= found["peer"]["ratio"] <= found["peer"]["ratio_max"]
     assert f"| our time to theirs | {found['peer']['ratio']:.3f}" in table.describe(found, "it")
+
+
+def test_performance_can_be_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every row's network can be made; one is run, small; one that fails does not end the others."""
+    script = import_file(ROOT / "experiments" / "performance.py")
+    assert len({run.name for run in script.RUNS}) == len(script.RUNS)
+    assert all(script.bench_config(run, small=False).tokens == run.batch_size * run.length for run in script.RUNS)
+    wrong = script.Run("base", 2, 32, peer="huggingface", options={"sharing": "none"})
+    monkeypatch.setattr(script, "RUNS", [wrong, script.Run("base", 2, 32, "inference")])
+    monkeypatch.setattr(script, "PREDICTIONS", {32: 5})
+    monkeypatch.setattr(sys, "argv", ["performance.py", str(tmp_path / "found"), "--small"])
+    script.main()
+    told = capsys.readouterr().out
+    assert "| base-step-2x32-huggingface-none | InputError: --peer huggingface: " in told
+    assert [path.name for path in (tmp_path / "found").glob("*.json")] == ["base-inference-2x32.json"]
 
 
 def test_the_peer_has_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:

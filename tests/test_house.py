@@ -221,7 +221,7 @@ KINDS: dict[str, Any] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig,
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in sorted((ROOT / "experiments").rglob("*.py")) if path.parent.name != "ablations"],
+    [path for path in sorted((ROOT / "experiments").glob("*/**/*.py")) if path.parent.name != "ablations"],
     ids=lambda path: f"{path.parent.name}-{path.stem}",
 )
 def test_experiment_can_be_built(path: Path) -> None:
