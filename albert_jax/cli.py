@@ -83,7 +83,7 @@ BENCH_EPILOG = """\
 Work: step (masks, loss, gradients, update), gradients (loss and gradients of given masks), inference (the encoder).
 Further options: --predictions, --remat, --unroll, --rounds, --gradient-accumulation, --mesh.data, and any field of model,
 objective and optim, such as --model.num-hidden-layers 48, --model.sharing none, --optim.optimizer adamw.
-MFU counts the model's matmul FLOPs, and compares with what a large product reaches on the same device just before.
+MFU counts the model's matmul FLOPs, and compares with what a large product reaches on the same device.
 """
 REPORT_EPILOG = """\
   albert-jax report runs/tiny                        its curves.png and last numbers
@@ -219,7 +219,9 @@ def _bench_job(job: Callable[..., argparse.ArgumentParser]) -> None:
     bench = job(
         "bench", jobs.bench, "Time a network's step on made-up tokens, and say where the time goes.", BENCH_EPILOG
     )
-    bench.add_argument("size", help="base, large, xlarge, xxlarge (v2), or one of them with -v1: with dropout")
+    bench.add_argument(
+        "size", help="base, large, xlarge, xxlarge (v2), or one of them with -v1: with dropout, but for xxlarge"
+    )
     written = "write all that was measured"
     bench.add_argument("--json", dest="json_file", metavar="FILE", type=Path, help=written)
     bench.add_argument("--profile", metavar="DIR", type=Path, help="keep the profile, for TensorBoard or Perfetto")
@@ -227,7 +229,7 @@ def _bench_job(job: Callable[..., argparse.ArgumentParser]) -> None:
     bench.add_argument("--peer", choices=("huggingface", "huggingface-compiled"), help=peers)
     casts = "what it computes in: float32, or bfloat16 by autocast (as ours)"
     bench.add_argument("--peer-dtype", choices=("float32", "bfloat16"), help=casts)
-    bench.add_argument("--peer-rounds", type=int, default=9, help="timed rounds, of one step each (9)")
+    bench.add_argument("--peer-rounds", type=int, default=9, help="timed rounds, of about a second each (9)")
 
 
 def _plan_job(job: Callable[..., argparse.ArgumentParser]) -> None:

@@ -130,12 +130,12 @@ def plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 BENCH_FIELDS = {
-    "--length": "objective.max_seq_length",
-    "--predictions": "objective.max_predictions_per_seq",
-    "--dtype": "model.dtype",
-    "--remat": "model.remat",
-    "--unroll": "model.scan_unroll",
-    "--attention": "model.attention_implementation",
+    "length": "objective.max_seq_length",
+    "predictions": "objective.max_predictions_per_seq",
+    "dtype": "model.dtype",
+    "remat": "model.remat",
+    "unroll": "model.scan_unroll",
+    "attention": "model.attention_implementation",
 }
 """Short names of what `bench` is most often asked with."""
 
@@ -148,24 +148,35 @@ def bench(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from albert_jax.config import check_writable
 
     config = _bench_config(arguments, overrides)
-    for path in (arguments.json_file, arguments.profile):
-        if path is not None:
-            check_writable(path, "--json" if path == arguments.json_file else "--profile")
+    if arguments.profile is not None:
+        check_writable(arguments.profile, "--profile")
+    if arguments.json_file is not None:
+        require(not arguments.json_file.is_dir(), f"--json {arguments.json_file}: a folder; name a file in it")
+        check_writable(arguments.json_file.parent, "--json")
+        arguments.json_file.parent.mkdir(parents=True, exist_ok=True)
+    if arguments.peer is not None:
+        from albert_jax.bench import peer
+
+        peer.check(config, arguments.peer, arguments.peer_rounds)
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # before JAX starts: torch wants memory beside
     found, timed = measuring.measure_compiled(config)
+
+    def keep() -> None:
+        if arguments.json_file is not None:
+            arguments.json_file.write_text(json.dumps(found, indent=1) + "\n")
+
+    keep()  # whatever becomes of the profile and the peer
     found["floors"] = breakdown.floors(config, found["matmul_flops"], found["copy_bytes"])
     if parts := breakdown.breakdown(timed, arguments.profile):
         found["breakdown"] = parts
     else:
         print("the profiler tells nothing of this device: where the time goes is left out", file=sys.stderr)
     if arguments.peer is not None:
-        from albert_jax.bench import peer
-
         dtype = arguments.peer_dtype or config.model.dtype
         found["peer"] = peer.compare(config, timed, arguments.peer, dtype, arguments.peer_rounds)
         found["ratio"] = found["peer"]["ratio"]
     print(table.describe(found, f"albert-jax bench {arguments.size}"))
-    if arguments.json_file is not None:
-        arguments.json_file.write_text(json.dumps(found, indent=1) + "\n")
+    keep()
     return 0
 
 
@@ -176,9 +187,12 @@ def _bench_config(arguments: argparse.Namespace, overrides: list[str]) -> Any:
     from albert_jax.model.albert import PRESETS
     from albert_jax.objectives.pretraining import ObjectiveConfig
 
-    require(arguments.size in PRESETS, f"bench: one of {', '.join(PRESETS)}, got {arguments.size!r}")
-    values = to_dict(BenchConfig(PRESETS[arguments.size], ObjectiveConfig()))
-    given = {BENCH_FIELDS.get(f"--{name}", name): text for name, text in read_words(overrides).items()}
+    require(
+        arguments.size in PRESETS,
+        f"bench: one of {', '.join(PRESETS)}, got {arguments.size!r}; no experiment: a field is an option",
+    )
+    values = to_dict(BenchConfig(PRESETS[arguments.size], ObjectiveConfig(short_seq_prob=0.0)))  # no row is cut
+    given = {BENCH_FIELDS.get(name, name): text for name, text in read_words(overrides).items()}
     for name, text in given.items():
         put(values, name, text)
     if "objective.max_predictions_per_seq" not in given:

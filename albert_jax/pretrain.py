@@ -52,7 +52,8 @@ class PretrainConfig:
     max_eval_steps: int = 100
     """Most batches an evaluation takes."""
     length_buckets: bool = False
-    """For short documents: batches of nearly equal length, padded to the longest; as many compilations as widths, 12 at most."""
+    """For short documents: batches of nearly equal length, padded to the longest; as many compilations as widths, 12 at most.
+    MFU, `plan` and the budgets of `ablate` count rows of max_seq_length all the same."""
     init_from: str = ""
     """What this run's parameters start from: anything that `albert_jax.load` reads, such as a run folder."""
 

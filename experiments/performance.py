@@ -74,7 +74,8 @@ def bench_config(run: Run, small: bool) -> BenchConfig:
         dtype="bfloat16", attention_implementation="cudnn", remat="none", scan_unroll=PRESETS[run.size].depth
     )
     model = dataclasses.replace(PRESETS[run.size], **{**fastest, **run.options})
-    objective = ObjectiveConfig(max_seq_length=run.length, max_predictions_per_seq=PREDICTIONS[run.length])
+    predictions = PREDICTIONS[run.length]
+    objective = ObjectiveConfig(max_seq_length=run.length, max_predictions_per_seq=predictions, short_seq_prob=0.0)
     if small:
         sizes: Any = dict(hidden_size=64, num_attention_heads=4, intermediate_size=128, num_hidden_layers=2)
         model = dataclasses.replace(model, **sizes, attention_implementation="xla")

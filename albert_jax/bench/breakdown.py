@@ -88,7 +88,7 @@ def _kind(opcode: str, path: str, product: bool) -> str:
         return "optimizer"
     if "Attention" in parts:
         below = parts[parts.index("Attention") + 1 :]
-        if below[0] not in ("query", "key", "value", "dense", "LayerNorm", "add"):  # the sum is the residual's
+        if below and below[0] not in {"query", "key", "value", "dense", "LayerNorm", "add"}:  # add: the residual's
             return "attention"
     return "matmul" if product else "elementwise"
 
@@ -96,7 +96,9 @@ def _kind(opcode: str, path: str, product: bool) -> str:
 def events(folder: Path, known: dict[str, Instruction]) -> Iterator[Event]:
     """What the newest profile in `folder` says of the instructions that are `known`."""
     # Not *.xplane.pb: jaxlib 0.12's reader of that aborts at some events.
-    path = max(folder.rglob("*.trace.json.gz"), key=lambda path: path.stat().st_mtime)
+    path = max(folder.rglob("*.trace.json.gz"), key=lambda path: path.stat().st_mtime, default=None)
+    if path is None:
+        return
     runs, marks = defaultdict(list), defaultdict(list)
     for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]:
         if event.get("ph") != "X":  # names of threads
@@ -172,15 +174,16 @@ def floors(config: BenchConfig, matmul_flops: float, copy_bytes: float) -> dict[
     width, inner, length = model.hidden_size, model.intermediate_size, config.objective.max_seq_length
     attention = config.tokens * model.depth * 4 * length * width * (1 if inference else 3)
     # A LayerNorm reads two values and writes one, GELU one and one; backward reads them again, and the gradient, and writes.
-    values = config.tokens * model.depth * (6 * width + 2 * inner if inference else 14 * width + 6 * inner)
+    values = config.tokens * model.depth * (6 * width + 2 * inner if inference else 14 * width + 5 * inner)
     size = 2 if model.dtype == "bfloat16" else 4
     # Parameter, two moments and gradient are read, all but the gradient written.
     update = num_params(Albert(model)) * 4 * 7 if config.work == "step" else 0
     seconds = dict.fromkeys(KINDS, 0.0)
     devices = config.mesh.data or jax.device_count()
+    holders = 1 if config.mesh.sharding == "none" else devices
     return seconds | {
         "matmul": (config.flops - attention) / matmul_flops,
         "attention": attention / matmul_flops,
         "elementwise": values * size / copy_bytes / devices,
-        "optimizer": update / copy_bytes,
+        "optimizer": update / copy_bytes / holders,
     }

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from albert_jax import partition, pretrain_task, train_step
-from albert_jax.config import check_types, require
+from albert_jax.config import InputError, check_types, require
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert, flops_per_token, init_params, num_params, stacked_shapes
 from albert_jax.model.sharing import is_stacked
@@ -46,7 +46,7 @@ class BenchConfig:
     work: Literal["step", "gradients", "inference"] = "step"
     """The whole step (masks, sentence pairs, loss, gradients, update); loss and gradients alone; or the encoder forward."""
     rounds: int = 5
-    """Timed rounds, of a second at least."""
+    """Timed rounds, of about a second each, or one step."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -57,11 +57,13 @@ class BenchConfig:
         require(length <= longest, f"objective.max_seq_length {length} > model.max_position_embeddings {longest}")
         single = self.mesh.data == 1 or self.work == "step"
         require(single, f"work {self.work!r} is timed on one device; leave --mesh.data out, or time the step")
+        whole = self.gradient_accumulation == 1 or self.work == "step"
+        require(whole, f"work {self.work!r} takes the batch whole; leave --gradient-accumulation out, or time the step")
         self.mesh.check_remat(self.model.remat)
 
     @property
     def tokens(self) -> int:
-        """Of a step; none of them is padding."""
+        """Of a step; with `objective.short_seq_prob` 0 none of them is padding."""
         return self.batch_size * self.objective.max_seq_length
 
     @property
@@ -231,24 +233,31 @@ def measure(config: BenchConfig) -> dict[str, Any]:
     Returns:
       For JSON: `config`; `device`, `devices`, `versions`; `parameters`; `seconds` a step (the median of rounds), its
       `seconds_min` and `seconds_max`; `tokens_per_second`; `flops` of a step, and `mfu` against `matmul_flops`, a second,
-      measured just before; `mfu_of_peak`, against the data sheet, or None; `copy_bytes` a second; `memory`, bytes that
+      measured just after; `mfu_of_peak`, against the data sheet, or None; `copy_bytes` a second; `memory`, bytes that
       XLA sets aside on a device, and `peak_memory`, bytes the device has seen, or None; `compile_seconds`, cold, and
       `warm_compile_seconds`, from the cache.
 
     Raises:
-      InputError: more devices than there are, or a batch that they cannot share.
+      InputError: more devices than there are, a batch that they cannot share, or one that does not fit into memory.
     """
     return measure_compiled(config)[0]
 
 
 def measure_compiled(config: BenchConfig) -> tuple[dict[str, Any], Timed]:
     """`measure`, and what it has timed, ready to go on."""
-    compile_it, make_timed = prepare(config)
-    compiled, cold, warm = compile_seconds(compile_it)
-    timed = make_timed(compiled)
+    try:
+        compile_it, make_timed = prepare(config)
+        compiled, cold, warm = compile_seconds(compile_it)
+        timed = make_timed(compiled)
+        seconds = sorted(time_rounds(timed, config.rounds))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        told = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+        ways = "lower --batch-size, raise --gradient-accumulation (of a step), or keep less (--remat dots, or full)"
+        raise InputError(f"out of memory ({told}); {ways}") from None
     mesh = partition.make_mesh("any", config.mesh.data)
     possible = partition.matmul_flops(config.model.dtype) * mesh.size / jax.device_count()
-    seconds = sorted(time_rounds(timed, config.rounds))
     median = statistics.median(seconds)
     peak = partition.peak_flops(mesh)
     stats = mesh.devices.flat[0].memory_stats() or {}

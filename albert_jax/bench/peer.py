@@ -18,9 +18,6 @@ from albert_jax.model.heads import Albert, init_params, stacked_shapes
 from albert_jax.objectives import pretraining
 from albert_jax.partition import Layout
 
-PEERS = ("huggingface", "huggingface-compiled")
-"""transformers' AlbertForPreTraining as it comes, and after torch.compile."""
-
 SAME = (
     "vocab_size",
     "embedding_size",
@@ -42,19 +39,11 @@ IGNORED = -100
 """torch's label of a position that is not predicted."""
 
 
-def compare(config: BenchConfig, timed: Timed, peer: str, dtype: str, rounds: int) -> dict[str, Any]:
-    """Times ours and theirs in turn, `rounds` times each, a round being one of ours and one of theirs.
-
-    Their work is ours: for 'gradients' loss and backward, for 'step' torch's AdamW besides (masks are drawn for neither: ours
-    draws them in its step, theirs has them given), for 'inference' the encoder with its pooler.  bfloat16 is autocast there.
-
-    Returns:
-      `ratio`, the median over rounds of our time to theirs, `ratio_min` and `ratio_max`; `peer`, `peer_dtype`,
-      `peer_seconds` (median), `torch` and `transformers` (versions), `loss` and `peer_loss` of the same weights and inputs,
-      where there is one.
+def check(config: BenchConfig, peer: str, rounds: int) -> None:
+    """Refuses what cannot be compared, before anything is compiled.
 
     Raises:
-      InputError: torch or transformers is not installed; a network that transformers does not have.
+      InputError: torch or transformers is not installed; a network or a split of the work that theirs does not have.
     """
     for name in ("torch", "transformers"):
         require(
@@ -63,6 +52,26 @@ def compare(config: BenchConfig, timed: Timed, peer: str, dtype: str, rounds: in
     model = config.model
     require(model.sharing == "all", f"--peer {peer}: it is compared with sharing 'all', not {model.sharing!r}")
     require(config.mesh.data == 1, f"--peer {peer}: it is compared on one device; leave --mesh.data out")
+    whole = config.gradient_accumulation == 1
+    require(whole, f"--peer {peer}: it takes the batch whole; leave --gradient-accumulation out")
+    require(rounds >= 1, f"--peer-rounds must be at least 1, got {rounds}")
+
+
+def compare(config: BenchConfig, timed: Timed, peer: str, dtype: str, rounds: int) -> dict[str, Any]:
+    """Times ours and theirs in turn, `rounds` times each, a round being one of ours and one of theirs.
+
+    Their work is ours: for 'gradients' loss and backward, for 'step' torch's AdamW besides (masks are drawn for neither: ours
+    draws them in its step, theirs has them given), for 'inference' the encoder with its pooler.  bfloat16 is autocast there.
+
+    Returns:
+      `ratio`, the median over rounds of our time to theirs, `ratio_min` and `ratio_max`; `peer`, `peer_dtype`,
+      `peer_seconds` and `our_seconds` (medians), `torch` and `transformers` (versions), `rounds`, torch's `threads`, and
+      `loss` and `peer_loss` of the same weights and inputs, without dropout, where there is one.
+
+    Raises:
+      InputError: as `check`; a network that transformers does not have.
+    """
+    check(config, peer, rounds)
     import torch
     import transformers
 
@@ -71,7 +80,9 @@ def compare(config: BenchConfig, timed: Timed, peer: str, dtype: str, rounds: in
     network = _network(config, params, device)
     theirs, loss = _work(config, network, examples, device, dtype, compiled=peer.endswith("-compiled"))
     runs = [timed, theirs]
+    network.eval()  # the loss is compared without dropout
     outcome = float(loss().detach()) if config.work != "inference" else None
+    network.train(config.work != "inference")
     ours = float(_loss(config, params, examples)) if config.work != "inference" else None
     steps = [steps_a_round(run) for run in runs]
     pairs = []
@@ -124,8 +135,10 @@ def _network(config: BenchConfig, params: Any, device: str) -> Any:
     # Ours has no dropout before the sentence head.
     network = transformers.AlbertForPreTraining(transformers.AlbertConfig(**fields, classifier_dropout_prob=0.0))
     tensors = {mapped.theirs: torch.tensor(value) for mapped, value in spread(Weights(Albert(model), params), NAMES)}
-    unknown = network.load_state_dict(tensors, strict=False).unexpected_keys
-    require(not unknown, f"--peer: transformers {transformers.__version__} has no {', '.join(unknown[:3])}")
+    told = network.load_state_dict(tensors, strict=False)
+    tied = {"predictions.decoder.weight", "predictions.decoder.bias", "predictions.bias"}
+    astray = [*told.unexpected_keys, *(key for key in told.missing_keys if key not in tied)]
+    require(not astray, f"--peer: transformers {transformers.__version__} names {', '.join(astray[:3])} otherwise")
     return network.train(config.work != "inference").to(device)
 
 

@@ -234,7 +234,7 @@ class Embeddings(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention with its residual and LayerNorm: [B, S, H] -> [B, S, H] and the weights [B, N, S, S].
 
-    There are no weights where cuDNN computes, unless they are asked for, which it then does not.
+    With cuDNN the weights are None; where they, or hidden states, are asked for, XLA computes instead.
     """
 
     config: AlbertConfig
