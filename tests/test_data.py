@@ -13,8 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grain
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from albert_jax import data
 from albert_jax.config import InputError
@@ -240,6 +242,19 @@ def stored(prepared: Prepared, split: str) -> list[tuple[np.ndarray, np.ndarray]
     return [(records[i]["tokens"], records[i]["sentence_lengths"]) for i in range(len(records))]
 
 
+def test_records_are_decoded_as_tfds_does(prepared: Prepared) -> None:
+    """One by one and in order; fails if a feature's dtype is not its own."""
+    for split in ("train", "heldout"):
+        theirs = tfds.builder_from_directory(str(prepared.folder)).as_data_source(split)
+        ours = read_split(prepared, split)
+        assert len(ours) == len(theirs) == len(list(ours))
+        for number, record in enumerate(ours):
+            for name, array in theirs[number].items():
+                for found in (record[name], ours[number][name]):
+                    assert found.dtype == array.dtype
+                    np.testing.assert_array_equal(found, array)
+
+
 def test_prepared_text_comes_back(
     config: DataConfig, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -433,6 +448,8 @@ def test_batches() -> None:
     assert all(sorted(epoch) == sorted(first) for epoch in epochs)
     assert len({tuple(epoch) for epoch in [*epochs, first]}) == 4
     assert next(train_batches(sequences, 8, 2, 0))["tokens"][:, 0].tolist() != epochs[0][:8]
+    shuffled = grain.MapDataset.range(50).seed(1).shuffle().repeat()
+    assert order.tolist() == [first[shuffled[place]] for place in range(19 * 8)]
     for start in (1, 5, 6, 13):
         for name, array in batches(sequences, 4, start).items():
             np.testing.assert_array_equal(array, all_of_them[name][start : start + 4])

@@ -6,16 +6,19 @@ of (data, seed, k): a resumed run asks for batch k and gets it, whatever the num
 
 import dataclasses
 import functools
+import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
 import numpy as np
+from grain.experimental import index_shuffle
 
 from albert_jax.config import require
 from albert_jax.data import batches
 from albert_jax.data.prepare import Prepared, read_split, save_array
+from albert_jax.data.records import Records
 from albert_jax.data.sequences import SPECIAL_TOKENS, capacity, pieces, spans
 
 Batch = dict[str, Any]
@@ -23,6 +26,9 @@ Batch = dict[str, Any]
 
 INDEX_VERSION = 1
 """To be raised with any change of `pieces` or `spans`: indices lie beside prepared data."""
+
+EMPTY = {"tokens": 0, "sentence": -1, "document": -1}
+"""What fills up a batch of too few sequences."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Sequences:
     document int32, the record it comes from.
     """
 
-    documents: Any
+    documents: Records
     index: np.ndarray
     """[sequences, 3] uint32: document, first token, end."""
     max_seq_length: int
@@ -47,15 +53,25 @@ class Sequences:
         return np.minimum(tokens + SPECIAL_TOKENS, self.max_seq_length)
 
     def __getitem__(self, item: int) -> Batch:
-        document, start, end = self.index[item].tolist()
-        record = self.documents[document]
-        lengths = pieces(record["sentence_lengths"], self.max_seq_length)
-        sentence = np.repeat(np.arange(len(lengths)), lengths)[start:end]
-        tokens = np.zeros(capacity(self.max_seq_length), np.int32)
-        tokens[: end - start] = record["tokens"][start:end]
-        numbers = np.full_like(tokens, -1)
-        numbers[: end - start] = sentence - sentence[0]
-        return {"tokens": tokens, "sentence": numbers, "document": np.int32(document)}
+        return {name: rows[0] for name, rows in self.batch(np.array([item])).items()}
+
+    def batch(self, numbers: np.ndarray, columns: int | None = None) -> Batch:
+        """Those of these numbers, [B, ...], cut to so many columns, none of whose tokens is beyond them."""
+        documents, starts, ends = np.asarray(self.index[numbers], np.int64).T
+        records = [self.documents[number] for number in documents.tolist()]
+        rows = zip(records, starts.tolist(), ends.tolist(), strict=True)
+        tokens = np.zeros((len(numbers), columns or capacity(self.max_seq_length)), np.int32)
+        used = np.arange(tokens.shape[1]) < (ends - starts)[:, None]
+        tokens[used] = np.concatenate([record["tokens"][start:end] for record, start, end in rows])
+        # The documents one after another, for numpy's calls are what costs.
+        before = np.cumsum([0, *(len(record["tokens"]) for record in records[:-1])])
+        lengths = pieces(np.concatenate([record["sentence_lengths"] for record in records]), self.max_seq_length)
+        first, last = np.searchsorted(np.cumsum(lengths), before + np.stack([starts, ends]), side="right").tolist()
+        sentence = np.full_like(tokens, -1)
+        sentence[used] = np.concatenate(
+            [np.repeat(np.arange(b - a), lengths[a:b]) for a, b in zip(first, last, strict=True)]
+        )
+        return {"tokens": tokens, "sentence": sentence, "document": documents.astype(np.int32)}
 
 
 def open_split(prepared: Prepared, split: str, max_seq_length: int) -> Sequences:
@@ -69,8 +85,8 @@ def open_split(prepared: Prepared, split: str, max_seq_length: int) -> Sequences
     if path.exists():
         return Sequences(documents, np.load(path, mmap_mode="r"), max_seq_length)
     rows = array("I")
-    for number in range(len(documents)):
-        for start, end in spans(documents[number]["sentence_lengths"], max_seq_length):
+    for number, record in enumerate(documents):
+        for start, end in spans(record["sentence_lengths"], max_seq_length):
             rows.extend((number, start, end))
     require(
         len(rows) > 0,
@@ -93,25 +109,22 @@ def check_batch(sequences: Sequences, global_batch_size: int) -> None:
     )
 
 
-def _rows(sequences: Sequences, numbers: np.ndarray, columns: int | None = None) -> Batch:
-    """Those of these numbers, [B, ...], cut to so many columns."""
-    rows = [sequences[number] for number in numbers.tolist()]
-    return {
-        "tokens": np.stack([row["tokens"][:columns] for row in rows]),
-        "sentence": np.stack([row["sentence"][:columns] for row in rows]),
-        "document": np.stack([row["document"] for row in rows]),
-    }
-
-
 def train_batches(
     sequences: Sequences, global_batch_size: int, seed: int, start: int, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Batch]:
     """This process' rows of the batches start, start + 1, ...; [B / processes, ...], without end, reshuffled every epoch."""
-    order = grain.MapDataset.range(len(sequences)).seed(seed).shuffle().repeat()
-    # Batched before anything is read: a thread then fetches a batch, not a record, and the order cannot depend on threads.
-    numbers = order.batch(global_batch_size // process_count, drop_remainder=True)
-    dataset = numbers[start * process_count + process_index :: process_count].map(functools.partial(_rows, sequences))
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+    count, share = len(sequences), global_batch_size // process_count
+    first_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])  # grain's own `seed(seed).shuffle()`
+
+    def shuffled(place: int) -> int:
+        epoch, within = divmod(place, count)
+        return index_shuffle(within, max_index=count - 1, seed=(first_seed + epoch) % 2**32, rounds=4)
+
+    def fetch(number: int) -> Batch:
+        own = (number * process_count + process_index) * share
+        return sequences.batch(np.array([shuffled(place) for place in range(own, own + share)]))
+
+    return _ahead(fetch, start)
 
 
 def bucketed_batches(
@@ -128,13 +141,18 @@ def bucketed_batches(
     def epoch_plan(epoch: int) -> np.ndarray:
         return batches.plan(widths, global_batch_size, seed, epoch)
 
-    def fetch(number: int, _: int) -> Batch:
+    def fetch(number: int) -> Batch:
         epoch, place = divmod(number, count)
         chosen = epoch_plan(epoch)[place]
         columns = capacity(batches.width_of(int(widths[chosen].max()), sequences.max_seq_length))
-        return _rows(sequences, chosen[own], columns)
+        return sequences.batch(chosen[own], columns)
 
-    dataset = grain.MapDataset.source(range(count)).repeat().map_with_index(fetch)[start:]
+    return _ahead(fetch, start)
+
+
+def _ahead(fetch: Callable[[int], Batch], start: int) -> Iterator[Batch]:
+    """`fetch` of start, start + 1, ..., in this order, some batches ahead."""
+    dataset = grain.MapDataset.range(start, sys.maxsize).map(fetch)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
 
@@ -145,11 +163,8 @@ def eval_batches(sequences: Sequences, batch_size: int, most: int) -> Iterator[B
     """
     order = np.random.default_rng(0).permutation(len(sequences))
     for start in range(0, min(len(sequences), most * batch_size), batch_size):
-        rows = [sequences[i] for i in order[start : start + batch_size].tolist()]
-        empty = {
-            "tokens": np.zeros_like(rows[0]["tokens"]),
-            "sentence": np.full_like(rows[0]["sentence"], -1),
-            "document": np.int32(-1),
-        }
-        rows += [empty] * (batch_size - len(rows))
-        yield {name: np.stack([row[name] for row in rows]) for name in empty}
+        batch = {}
+        for name, rows in sequences.batch(order[start : start + batch_size]).items():
+            batch[name] = np.full((batch_size, *rows.shape[1:]), EMPTY[name], np.int32)
+            batch[name][: len(rows)] = rows
+        yield batch

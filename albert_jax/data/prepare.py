@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from albert_jax.config import InputError, check_writable, read_json, require
 from albert_jax.data import sources
+from albert_jax.data.records import Records
 from albert_jax.data.sources import DataConfig
 from albert_jax.data.survey import SPLITS, check_counts, count, split_of
 from albert_jax.data.tfds_sets import check_shards
@@ -153,22 +154,23 @@ def token_counts(prepared: Prepared) -> np.ndarray:
     if not path.exists():
         counts = np.zeros(prepared.tokenizer.vocab_size, np.int64)
         split = read_split(prepared, "train")
-        for i in _progress(range(len(split)), len(split), "counting tokens"):
-            counts += np.bincount(split[i]["tokens"], minlength=len(counts))
+        for record in _progress(split, len(split), "counting tokens"):
+            counts += np.bincount(record["tokens"], minlength=len(counts))
         save_array(path, counts)
         return counts
     return np.load(path)
 
 
-def read_split(prepared: Prepared, split: str) -> Any:
-    """Random access to the records of a split: `[i]["tokens"]` and `[i]["sentence_lengths"]`, both [tokens or sentences].
+def read_split(prepared: Prepared, split: str) -> Records:
+    """The records of a split.
 
     Raises:
       InputError: a shard is missing, cut off, or holds another number of records than was written.
     """
     builder = tfds.builder_from_directory(str(prepared.folder))
     check_shards(builder.info.splits[split], "delete the folder and prepare again")
-    return builder.as_data_source(split)
+    stored: Any = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    return Records(stored, {name: feature.np_dtype for name, feature in builder.info.features.items()})
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
