@@ -1,4 +1,4 @@
-"""The targets of speed on one NVIDIA GPU, most telling first; each is what `albert-jax bench` measures.
+"""The targets of speed on one NVIDIA GPU; each is what `albert-jax bench` measures.
 
     python experiments/performance.py FOLDER
 
@@ -49,23 +49,24 @@ class Run(NamedTuple):
 
 
 RUNS = [
-    Run("xxlarge", 32, 512),
     Run("base", 128, 512, peer="huggingface-compiled"),
-    Run("xlarge", 32, 512),
-    Run("base", 64, 512, "inference", "huggingface-compiled"),
-    Run("base", 1, 128, "inference", "huggingface-compiled"),
     Run("large", 64, 512),
+    Run("base", 64, 512, "inference", "huggingface-compiled"),
     Run("base", 512, 128),
-    Run("base", 128, 512, parts=True),
+    Run("base", 1, 128, "inference", "huggingface-compiled"),
     Run("base", 32, 512, peer="huggingface"),
-    Run("base", 128, 512, options={"scan_unroll": 1, "remat": "elementwise"}),
     Run("base", 64, 128, "inference", "huggingface-compiled"),
     Run("base", 1, 512, "inference", "huggingface-compiled"),
     Run("xxlarge", 128, 128),
     Run("xlarge", 128, 128),
     Run("large", 256, 128),
+    Run("base", 128, 512, parts=True),
+    Run("xxlarge", 32, 512),
+    Run("xlarge", 32, 512),
+    Run("base", 128, 512, options={"scan_unroll": 1, "remat": "elementwise"}),
     Run("base", 32, 512, options={"attention_implementation": "xla"}),
 ]
+"""First one that LOG.md has of an H200, to know the machine by; then those that it has not, most telling first."""
 
 
 def bench_config(run: Run, small: bool) -> BenchConfig:
@@ -83,6 +84,17 @@ def bench_config(run: Run, small: bool) -> BenchConfig:
     return BenchConfig(model, objective, batch_size=run.batch_size, work=run.work, rounds=3)
 
 
+def measured(run: Run, config: BenchConfig) -> dict[str, Any]:
+    """As `measuring.measure`, with `breakdown` and `peer` where they are asked for; what was timed is gone afterwards."""
+    found, timed = measuring.measure_compiled(config)
+    if run.parts:
+        found["breakdown"] = breakdown.breakdown(timed, None)
+        found["floors"] = breakdown.floors(config, found["matmul_flops"], found["copy_bytes"])
+    if run.peer:
+        found["peer"] = peer.compare(config, timed, run.peer, "bfloat16", rounds=5)
+    return found
+
+
 def main() -> None:
     """Runs them one after another; one that fails says so."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,21 +109,18 @@ def main() -> None:
     for run in RUNS:
         config = bench_config(run, arguments.small)
         try:
-            found, timed = measuring.measure_compiled(config)
-            if run.parts:
-                found["breakdown"] = breakdown.breakdown(timed, None)
-                found["floors"] = breakdown.floors(config, found["matmul_flops"], found["copy_bytes"])
-            if run.peer:
-                found["peer"] = peer.compare(config, timed, run.peer, "bfloat16", rounds=5)
+            found = measured(run, config)
         except Exception as error:  # the others are wanted all the same
             print(f"| {run.name} | {type(error).__name__}: {str(error)[:200].partition(chr(10))[0]} |", flush=True)
             continue
+        finally:
+            if torch := sys.modules.get("torch"):
+                torch.cuda.empty_cache()  # the next one wants the memory
         (arguments.folder / f"{run.name}.json").write_text(json.dumps(found, indent=1))
         (arguments.folder / f"{run.name}.md").write_text(table.describe(found, run.name) + "\n")
         sheet = f"{found['mfu_of_peak']:.1%}" if found["mfu_of_peak"] else ""
         theirs = found.get("peer")
         ratio = f"{theirs['ratio']:.3f} ({theirs['ratio_min']:.3f} to {theirs['ratio_max']:.3f})" if theirs else ""
-        del timed  # its state is in the next one's way
         figures = [f"{found['tokens_per_second']:,.0f}", f"{1e3 * found['seconds']:.4g}", f"{found['mfu']:.1%}", sheet]
         figures += [f"{found['memory'] / 1e9:.3g}", f"{found['compile_seconds']:.3g}", ratio]
         print(f"| {run.name} | {' | '.join(figures)} |", flush=True)
