@@ -29,6 +29,9 @@ HEARTBEAT_SECONDS = 10
 STUCK = 75
 """Exit code of a process that the watchdog ended (EX_TEMPFAIL: a scheduler may start it again)."""
 
+LAST_WORDS_SECONDS = 10.0
+"""Process 0 ends so much later: JAX ends the others at once when it does, the stuck one among them, before its stacks are told."""
+
 
 @dataclass(frozen=True)
 class DistributedConfig:
@@ -295,6 +298,8 @@ class Watchdog:
                     flush=True,
                 )
                 faulthandler.dump_traceback(all_threads=True)
+                if jax.process_index() == 0:
+                    time.sleep(LAST_WORDS_SECONDS)
                 os._exit(STUCK)
 
 
