@@ -7,7 +7,7 @@ nothing heavy is loaded here.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from albert_jax.exchange import load as load
+    from albert_jax.exchange.load import load as load
 
 __version__ = "0.1.0"
 
@@ -17,6 +17,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(
             f"module 'albert_jax' has no attribute {name!r}; its parts are modules: import albert_jax.{name}"
         )
-    from albert_jax.exchange import load
+    from albert_jax.exchange.load import load
 
     return load

@@ -24,8 +24,8 @@ def show_fields(job: str, experiment: str) -> int:
         return _ablate_help(experiment)
     import tyro
 
-    from albert_jax.finetune import FinetuneConfig
-    from albert_jax.pretrain import PretrainConfig
+    from albert_jax.finetuning.run import FinetuneConfig
+    from albert_jax.pretraining.run import PretrainConfig
 
     kind: Any = FinetuneConfig if job == "finetune" else PretrainConfig
     try:
@@ -40,7 +40,7 @@ def show_fields(job: str, experiment: str) -> int:
 
 def pretrain(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Pretrains."""
-    from albert_jax.pretrain import PretrainConfig, pretrain
+    from albert_jax.pretraining.run import PretrainConfig, pretrain
 
     config = load(PretrainConfig, arguments.experiment, overrides)
     return _trained(lambda: pretrain(config, arguments.allow_data_change), arguments)
@@ -48,8 +48,8 @@ def pretrain(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def finetune(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Fine-tunes, with one seed or several."""
-    from albert_jax.finetune import RUN_FIELDS, FinetuneConfig, finetune, scaled
-    from albert_jax.seeds import finetune_seeds
+    from albert_jax.finetuning.run import RUN_FIELDS, FinetuneConfig, finetune, scaled
+    from albert_jax.finetuning.seeds import finetune_seeds
 
     given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in overrides if word.startswith("--")}
     network = sorted(n for n in given if n.startswith("model.") and n.removeprefix("model.") not in RUN_FIELDS)
@@ -66,9 +66,9 @@ def finetune(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def _trained(run: Callable[[], Any], arguments: argparse.Namespace | None = None) -> int:
     """Runs what trains; with `arguments`, together with the other processes of the run if there are any."""
-    from albert_jax import processes
     from albert_jax.config import from_dict
-    from albert_jax.train import Interrupted
+    from albert_jax.training import processes
+    from albert_jax.training.loop import Interrupted
 
     if arguments is not None:
         given = {name: vars(arguments)[name.removeprefix("--").replace("-", "_")] for name in DISTRIBUTED}
@@ -87,7 +87,7 @@ def _trained(run: Callable[[], Any], arguments: argparse.Namespace | None = None
 def prepare(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Prepares text, here or on many machines; prints the folder."""
     from albert_jax.data.prepare import prepare
-    from albert_jax.pretrain import PretrainConfig
+    from albert_jax.pretraining.run import PretrainConfig
 
     fields, options = _beam_options(overrides)
     require(not options or arguments.engine == "beam", "--beam options are for --engine beam")
@@ -118,7 +118,7 @@ def plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: no accelerator is touched
     from albert_jax.plan import planning, table
-    from albert_jax.pretrain import PretrainConfig
+    from albert_jax.pretraining.run import PretrainConfig
 
     config = load(PretrainConfig, arguments.experiment, overrides)
     assumed = planning.Assumed(**{name: getattr(arguments, name) for name in planning.Assumed.__dataclass_fields__})
@@ -185,7 +185,7 @@ def _bench_config(arguments: argparse.Namespace, overrides: list[str]) -> Any:
     from albert_jax.bench.measuring import BenchConfig
     from albert_jax.config import from_dict, put, to_dict
     from albert_jax.model.albert import PRESETS
-    from albert_jax.objectives.pretraining import ObjectiveConfig
+    from albert_jax.pretraining.objective import ObjectiveConfig
 
     require(
         arguments.size in PRESETS,
@@ -206,7 +206,7 @@ def vocab(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Trains a vocabulary."""
     from albert_jax.config import check_writable
     from albert_jax.data.prepare import vocabulary
-    from albert_jax.pretrain import PretrainConfig
+    from albert_jax.pretraining.run import PretrainConfig
 
     config = load(PretrainConfig, arguments.experiment, overrides)
     require(not arguments.target.exists(), f"{arguments.target} exists; name another file, or remove it first")
@@ -217,8 +217,9 @@ def vocab(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def report(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Shows runs again."""
-    from albert_jax import comparison, figures, report
     from albert_jax.config import read_json
+    from albert_jax.reports import comparison, figures
+    from albert_jax.reports import run as report
 
     first = arguments.folders[0]
     path = first / "summary.json"
@@ -238,15 +239,15 @@ def report(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def ablate(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Runs the rows of a table, here or as jobs of a cluster."""
-    from albert_jax import comparison
     from albert_jax.ablation import planning
+    from albert_jax.reports import comparison
 
     names = ("scale", "seeds", "budget", "rows", "finetune", "run_dir")
     plan = planning.resolve(arguments.table, overrides=overrides, **{name: getattr(arguments, name) for name in names})
     if arguments.dry_run:
         print(planning.describe(plan))
         return 0
-    from albert_jax import ablate
+    from albert_jax.ablation import run as ablate
 
     if arguments.launcher == "slurm":
         options = dict(_slurm_option(text) for text in arguments.slurm)
@@ -283,8 +284,8 @@ def _ablate_help(path: str) -> int:
 
 def probe(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Prints how well sentence order is told without reading."""
-    from albert_jax import probes
-    from albert_jax.pretrain import PretrainConfig
+    from albert_jax.pretraining import probes
+    from albert_jax.pretraining.run import PretrainConfig
 
     print(probes.table(probes.probe(load(PretrainConfig, arguments.experiment, overrides))))
     return 0
@@ -294,7 +295,7 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Converts a model; prints what became of each tensor."""
     import json
 
-    from albert_jax import exchange
+    from albert_jax.exchange import load as exchange
 
     given = {
         name: getattr(arguments, name) for name in ("sharing", "num_hidden_groups", "num_hidden_layers", "hidden_act")
@@ -313,7 +314,8 @@ def predict(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Prints what a model says of texts."""
     import json
 
-    from albert_jax import answers, exchange
+    from albert_jax.exchange import load as exchange
+    from albert_jax.inference import command as answers
 
     options = answers.Options(**{name: getattr(arguments, name) for name in answers.Options.__dataclass_fields__})
     require(options.output is None or arguments.task == "embed", "--output is for --task embed; others print")

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # albert_jax need not be ins
 from albert_jax.bench import breakdown, measuring, peer, table
 from albert_jax.bench.measuring import BenchConfig
 from albert_jax.model.albert import PRESETS
-from albert_jax.objectives.pretraining import ObjectiveConfig
+from albert_jax.pretraining.objective import ObjectiveConfig
 
 PREDICTIONS = {512: 77, 128: 20}
 

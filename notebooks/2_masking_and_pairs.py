@@ -29,8 +29,8 @@ from IPython.display import HTML
 from albert_jax.config import load
 from albert_jax.data import loader
 from albert_jax.data.prepare import prepare
-from albert_jax.objectives import pretraining
-from albert_jax.pretrain import PretrainConfig, describe
+from albert_jax.pretraining import objective as pretraining
+from albert_jax.pretraining.run import PretrainConfig, describe
 
 # %% [markdown]
 # The text is the documentation that ships with Python, prepared as for `experiments/pretrain/tiny.py`: documents as tokens and

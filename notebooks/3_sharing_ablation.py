@@ -23,9 +23,10 @@ import os
 
 from IPython.display import Markdown
 
-from albert_jax import ablate, comparison, figures
+from albert_jax.ablation import run as ablate
 from albert_jax.ablation.planning import describe, resolve
 from albert_jax.ablation.table import read_table
+from albert_jax.reports import comparison, figures
 
 logging.basicConfig(level=logging.ERROR, format="%(message)s")
 logging.getLogger("albert_jax").setLevel(logging.INFO)  # how far it is

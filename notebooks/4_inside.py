@@ -23,7 +23,8 @@ from pathlib import Path
 import jax
 
 import albert_jax
-from albert_jax import inspection, predict
+from albert_jax.inference import inspection
+from albert_jax.inference import text as predict
 from albert_jax.model.heads import init_params
 
 # %% [markdown]

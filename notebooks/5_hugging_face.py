@@ -27,7 +27,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import albert_jax
-from albert_jax import exchange, predict
+from albert_jax.exchange import load as exchange
+from albert_jax.inference import text as predict
 
 # %% [markdown]
 # The shared network that the notebook on the sharing ablation trains; any other run folder will do.

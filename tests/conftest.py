@@ -20,7 +20,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 import pytest
 
 from albert_jax.data import sources
-from albert_jax.meter import Meter
+from albert_jax.training.progress import Meter
 
 ROOT = Path(__file__).parent.parent
 TINY = str(ROOT / "experiments" / "pretrain" / "tiny.py")

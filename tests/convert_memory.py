@@ -12,8 +12,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from albert_jax.convert import huggingface
-from albert_jax.convert.weights import Weights
+from albert_jax.exchange import huggingface
+from albert_jax.exchange.weights import Weights
 from albert_jax.model.albert import PRESETS
 from albert_jax.model.heads import Albert, num_params, param_shapes
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from albert_jax.data import loader
 from albert_jax.data.sequences import spans
-from albert_jax.objectives.pretraining import ObjectiveConfig
+from albert_jax.pretraining.objective import ObjectiveConfig
 
 Rows = dict[str, np.ndarray]
 

@@ -17,20 +17,22 @@ import jax
 import numpy as np
 import pytest
 
-from albert_jax import comparison, exchange, probes
-from albert_jax.ablate import run_unit
 from albert_jax.ablation.budget import step_seconds
 from albert_jax.ablation.planning import load_plan, resolve
+from albert_jax.ablation.run import run_unit
 from albert_jax.ablation.table import read_table
 from albert_jax.cli import main
 from albert_jax.config import InputError, load
-from albert_jax.convert.reshare import reshare
 from albert_jax.data import loader
 from albert_jax.data.prepare import prepare, token_counts
+from albert_jax.exchange import load as exchange
+from albert_jax.exchange.reshare import reshare
 from albert_jax.model.heads import Albert, init_params
-from albert_jax.partition import make_mesh
-from albert_jax.pretrain import PretrainConfig, describe, make_evaluate
-from albert_jax.run_folder import held, read_metrics
+from albert_jax.pretraining import probes
+from albert_jax.pretraining.run import PretrainConfig, describe, make_evaluate
+from albert_jax.reports import comparison
+from albert_jax.training.partition import make_mesh
+from albert_jax.training.run_folder import held, read_metrics
 
 from .conftest import ROOT
 from .made_tasks import WRITE

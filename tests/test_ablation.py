@@ -10,16 +10,17 @@ import jax
 import numpy as np
 import pytest
 
-from albert_jax import ablate, probes
 from albert_jax.ablation import At
+from albert_jax.ablation import run as ablate
 from albert_jax.ablation.budget import row_flops
 from albert_jax.ablation.planning import load_plan, resolve, slug
 from albert_jax.ablation.table import read_table
 from albert_jax.cli import main
 from albert_jax.config import InputError, differences, to_dict
 from albert_jax.model.heads import Albert, init_params, num_params, param_shapes
-from albert_jax.objectives import pretraining
-from albert_jax.objectives.pretraining import Vocabulary
+from albert_jax.pretraining import objective as pretraining
+from albert_jax.pretraining import probes
+from albert_jax.pretraining.objective import Vocabulary
 
 from .conftest import ROOT
 from .test_cli import refused

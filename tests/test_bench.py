@@ -21,7 +21,7 @@ from albert_jax.cli import main
 from albert_jax.config import InputError
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert, flops_per_token, param_shapes
-from albert_jax.objectives.pretraining import ObjectiveConfig
+from albert_jax.pretraining.objective import ObjectiveConfig
 
 from .conftest import ROOT
 

@@ -13,7 +13,7 @@ import pytest
 import albert_jax
 from albert_jax.cli import main
 from albert_jax.config import InputError, from_dict, load, to_dict
-from albert_jax.pretrain import PretrainConfig
+from albert_jax.pretraining.run import PretrainConfig
 
 from .conftest import ROOT, TINY
 

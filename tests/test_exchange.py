@@ -27,15 +27,17 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import albert_jax
-from albert_jax import exchange
 from albert_jax.cli import main
 from albert_jax.config import InputError, read_json
-from albert_jax.convert import files, huggingface, tensor_bundle, tensor_files
-from albert_jax.convert.reshare import reshare
-from albert_jax.convert.tensor_bundle import TensorBundle
-from albert_jax.convert.weights import Weights, leaves
 from albert_jax.data import tokenizer_json
 from albert_jax.data.tokenizer import Tokenizer, train_vocabulary
+from albert_jax.exchange import archives as files
+from albert_jax.exchange import huggingface, tensor_bundle
+from albert_jax.exchange import load as exchange
+from albert_jax.exchange import safetensors as tensor_files
+from albert_jax.exchange.reshare import reshare
+from albert_jax.exchange.tensor_bundle import TensorBundle
+from albert_jax.exchange.weights import Weights, leaves
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import PRETRAINING, Albert, init_params, param_shapes
 

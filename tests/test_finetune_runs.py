@@ -16,9 +16,9 @@ import pytest
 
 import albert_jax
 from albert_jax.cli import main
-from albert_jax.run_folder import read_metrics
-from albert_jax.tasks import table
-from albert_jax.tasks.classification import Classification
+from albert_jax.finetuning import table
+from albert_jax.finetuning.classification import Classification
+from albert_jax.training.run_folder import read_metrics
 
 from .conftest import FAST_COMPILE, ROOT
 from .made_tasks import glue

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from albert_jax import inspection
 from albert_jax.config import InputError
+from albert_jax.inference import inspection
 
 from .test_predict import Loaded, made
 

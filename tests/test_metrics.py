@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from albert_jax.tasks import metrics
-from albert_jax.tasks.metrics import best_threshold, normalized, span_f1, spans, squad, to_iob2
+from albert_jax.finetuning import metrics
+from albert_jax.finetuning.metrics import best_threshold, normalized, span_f1, spans, squad, to_iob2
 
 from .conftest import ROOT
 

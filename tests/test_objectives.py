@@ -20,11 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from albert_jax import partition
 from albert_jax.data.sequences import capacity
-from albert_jax.objectives import masking, pretraining, segment_pairs
-from albert_jax.objectives.pretraining import ObjectiveConfig, Vocabulary
-from albert_jax.objectives.segment_pairs import Segment
+from albert_jax.pretraining import masking, segment_pairs
+from albert_jax.pretraining import objective as pretraining
+from albert_jax.pretraining.objective import ObjectiveConfig, Vocabulary
+from albert_jax.pretraining.segment_pairs import Segment
+from albert_jax.training import partition
 from tests import oracle
 from tests.conftest import FAST_COMPILE
 from tests.oracle import CLS, MASK, PAD, SEP, STARTS_WORD, Rows, instances, text

@@ -17,7 +17,14 @@ from albert_jax.config import InputError
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert, param_shapes
 from albert_jax.model.sharing import is_stacked
-from albert_jax.optim import FIRST_NORMS, OptimConfig, decay_mask, make_optimizer, make_schedule, without_spikes
+from albert_jax.training.optim import (
+    FIRST_NORMS,
+    OptimConfig,
+    decay_mask,
+    make_optimizer,
+    make_schedule,
+    without_spikes,
+)
 
 FLAT: dict[str, Any] = {"learning_rate": 0.1, "schedule": "constant", "num_warmup_steps": 0}
 

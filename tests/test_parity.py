@@ -14,12 +14,12 @@ import jax
 import numpy as np
 import pytest
 
-from albert_jax import exchange
 from albert_jax.config import InputError
-from albert_jax.convert import huggingface
-from albert_jax.convert.weights import Weights
 from albert_jax.data import tokenizer_json
 from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.exchange import huggingface
+from albert_jax.exchange import load as exchange
+from albert_jax.exchange.weights import Weights
 from albert_jax.model.albert import PRESETS, AlbertConfig
 from albert_jax.model.heads import PRETRAINING, Albert, param_shapes
 

@@ -16,12 +16,12 @@ import pytest
 from albert_jax.cli import main
 from albert_jax.config import InputError, load, to_dict
 from albert_jax.model.albert import PRESETS
-from albert_jax.partition import PEAK_TFLOPS
 from albert_jax.plan.compiled import collectives, compile_step
 from albert_jax.plan.footprint import activations
 from albert_jax.plan.planning import MEMORY_GB, Assumed, Plan, plan
 from albert_jax.plan.table import describe
-from albert_jax.pretrain import PretrainConfig
+from albert_jax.pretraining.run import PretrainConfig
+from albert_jax.training.partition import PEAK_TFLOPS
 
 from .conftest import ROOT
 from .test_cli import refused
@@ -91,9 +91,11 @@ def test_recipes_fit_their_hardware_and_are_the_released_networks(name: str, chi
 OCCUPIED = """
 import json, sys
 import jax
-from albert_jax import partition, pretrain, train_step
+from albert_jax.training import partition
+from albert_jax.pretraining import run as pretrain
+from albert_jax.training import step as train_step
 from albert_jax.config import from_dict
-from albert_jax.pretrain_task import some_vocabulary
+from albert_jax.pretraining.task import some_vocabulary
 config = from_dict(pretrain.PretrainConfig, json.load(sys.stdin))
 mesh = partition.make_mesh("cpu", config.mesh.data)
 task, optimizer, layout = pretrain.make_task(config, some_vocabulary(config.model.vocab_size), mesh, None, None)

@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from albert_jax import answers, predict_task
 from albert_jax.cli import main
 from albert_jax.config import InputError
-from albert_jax.convert import huggingface
-from albert_jax.convert.weights import Weights
 from albert_jax.data import tokenizer_json
+from albert_jax.exchange import huggingface
+from albert_jax.exchange.weights import Weights
+from albert_jax.inference import command as answers
+from albert_jax.inference import tasks as predict_task
 
 from .test_cli import refused
 from .test_predict import Loaded, made

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from albert_jax import processes
 from albert_jax.cli import main
 from albert_jax.config import InputError
-from albert_jax.processes import STUCK, DistributedConfig
-from albert_jax.run_folder import read_metrics
+from albert_jax.training import processes
+from albert_jax.training.processes import STUCK, DistributedConfig
+from albert_jax.training.run_folder import read_metrics
 
 from .conftest import FAST_COMPILE, ROOT, free_port
 from .test_resume import digest

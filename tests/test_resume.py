@@ -16,12 +16,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from albert_jax import checkpoint, exchange
 from albert_jax.cli import main
-from albert_jax.convert import huggingface
-from albert_jax.convert.weights import Weights
+from albert_jax.exchange import huggingface
+from albert_jax.exchange import load as exchange
+from albert_jax.exchange.weights import Weights
 from albert_jax.model.heads import Albert
-from albert_jax.run_folder import read_metrics
+from albert_jax.training import checkpoint
+from albert_jax.training.run_folder import read_metrics
 
 Words = Callable[..., list[str]]
 

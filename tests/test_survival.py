@@ -18,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from albert_jax import checkpoint, run_folder, train
-from albert_jax.checkpoint import Best, Checkpoints
 from albert_jax.cli import main
 from albert_jax.config import InputError
-from albert_jax.run_folder import read_metrics
-from albert_jax.train import TrainConfig
+from albert_jax.training import checkpoint, run_folder
+from albert_jax.training import loop as train
+from albert_jax.training.checkpoint import Best, Checkpoints
+from albert_jax.training.loop import TrainConfig
+from albert_jax.training.run_folder import read_metrics
 
 from .test_processes import ended, launch, plant
 from .test_resume import digest, slow, straight  # noqa: F401  (fixtures)

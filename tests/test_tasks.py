@@ -14,25 +14,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from albert_jax.config import InputError
-from albert_jax.convert import tf1
-from albert_jax.convert.weights import leaves, tensor_names
 from albert_jax.data.batches import collate
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.heads import HEADS, Albert, param_shapes
-from albert_jax.optim import decays
-from albert_jax.tasks import (
+from albert_jax.exchange import tf1
+from albert_jax.exchange.weights import leaves, tensor_names
+from albert_jax.finetuning import (
     classification,
-    family,
     files,
     multiple_choice,
     question_answering,
     token_classification,
     windows,
 )
-from albert_jax.tasks import prepared as tfds_prepared
-from albert_jax.tasks.files import TaskDataConfig
-from albert_jax.tasks.table import TASKS
+from albert_jax.finetuning import prepared as tfds_prepared
+from albert_jax.finetuning import task as family
+from albert_jax.finetuning.files import TaskDataConfig
+from albert_jax.finetuning.table import TASKS
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.model.heads import HEADS, Albert, param_shapes
+from albert_jax.training.optim import decays
 
 from .conftest import ROOT
 from .made_tasks import WRITE

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from albert_jax import partition
 from albert_jax.cli import main
-from albert_jax.damage import fingerprint
-from albert_jax.run_folder import MetricsLog
+from albert_jax.training import partition
+from albert_jax.training.integrity import fingerprint
+from albert_jax.training.run_folder import MetricsLog
 
 from .conftest import FAST_COMPILE, ROOT, free_port
 from .train_script import batches, make

@@ -11,17 +11,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from albert_jax import partition, processes, train_step
-from albert_jax.damage import fingerprint
 from albert_jax.data.sequences import capacity
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert, init_params, stacked_shapes
 from albert_jax.model.sharing import is_stacked
-from albert_jax.objectives import pretraining
-from albert_jax.objectives.pretraining import ObjectiveConfig, Vocabulary
-from albert_jax.optim import OptimConfig, make_optimizer
-from albert_jax.processes import DistributedConfig
-from albert_jax.train_step import Task, memory
+from albert_jax.pretraining import objective as pretraining
+from albert_jax.pretraining.objective import ObjectiveConfig, Vocabulary
+from albert_jax.training import partition, processes
+from albert_jax.training import step as train_step
+from albert_jax.training.integrity import fingerprint
+from albert_jax.training.optim import OptimConfig, make_optimizer
+from albert_jax.training.processes import DistributedConfig
+from albert_jax.training.step import Task, memory
 
 STEPS, BATCH, LENGTH, VOCAB = 5, 16, 32, 300
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from albert_jax.config import InputError
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert, flops_per_token, num_params
-from albert_jax.pretrain import PretrainConfig, pretrain
-from albert_jax.train import Interrupted
+from albert_jax.pretraining.run import PretrainConfig, pretrain
+from albert_jax.training.loop import Interrupted
 
 WIDTH = ("model.hidden_size", "model.intermediate_size")
 """What the budget `params` changes."""

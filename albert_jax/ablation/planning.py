@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from albert_jax import partition, run_folder
 from albert_jax.ablation.budget import BUDGETS, WIDTH, lasting, row_flops, widened
 from albert_jax.ablation.table import Ablation, At, Row, read_table, scales, slug
-from albert_jax.comparison import MANIFEST
 from albert_jax.config import InputError, differences, from_dict, load, put, read_json, read_words, require, to_dict
-from albert_jax.finetune import RUN_FIELDS, FinetuneConfig, scaled
-from albert_jax.finetune import SCALES as FINETUNE_SCALES
+from albert_jax.finetuning.run import RUN_FIELDS, FinetuneConfig, scaled
+from albert_jax.finetuning.run import SCALES as FINETUNE_SCALES
 from albert_jax.model.heads import Albert, num_params
-from albert_jax.pretrain import PretrainConfig
-from albert_jax.report import duration
+from albert_jax.pretraining.run import PretrainConfig
+from albert_jax.reports.comparison import MANIFEST
+from albert_jax.reports.run import duration
+from albert_jax.training import partition, run_folder
 
 LATER_SEED = 1_000_000
 """Added to the seed of a row that starts from another: with that one's own it would read the same batches again."""

@@ -14,7 +14,7 @@ import jax
 
 from albert_jax.bench.measuring import BenchConfig, Timed
 from albert_jax.model.heads import Albert, num_params
-from albert_jax.train_step import DRAW, UPDATE
+from albert_jax.training.step import DRAW, UPDATE
 
 KINDS = ("matmul", "attention", "elementwise", "draw", "optimizer", "communication", "idle")
 """Products of dense layers and heads; what lies between query and context; all else of the model, copies included; masks and

@@ -12,15 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from albert_jax import partition, pretrain_task, train_step
 from albert_jax.config import InputError, check_types, require
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert, flops_per_token, init_params, num_params, stacked_shapes
 from albert_jax.model.sharing import is_stacked
-from albert_jax.objectives import pretraining
-from albert_jax.objectives.pretraining import ObjectiveConfig
-from albert_jax.optim import OptimConfig, make_optimizer
-from albert_jax.partition import Layout, MeshConfig
+from albert_jax.pretraining import objective as pretraining
+from albert_jax.pretraining import task as pretrain_task
+from albert_jax.pretraining.objective import ObjectiveConfig
+from albert_jax.training import partition
+from albert_jax.training import step as train_step
+from albert_jax.training.optim import OptimConfig, make_optimizer
+from albert_jax.training.partition import Layout, MeshConfig
 
 WORKS = ("step", "gradients", "inference")
 

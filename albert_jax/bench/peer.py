@@ -9,14 +9,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from albert_jax import partition, pretrain_task
 from albert_jax.bench.measuring import BenchConfig, Timed, made_up, steps_a_round, time_round
 from albert_jax.config import require
-from albert_jax.convert.huggingface_names import NAMES
-from albert_jax.convert.weights import Weights, spread
+from albert_jax.exchange.huggingface_names import NAMES
+from albert_jax.exchange.weights import Weights, spread
 from albert_jax.model.heads import Albert, init_params, stacked_shapes
-from albert_jax.objectives import pretraining
-from albert_jax.partition import Layout
+from albert_jax.pretraining import objective as pretraining
+from albert_jax.pretraining import task as pretrain_task
+from albert_jax.training import partition
+from albert_jax.training.partition import Layout
 
 SAME = (
     "vocab_size",

@@ -30,7 +30,7 @@ from albert_jax.data import sources
 from albert_jax.data.records import Records
 from albert_jax.data.sources import DataConfig
 from albert_jax.data.survey import SPLITS, check_counts, count, split_of
-from albert_jax.data.tfds_sets import check_shards
+from albert_jax.data.tfds import check_shards
 from albert_jax.data.tokenizer import Tokenizer, train_vocabulary
 
 T = TypeVar("T")

@@ -23,7 +23,7 @@ from typing import IO, Literal
 import sentencex
 
 from albert_jax.config import InputError, check_types, require
-from albert_jax.data import tfds_sets
+from albert_jax.data import tfds as tfds_sets
 
 MAX_LINE_BYTES = 64 * 2**20
 """A line (or, one document a file, a file) beyond this is refused: it has to fit in memory several times."""

@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from albert_jax import partition, pretrain, train_step
 from albert_jax.config import InputError, from_dict, to_dict
-from albert_jax.pretrain import PretrainConfig
-from albert_jax.pretrain_task import batch_shapes, some_vocabulary
+from albert_jax.pretraining import run as pretrain
+from albert_jax.pretraining.run import PretrainConfig
+from albert_jax.pretraining.task import batch_shapes, some_vocabulary
+from albert_jax.training import partition
+from albert_jax.training import step as train_step
 
 KINDS = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
 

@@ -8,12 +8,13 @@ import jax
 from jax.extend.core import Var
 from jax.sharding import AbstractMesh, AxisType
 
-from albert_jax import partition, pretrain
 from albert_jax.model.sharing import layer_sets
-from albert_jax.optim import names
-from albert_jax.partition import Layout, MeshConfig
-from albert_jax.pretrain import PretrainConfig
-from albert_jax.pretrain_task import batch_shapes, some_vocabulary
+from albert_jax.pretraining import run as pretrain
+from albert_jax.pretraining.run import PretrainConfig
+from albert_jax.pretraining.task import batch_shapes, some_vocabulary
+from albert_jax.training import partition
+from albert_jax.training.optim import names
+from albert_jax.training.partition import Layout, MeshConfig
 
 
 @dataclass(frozen=True)

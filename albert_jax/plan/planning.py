@@ -7,15 +7,17 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from albert_jax import partition, pretrain, train_step
 from albert_jax.config import require
 from albert_jax.model.heads import Albert, num_params
 from albert_jax.model.products import POLICIES
-from albert_jax.partition import PEAK_TFLOPS, MeshConfig
 from albert_jax.plan.compiled import compile_step
 from albert_jax.plan.footprint import Memory, Traffic, abstract_mesh, activations, by_layout, held, size
-from albert_jax.pretrain import PretrainConfig
-from albert_jax.pretrain_task import some_vocabulary
+from albert_jax.pretraining import run as pretrain
+from albert_jax.pretraining.run import PretrainConfig
+from albert_jax.pretraining.task import some_vocabulary
+from albert_jax.training import partition
+from albert_jax.training import step as train_step
+from albert_jax.training.partition import PEAK_TFLOPS, MeshConfig
 
 MEMORY_GB = {
     "H100": 80,

@@ -6,8 +6,8 @@ from typing import Any
 from albert_jax.plan.compiled import KINDS
 from albert_jax.plan.footprint import size
 from albert_jax.plan.planning import Assumed, Plan
-from albert_jax.pretrain import PretrainConfig
-from albert_jax.report import duration
+from albert_jax.pretraining.run import PretrainConfig
+from albert_jax.reports.run import duration
 
 
 def to_json(made: Plan) -> dict[str, Any]:

@@ -8,11 +8,11 @@ README).
 Not run here with released weights; see experiments/LOG.md for what was.
 """
 
-from albert_jax.finetune import FinetuneConfig
+from albert_jax.finetuning.files import TaskDataConfig
+from albert_jax.finetuning.run import FinetuneConfig
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.optim import OptimConfig
-from albert_jax.tasks.files import TaskDataConfig
-from albert_jax.train import TrainConfig
+from albert_jax.training.loop import TrainConfig
+from albert_jax.training.optim import OptimConfig
 
 config = FinetuneConfig(
     run_dir="runs/mnli",

@@ -7,11 +7,11 @@ base v2 90.2/83.2, large v2 91.8/85.2, xlarge v2 92.9/86.4, xxlarge v2 94.6/89.1
 Not run here with released weights; see experiments/LOG.md for what was.
 """
 
-from albert_jax.finetune import FinetuneConfig
+from albert_jax.finetuning.files import TaskDataConfig
+from albert_jax.finetuning.run import FinetuneConfig
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.optim import OptimConfig
-from albert_jax.tasks.files import TaskDataConfig
-from albert_jax.train import TrainConfig
+from albert_jax.training.loop import TrainConfig
+from albert_jax.training.optim import OptimConfig
 
 config = FinetuneConfig(
     run_dir="runs/squad1",

@@ -25,10 +25,10 @@ from dataclasses import replace
 
 from albert_jax.data.sources import DataConfig
 from albert_jax.model.albert import PRESETS
-from albert_jax.objectives.pretraining import ObjectiveConfig
-from albert_jax.optim import OptimConfig
-from albert_jax.pretrain import PretrainConfig
-from albert_jax.train import TrainConfig
+from albert_jax.pretraining.objective import ObjectiveConfig
+from albert_jax.pretraining.run import PretrainConfig
+from albert_jax.training.loop import TrainConfig
+from albert_jax.training.optim import OptimConfig
 
 config = PretrainConfig(
     run_dir="runs/xxlarge",

@@ -1,1 +1,0 @@
-"""Weights of other codebases: one name table each, no framework needed to read them."""

@@ -1,0 +1,1 @@
+"""Checkpoints of Hugging Face and Google, in and out."""

@@ -1,0 +1,1 @@
+"""Fine-tuning: the tasks, their data and metrics, and the job that runs them."""

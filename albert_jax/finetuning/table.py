@@ -1,0 +1,86 @@
+"""The table of tasks: a new one is a new entry."""
+
+from albert_jax.finetuning.classification import Classification
+from albert_jax.finetuning.multiple_choice import MultipleChoice
+from albert_jax.finetuning.question_answering import QuestionAnswering
+from albert_jax.finetuning.task import Family
+from albert_jax.finetuning.token_classification import TokenClassification
+
+_ENTAILMENT = {"entailment": "entailment", "not_entailment": "not_entailment"}
+
+TASKS: dict[str, Family] = {
+    # GLUE: columns as its own .tsv have them, then as TFDS and Hugging Face name them.
+    "cola": Classification(
+        text=("sentence",),
+        labels={"0": "unacceptable", "1": "acceptable"},
+        metrics=("matthews", "accuracy"),
+        select="matthews",
+        header=("source", "label", "star", "sentence"),
+        server={"test": "CoLA.tsv"},
+    ),
+    "sst2": Classification(text=("sentence",), labels={"0": "negative", "1": "positive"}, server={"test": "SST-2.tsv"}),
+    "mrpc": Classification(
+        text=("#1 String", "sentence1"),
+        text_pair=("#2 String", "sentence2"),
+        label=("Quality", "label"),
+        labels={"0": "not_equivalent", "1": "equivalent"},
+        metrics=("accuracy", "f1"),
+        server={"test": "MRPC.tsv"},
+    ),
+    "stsb": Classification(
+        text=("sentence1",),
+        text_pair=("sentence2",),
+        label=("score", "label"),
+        regression=True,
+        metrics=("pearson", "spearman"),
+        select="pearson",
+        server={"test": "STS-B.tsv"},
+    ),
+    "qqp": Classification(
+        text=("question1",),
+        text_pair=("question2",),
+        label=("is_duplicate", "label"),
+        labels={"0": "not_duplicate", "1": "duplicate"},
+        metrics=("accuracy", "f1"),
+        server={"test": "QQP.tsv"},
+    ),
+    "mnli": Classification(
+        text=("sentence1", "premise"),
+        text_pair=("sentence2", "hypothesis"),
+        label=("gold_label", "label"),
+        labels={name: name for name in ("entailment", "neutral", "contradiction")},
+        splits={
+            "train": "train.tsv",
+            "dev_matched": "dev_matched.tsv",
+            "dev_mismatched": "dev_mismatched.tsv",
+            "test_matched": "test_matched.tsv",
+            "test_mismatched": "test_mismatched.tsv",
+            "ax": "diagnostic.tsv",
+        },
+        server={"test_matched": "MNLI-m.tsv", "test_mismatched": "MNLI-mm.tsv", "ax": "AX.tsv"},
+    ),
+    "qnli": Classification(
+        text=("question",), text_pair=("sentence",), labels=_ENTAILMENT, server={"test": "QNLI.tsv"}
+    ),
+    "rte": Classification(
+        text=("sentence1",), text_pair=("sentence2",), labels=_ENTAILMENT, server={"test": "RTE.tsv"}
+    ),
+    "wnli": Classification(
+        text=("sentence1",),
+        text_pair=("sentence2",),
+        labels={"0": "not_entailment", "1": "entailment"},
+        server={"test": "WNLI.tsv"},
+    ),
+    "squad1": QuestionAnswering(),
+    "squad2": QuestionAnswering(
+        unanswerable=True,
+        splits={"train": "train-v2.0.json", "dev": "dev-v2.0.json", "test": "test-v2.0.json"},
+    ),
+    "race": MultipleChoice(),
+    "mctest": MultipleChoice(splits={split: f"mc*.{split}.tsv" for split in ("train", "dev", "test")}),
+    "ner": TokenClassification(),
+    # A user's own .csv, .tsv or .jsonl, with the columns that the command line names.
+    "text": Classification(metrics=("accuracy", "macro_f1"), splits={}),
+    "regression": Classification(regression=True, metrics=("pearson", "spearman"), select="pearson", splits={}),
+}
+"""Name -> task."""

@@ -1,0 +1,105 @@
+"""Contexts longer than the input, read in overlapping windows; places of answers by characters."""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from albert_jax.data.batches import Row
+from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.finetuning.files import TaskDataConfig
+
+
+class Context(NamedTuple):
+    """A tokenized context."""
+
+    text: str
+    ids: np.ndarray
+    ranges: np.ndarray
+    """[tokens, 2]: characters [start, end) of each."""
+
+
+class Window(NamedTuple):
+    """One input: a question and a part of its context."""
+
+    example: int
+    question: np.ndarray
+    context: Context
+    start: int
+    """First token of the context that is in it."""
+    size: int
+    best: np.ndarray
+    """[size] bool: no other window has more context around this token."""
+    answer: tuple[int, int] | None
+    """First and last token of the answer, of the whole context; None if it is not in this window."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """`[CLS] question [SEP] window [SEP]`; the answer's place is that of [CLS] where there is none."""
+
+    windows: list[Window]
+    config: TaskDataConfig
+    special: tuple[int, int]
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """[windows]."""
+        return np.array([len(window.question) + window.size + 3 for window in self.windows], np.int32)
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, item: int) -> Row:
+        window = self.windows[item]
+        cls_id, sep_id = self.special
+        first = len(window.question) + 2
+        part = window.context.ids[window.start : window.start + window.size]
+        ids = np.concatenate([[cls_id], window.question, [sep_id], part, [sep_id]]).astype(np.int32)
+        allowed = np.zeros(len(ids), np.int32)
+        allowed[first : first + window.size] = 1
+        best = np.zeros(len(ids), np.int32)
+        best[first : first + window.size] = window.best
+        start, end = (0, 0) if window.answer is None else (at - window.start + first for at in window.answer)
+        return {
+            "input_ids": ids,
+            "token_type_ids": (np.arange(len(ids)) >= first).astype(np.int32),
+            "answer_mask": allowed,
+            "best": best,
+            "start": np.int32(start),
+            "end": np.int32(end),
+            "weights": np.float32(1),
+        }
+
+
+def windows(example: int, question: np.ndarray, context: Context, room: int, stride: int) -> Iterator[Window]:
+    """The windows of a context, each of at most `room` tokens, `stride` from one's beginning to the next one's."""
+    total = len(context.ids)
+    starts = [0]
+    while starts[-1] + room < total:
+        starts.append(starts[-1] + min(room, stride))
+    sizes = [min(room, total - start) for start in starts]
+    at = np.arange(total)
+    # google-research/albert squad_utils.py, _check_is_max_context: the smaller side counts; of equals the longer window.
+    scores = np.full((len(starts), total), -np.inf)
+    for number, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+        inside = slice(start, start + size)
+        scores[number, inside] = np.minimum(at[inside] - start, start + size - 1 - at[inside]) + 0.01 * size
+    owner = scores.argmax(0) if total else np.zeros(0, int)
+    for number, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+        yield Window(example, question, context, start, size, owner[start : start + size] == number, None)
+
+
+def locate(context: Context, answer: str, start: int) -> tuple[int, int] | None:
+    """First and last token that an answer's characters touch; None where the characters are of no token."""
+    begin, end = start, start + len(answer)
+    touching = np.flatnonzero((context.ranges[:, 0] < end) & (context.ranges[:, 1] > begin))
+    return (int(touching[0]), int(touching[-1])) if len(touching) else None
+
+
+def tokenized(tokenizer: Tokenizer, text: str) -> Context:
+    """A context with the characters of its tokens."""
+    ids, ranges = tokenizer.encode_with_offsets(text)
+    return Context(text, np.array(ids, np.int32), np.array(ranges, np.int32).reshape(-1, 2))

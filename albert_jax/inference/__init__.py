@@ -1,0 +1,1 @@
+"""Predictions of a model on text, and views into it."""

@@ -1,1 +1,0 @@
-"""The device's side of pretraining: sentence pairs, masks and losses, all jitted."""

@@ -1,0 +1,1 @@
+"""Pretraining: sentence pairs, masks, losses, and the job that runs them."""

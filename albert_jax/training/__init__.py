@@ -1,0 +1,1 @@
+"""The train loop and all that it needs; knows neither model nor data."""
