@@ -56,9 +56,9 @@ that all mount; not gs://).  Files are what they share out: give many.
 """
 FINETUNE_EPILOG = """\
 Any field of the experiment can be overridden, as of a pretraining one; --help after the file lists them.
-  albert-jax finetune experiments/finetune/sst2.py --init albert/albert-base-v2 --data.dir glue/SST-2
-  albert-jax finetune experiments/finetune/rte.py --init runs/mnli --data.dir glue/RTE --seeds 5
-  albert-jax finetune experiments/finetune/text.py --init runs/small --data.train-file mine.csv --data.dev-file dev.csv
+  albert-jax finetune experiments/finetune/sst2.py --init-from albert/albert-base-v2 --data.dir glue/SST-2
+  albert-jax finetune experiments/finetune/rte.py --init-from runs/mnli --data.dir glue/RTE --seeds 5
+  albert-jax finetune experiments/finetune/text.py --init-from runs/small --data.train-file mine.csv --data.dev-file dev.csv
 """
 ABLATE_EPILOG = """\
   albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 3 --dry-run     rows, counts and cost first

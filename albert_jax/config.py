@@ -11,9 +11,9 @@ import runpy
 import tempfile
 import traceback
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -42,20 +42,67 @@ def check_writable(path: Path, field: str) -> None:
         raise InputError(f"{field} {path}: cannot write to {existing}: {error.strerror}") from None
 
 
-def check_types(config: Any) -> None:
-    """Refuses a field of the wrong type, before anything compares it; for `__post_init__`."""
-    for name, hint in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if hint in (int, float, str, bool):
-            right = isinstance(value, (int, float) if hint is float else hint) and (
-                hint is bool or not isinstance(value, bool)
-            )
-            require(right, f"{name}: expected {hint.__name__}, got {value!r}")
+def choice(default: str, values: Collection[str]) -> Any:
+    """A dataclass field that takes one of `values`, such as the keys of a table; `check_fields` checks it."""
+    return dataclasses.field(default=default, metadata={"choices": values})
+
+
+def variant(default: str, table: Mapping[str, type]) -> Any:
+    """A dataclass field that holds one of several dataclasses, each with fields of its own, chosen by name.
+
+    In Python the field takes an instance, or a name for that dataclass with its defaults.  In JSON it is a table with the
+    key `name`.  On the command line `--optim.optimizer lion` chooses one, and drops the fields of the one before;
+    `--optim.optimizer.beta2 0.98` sets a field of it.  `check_fields` turns names into instances.
+    """
+    return dataclasses.field(default=default, metadata={"variants": table})
+
+
+def variant_name(config: Any, field: str) -> str:
+    """The name of the dataclass that a `variant` field holds."""
+    table = config.__dataclass_fields__[field].metadata["variants"]
+    return next(name for name, kind in table.items() if type(getattr(config, field)) is kind)
+
+
+def check_fields(config: Any) -> None:
+    """Check types and choices of a dataclass, and turn names of variants into instances; for `__post_init__`.
+
+    Raises:
+      InputError: names the field, and says what it takes.
+    """
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        name, value, hint = field.name, getattr(config, field.name), hints[field.name]
+        if choices := field.metadata.get("choices"):
+            _check_choice(name, value, choices)
+        elif variants := field.metadata.get("variants"):
+            if type(value) not in variants.values():
+                _check_choice(name, value, variants)
+                object.__setattr__(config, name, variants[value]())
+        elif hint in (int, float, str, bool):
+            expected = (int, float) if hint is float else hint
+            if not isinstance(value, expected) or (isinstance(value, bool) and hint is not bool):
+                raise InputError(f"{name}: expected {hint.__name__}, got {value!r}")
+
+
+def _check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    if not (isinstance(value, str) and value in choices):
+        raise InputError(f"{name}: unknown value {value!r}; choose one of {', '.join(choices)}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The nested dict of a configuration, as it stands in JSON (tuples become lists)."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    """The nested dict of a configuration as it is written to JSON: tuples become lists."""
+
+    def plain(value: Any) -> Any:
+        if not dataclasses.is_dataclass(value):
+            return value
+        table = {}
+        for field in dataclasses.fields(value):
+            table[field.name] = plain(getattr(value, field.name))
+            if "variants" in field.metadata:
+                table[field.name] = {"name": variant_name(value, field.name)} | table[field.name]
+        return table
+
+    return json.loads(json.dumps(plain(config), default=dataclasses.asdict))
 
 
 def from_dict(cls: type[T], values: dict[str, Any], path: str = "") -> T:
@@ -74,25 +121,25 @@ def from_dict(cls: type[T], values: dict[str, Any], path: str = "") -> T:
     for name, field in fields.items():
         optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         require(name in values or optional, f"{dot}{name} has no default: give it a value")
-    built = {key: _typed(hints[key], value, f"{dot}{key}") for key, value in values.items()}
+    built = {key: _typed(hints[key], value, f"{dot}{key}", fields[key].metadata) for key, value in values.items()}
     try:
         return cls(**built)
     except InputError as error:
         raise InputError(f"{dot}{error}") from None
 
 
-def _typed(hint: Any, value: Any, path: str) -> Any:
+def _typed(hint: Any, value: Any, path: str, metadata: Mapping[str, Any]) -> Any:
     """`value`, checked against the type `hint`; text from the command line is read as that type."""
+    if "variants" in metadata:
+        table = value if isinstance(value, dict) else {"name": value}
+        _check_choice(path, table.get("name"), metadata["variants"])
+        fields = {key: one for key, one in table.items() if key != "name"}
+        return from_dict(metadata["variants"][table["name"]], fields, path)
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, path)
-    origin, choices = typing.get_origin(hint), typing.get_args(hint)
+    choices = typing.get_args(hint)
     if type(None) in choices:  # a section that may be left out
-        return None if value is None else _typed(choices[0], value, path)
-    if origin is Literal:
-        require(
-            value in choices, f"{path}: one of {', '.join(map(repr, choices))}, got {value!r}{_hint(value, choices)}"
-        )
-        return value
+        return None if value is None else _typed(choices[0], value, path, metadata)
     try:
         if hint is bool:
             return {"true": True, "false": False}[str(value).lower()]
@@ -152,7 +199,8 @@ def run_file(path: str) -> dict[str, Any]:
 def _override(values: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
     """A copy of nested `values` with the command line's words put in; unknown names are left for `from_dict` to refuse."""
     values = json.loads(json.dumps(values))
-    for name, text in read_words(words).items():
+    # The shortest names first: a variant is chosen before its fields are set.
+    for name, text in sorted(read_words(words).items(), key=lambda word: word[0].count(".")):
         put(values, name, text)
     return values
 
@@ -187,7 +235,13 @@ def put(values: dict[str, Any], name: str, value: Any) -> None:
     for section in sections:
         require(isinstance(table.get(section), dict), f"unknown key '{name}'{_hint(section, table)}")
         table = table[section]
+    if "name" in table and sections:  # a variant: from_dict knows its fields
+        table[key] = value
+        return
     require(key in table, f"unknown key '{name}'{_hint(key, table)}")
+    if isinstance(table[key], dict) and "name" in table[key]:
+        table[key] = {"name": value}
+        return
     if isinstance(table[key], dict):
         raise InputError(f"--{name.replace('_', '-')} is a section; its fields: {', '.join(table[key])}")
     table[key] = value

@@ -53,10 +53,10 @@ def finetune(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in overrides if word.startswith("--")}
     network = sorted(n for n in given if n.startswith("model.") and n.removeprefix("model.") not in RUN_FIELDS)
-    told = f"with --init the network is that one's; of the model {', '.join(RUN_FIELDS)} can be given"
-    require("init" not in given or not network, f"--{' '.join(network)}: {told}")
+    told = f"with --init-from the network is that one's; of the model {', '.join(RUN_FIELDS)} can be given"
+    require("init_from" not in given or not network, f"--{' '.join(network)}: {told}")
     config = load(FinetuneConfig, arguments.experiment, [*scaled(arguments.scale), *overrides])
-    require(not config.init or not network, f"--{' '.join(network)}: {told}")
+    require(not config.init_from or not network, f"--{' '.join(network)}: {told}")
     require(arguments.seeds >= 1, f"--seeds must be at least 1, got {arguments.seeds}")
     changed = arguments.allow_data_change
     if arguments.seeds == 1:

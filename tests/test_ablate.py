@@ -240,7 +240,7 @@ def test_rows_are_fine_tuned(words: Words, table: Path, tmp_path: Path, capsys: 
     assert "seed-0-cola was fine-tuned with other settings (optim.learning_rate: 0.0005 -> 1.0)" in told
     assert (table / "shared" / "seed-0" / "summary.json").stat().st_mtime_ns == before
     stored = json.loads((table / "shared" / "seed-0-cola" / "config.json").read_text())["config"]
-    assert stored["init"] == str(table / "shared" / "seed-0")
+    assert stored["init_from"] == str(table / "shared" / "seed-0")
     assert stored["data"]["max_seq_length"] == 32  # what the row's network takes, though the scale says more
     assert stored["train"]["num_train_steps"] == 6
     found = comparison.read([table]).lines[0]

@@ -276,7 +276,10 @@ def test_plan_comes_back_from_its_file(tmp_path: Path) -> None:
             [table("sharing"), "--finetune", f"{ROOT}/experiments/finetune/sst2.py --model.hidden-size 8"],
             "--model.hidden-size is the row's",
         ),
-        ([table("sharing"), "--finetune", f"{ROOT}/experiments/finetune/sst2.py --init x"], "--init is the row's"),
+        (
+            [table("sharing"), "--finetune", f"{ROOT}/experiments/finetune/sst2.py --init-from x"],
+            "--init-from is the row's",
+        ),
         (
             [table("sharing"), "--train.num-train-steps", "50"],
             "optim.num_warmup_steps (50) must be < train.num_train_steps (50)",

@@ -121,7 +121,7 @@ def test_from_an_mnli_run_and_from_a_pretrained_one(
     own = {name: None for name in FIELDS if name.startswith("model.") and "unroll" not in name} | {"data.vocab": None}
     quick = own | {"train.num_train_steps": 11, "train.eval_every": 11, "optim.learning_rate": 1e-9}
     overrides = {name.replace(".", "__"): value for name, value in quick.items()}
-    init = ["--init", str(sst2 / "run")]
+    init = ["--init-from", str(sst2 / "run")]
     assert main([*words("rte", tmp_path / "rte", *init, **overrides), *files("rte", tmp_path / "data")]) == 0
     assert "classifier from random numbers; of it classifier left out" in capsys.readouterr().err
     _, before, tokenizer = albert_jax.load(sst2 / "run")
@@ -145,10 +145,10 @@ def _leaves(tree: Any, path: str = "") -> list[tuple[str, Any]]:
 def test_what_a_kill_leaves_behind_is_no_checkpoint(
     sst2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A half-written first checkpoint does not make a run forget --init, nor hide the whole ones from `load`."""
+    """A half-written first checkpoint does not make a run forget --init-from, nor hide the whole ones from `load`."""
     run_dir = tmp_path / "run"
     own = {name.replace(".", "__"): None for name in FIELDS if name.startswith("model.") and "unroll" not in name}
-    given = words("sst2", run_dir, "--init", str(sst2 / "run"), data__vocab=None, train__num_train_steps=11, **own)
+    given = words("sst2", run_dir, "--init-from", str(sst2 / "run"), data__vocab=None, train__num_train_steps=11, **own)
     for left in ("10.orbax-checkpoint-tmp", "10"):
         (run_dir / "checkpoints" / left).mkdir(parents=True)
     assert main([*given, "--data.dir", str(sst2 / "data")]) == 0

@@ -287,12 +287,12 @@ def finetune_config(row: PlannedRow, seed: int, scale: str, words: str) -> Finet
     size = given.pop("scale", scale if scale in FINETUNE_SCALES else "paper")
     require(size in FINETUNE_SCALES, f"--finetune '{words}': --scale is one of {', '.join(FINETUNE_SCALES)}")
     fields = [name for name in given if name.startswith("model.") and name.removeprefix("model.") not in RUN_FIELDS]
-    for name in ("init", "run_dir", "train.seed", *fields):
+    for name in ("init_from", "run_dir", "train.seed", *fields):
         require(name not in given, f"--finetune '{words}': --{name.replace('_', '-')} is the row's")
     own = row.seed(seed)
     folder = Path(own.run_dir).parent / f"seed-{seed}-{Path(experiment).stem}"
     options = [f"--{name}={value}" for name, value in given.items()]
-    options += [f"--init={own.run_dir}", f"--run-dir={folder}", f"--train.seed={seed}"]
+    options += [f"--init-from={own.run_dir}", f"--run-dir={folder}", f"--train.seed={seed}"]
     try:
         config = load(FinetuneConfig, experiment, [*scaled(size), *options])
     except InputError as error:

@@ -6,13 +6,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from albert_jax.config import InputError, check_types, require
+from albert_jax.config import InputError, check_fields, choice, require
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert, flops_per_token, init_params, num_params, stacked_shapes
 from albert_jax.model.sharing import is_stacked
@@ -45,13 +45,13 @@ class BenchConfig:
     """Rows, over all devices."""
     gradient_accumulation: int = 1
     """Micro-batches a step is added up from."""
-    work: Literal["step", "gradients", "inference"] = "step"
+    work: str = choice("step", ("step", "gradients", "inference"))
     """The whole step (masks, sentence pairs, loss, gradients, update); loss and gradients alone; or the encoder forward."""
     rounds: int = 5
     """Timed rounds, of about a second each, or one step."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
         for name in ("batch_size", "gradient_accumulation", "rounds"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         require(self.work in WORKS, f"work: one of {', '.join(WORKS)}, got {self.work!r}")

@@ -18,11 +18,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 import sentencex
 
-from albert_jax.config import InputError, check_types, require
+from albert_jax.config import InputError, check_fields, choice, require
 from albert_jax.data import tfds as tfds_sets
 
 MAX_LINE_BYTES = 64 * 2**20
@@ -44,9 +44,9 @@ class DataConfig:
     """Map curly quotes and dashes, which the released vocabulary lacks, to ones it has."""
     text_field: str = "text"
     """The field of a .jsonl line, or the feature of a TFDS data set, that holds the document."""
-    txt_documents: Literal["file", "blank-line"] = "file"
+    txt_documents: str = choice("file", ("file", "blank-line"))
     """In .txt, a document is a whole file, or ends at a blank line."""
-    encoding_errors: Literal["error", "replace"] = "error"
+    encoding_errors: str = choice("error", ("error", "replace"))
     """Stop at invalid UTF-8, or replace and count it."""
     language: str = "en"
     """ISO 639-1 code for the sentence splitter."""
@@ -56,7 +56,7 @@ class DataConfig:
     """Where prepared data and trained vocabularies are kept."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
         require(self.source != "", "source is empty: 'python-docs', a glob, or a prepared folder")
         require(0 < self.eval_fraction < 1, f"eval_fraction must be in (0, 1), got {self.eval_fraction}")
 

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from albert_jax.config import InputError, check_types, read_json, require
+from albert_jax.config import InputError, check_fields, choice, read_json, require
 from albert_jax.data.sources import MAX_LINE_BYTES, lines
 from albert_jax.data.tfds import PREFIX, builder_of
 from albert_jax.finetuning.prepared import records as prepared_records
@@ -42,18 +42,18 @@ class TaskDataConfig:
     test_file: str = ""
     """What predictions are written of; metrics too, where it has labels."""
     vocab: str = ""
-    """SentencePiece model; empty: that of --init, or else one of model.vocab_size pieces trained on the task's text."""
+    """SentencePiece model; empty: that of --init-from, or else one of model.vocab_size pieces trained on the task's text."""
     map_punctuation: bool = False
-    """With a vocabulary not of --init: map curly quotes and dashes, which the released one lacks, to ones it has."""
+    """With a vocabulary not of --init-from: map curly quotes and dashes, which the released one lacks, to ones it has."""
     max_seq_length: int = 512
     """S: longer inputs lose the end of their longer text; answers and entities are looked for in several windows."""
     max_train_samples: int = 0
     """Take only the first so many training examples; 0: all."""
     max_eval_samples: int = 0
     """Take only the first so many of every other split; 0: all."""
-    encoding_errors: Literal["error", "replace"] = "error"
+    encoding_errors: str = choice("error", ("error", "replace"))
     """Stop at invalid UTF-8, or replace and count it."""
-    malformed: Literal["error", "skip"] = "error"
+    malformed: str = choice("error", ("error", "skip"))
     """Tables of texts, training and dev: stop at a line that cannot be read, or skip and count it."""
     text_column: str = "text"
     """Tasks 'text' and 'regression': the column of a .csv, .tsv or .jsonl file that is classified."""
@@ -69,17 +69,17 @@ class TaskDataConfig:
     """Answers: tokens of the longest."""
     n_best_size: int = 20
     """Answers: how many are kept of a question."""
-    qa_head: Literal["plain", "answer_class"] = "plain"
+    qa_head: str = choice("plain", ("plain", "answer_class"))
     """Answers: start and end alone, or the released SQuAD 2.0 head, which asks whether there is an answer."""
     strict: bool = False
     """Answers: refuse a training answer that is not in its context, instead of leaving it out and counting it."""
     max_qa_length: int = 128
     """Choices: question and option keep their last so many tokens."""
-    level: Literal["all", "middle", "high"] = "all"
+    level: str = choice("all", ("all", "middle", "high"))
     """RACE: which part of it."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
         for name in ("doc_stride", "max_query_length", "max_answer_length", "n_best_size", "max_qa_length"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("max_train_samples", "max_eval_samples"):

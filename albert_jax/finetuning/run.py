@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from albert_jax.config import InputError, check_types, flat, from_dict, read_json, require, to_dict
+from albert_jax.config import InputError, check_fields, flat, from_dict, read_json, require, to_dict
 from albert_jax.data import batches, tokenizer_json
 from albert_jax.data.tokenizer import Tokenizer, train_vocabulary
 from albert_jax.exchange import load as exchange
@@ -42,7 +42,7 @@ RUN_FIELDS = (
     "attention_probs_dropout_prob",
     "classifier_dropout_prob",
 )
-"""Fields of the model that stay the experiment's with --init; all others are the network's that it starts from."""
+"""Fields of the model that stay the experiment's with --init-from; all others are the network's that it starts from."""
 
 SCALES: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -86,16 +86,16 @@ class FinetuneConfig:
     run_dir: str
     """The run folder; the same command again resumes from it."""
     model: AlbertConfig
-    """With --init only dropout, dtype, remat, scan_unroll and attention_implementation count: the network is that one's.  With --data.vocab its size."""
+    """With --init-from only dropout, dtype, remat, scan_unroll and attention_implementation count: the network is that one's.  With --data.vocab its size."""
     data: TaskDataConfig
     optim: OptimConfig
     train: TrainConfig
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    init: str = ""
+    init_from: str = ""
     """What the run starts from: anything that `albert_jax.load` reads; empty: random weights."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
         require(self.run_dir != "", "run_dir is empty: name the run folder")
         require(
             self.optim.num_warmup_steps < self.train.num_train_steps,
@@ -173,7 +173,7 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
             flops_per_token=flops_per_token(config.model, int(rows["train"].lengths.mean()), 0),
             select=evaluation.select,
         )
-        initial = functools.partial(_initial, config, source, model) if config.init else None
+        initial = functools.partial(_initial, config, source, model) if config.init_from else None
         optimizer = make_optimizer(config.optim, config.train.num_train_steps, is_stacked)
         _, summary = train.run(
             config.train, trained, optimizer, layout, run_dir, initial, fingerprints, allow_data_change
@@ -264,11 +264,11 @@ class _Evaluation:
 
 def _source(config: FinetuneConfig, run_dir: Path) -> exchange.Source | None:
     """The model that the run starts from; None for random weights, and where the run has checkpoints of its own."""
-    if not config.init or checkpoint.holds_any(train.checkpoint_folder(config.train, run_dir)):
+    if not config.init_from or checkpoint.holds_any(train.checkpoint_folder(config.train, run_dir)):
         return None
-    source = exchange.read(config.init)
+    source = exchange.read(config.init_from)
     for note in source.weights.notes:
-        log.info("%s: %s", config.init, note)
+        log.info("%s: %s", config.init_from, note)
     return source
 
 
@@ -279,7 +279,7 @@ def _resolved(config: FinetuneConfig, source: exchange.Source | None) -> Finetun
       InputError: inputs longer than it takes.
     """
     model = config.model
-    if config.init:
+    if config.init_from:
         if source is not None:
             network = source.weights.model.config
         else:
@@ -302,15 +302,15 @@ def _resolved(config: FinetuneConfig, source: exchange.Source | None) -> Finetun
 def _tokenizer(
     config: FinetuneConfig, run_dir: Path, source: exchange.Source | None, texts: Sequence[str]
 ) -> Tokenizer:
-    """The one that is named, that of --init, the run's own, or one trained on the task's text."""
+    """The one that is named, that of --init-from, the run's own, or one trained on the task's text."""
     data, size = config.data, config.model.vocab_size
     if data.vocab:
         tokenizer = Tokenizer(data.vocab, map_punctuation=data.map_punctuation)
         pieces = tokenizer.vocab_size
-        require(pieces == size, f"data.vocab {data.vocab} has {pieces} pieces, --init {config.init} {size}")
+        require(pieces == size, f"data.vocab {data.vocab} has {pieces} pieces, --init-from {config.init_from} {size}")
         return tokenizer
     if source is not None:
-        told = f"--init {config.init}: no vocabulary in it; name its SentencePiece model with --data.vocab"
+        told = f"--init-from {config.init_from}: no vocabulary in it; name its SentencePiece model with --data.vocab"
         require(source.tokenizer is not None, told)
     own = tokenizer_json.read(run_dir, "") if source is None and (run_dir / "config.json").exists() else None
     if found := source.tokenizer if source is not None else own:
@@ -328,7 +328,7 @@ def _tokenizer(
 
 def _initial(config: FinetuneConfig, source: exchange.Source | None, model: Albert) -> Any:
     """Fresh parameters with everything that the source has in their place; a head only where its classes are the same."""
-    source = source or exchange.read(config.init)  # there seemed to be a checkpoint, and there was none
+    source = source or exchange.read(config.init_from)  # there seemed to be a checkpoint, and there was none
     before = source.weights.model
     fresh = jax.jit(functools.partial(init_params, model))(jax.random.key(config.train.seed))
     params, new = {}, []
@@ -339,7 +339,7 @@ def _initial(config: FinetuneConfig, source: exchange.Source | None, model: Albe
         new += [] if kept else [name]
     left = [head for head in before.heads if head not in params or head in new]
     told = f"; of it {', '.join(left)} left out" if left else ""
-    log.info("started from %s%s%s", config.init, f"; {', '.join(new)} from random numbers" if new else "", told)
+    log.info("started from %s%s%s", config.init_from, f"; {', '.join(new)} from random numbers" if new else "", told)
     return jax.device_get(params)
 
 

@@ -10,14 +10,14 @@ L layers, G parameter sets of a part, P predicted positions.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from albert_jax.config import check_types, require
+from albert_jax.config import check_fields, choice, require
 from albert_jax.model import products
 from albert_jax.model.products import CONTEXT, KEPT, POLICIES, SCORES, cudnn_attention, einsum, named
 from albert_jax.model.sharing import STRATEGIES, layer_sets
@@ -31,8 +31,6 @@ ACTIVATIONS = {
     "tanh": jnp.tanh,
     "linear": lambda x: x,
 }
-
-DTYPES = ("float32", "bfloat16")
 
 MAX_DEPTH = 10_000
 """Blocks; a deeper network is a damaged file."""
@@ -59,13 +57,13 @@ class AlbertConfig:
     """N: heads of hidden_size / N each."""
     intermediate_size: int = 3072
     """F: width inside the feed-forward part."""
-    sharing: Literal["all", "attention", "ffn", "none", "groups"] = "all"
+    sharing: str = choice("all", STRATEGIES)
     """Which parts all layers share (paper, Table 4); 'groups' shares within num_hidden_groups runs of layers."""
     num_hidden_groups: int = 1
     """Parameter sets with sharing 'groups'."""
     inner_group_num: int = 1
     """Blocks, each with its own parameters, in every layer: the effective depth is L times this."""
-    hidden_act: Literal["gelu_new", "gelu", "relu", "tanh", "linear"] = "gelu_new"
+    hidden_act: str = choice("gelu_new", ACTIVATIONS)
     """gelu_new is the tanh form (released as "gelu"), gelu the erf form."""
     hidden_dropout_prob: float = 0.0
     """Dropout of embeddings, attention output and feed-forward output (v1: 0.1 but for xxlarge)."""
@@ -81,17 +79,17 @@ class AlbertConfig:
     """Standard deviation of the truncated normal that kernels and embeddings start from."""
     layer_norm_eps: float = 1e-12
     """Added to the variance in LayerNorm."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: str = choice("float32", ("float32", "bfloat16"))
     """What layers compute in.  Parameters, their gradients, LayerNorm and softmax stay float32."""
-    remat: Literal["none", "elementwise", "dots", "full"] = "elementwise"
+    remat: str = choice("elementwise", POLICIES)
     """What backward recomputes: nothing; what lies between matrix products; also attention's products; the whole block."""
     scan_unroll: int = 1
     """Blocks unrolled in one iteration of the layer loop."""
-    attention_implementation: Literal["xla", "cudnn"] = "xla"
+    attention_implementation: str = choice("xla", ("xla", "cudnn"))
     """cudnn: fused, on NVIDIA GPUs, in bfloat16, without dropout of its weights, for masks that only pad on the right."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
         sizes = [field.name for field in fields(self) if field.type is int]
         for name in sizes:
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
@@ -102,15 +100,10 @@ class AlbertConfig:
         )
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout_prob"):
             require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), got {getattr(self, name)}")
-        require(self.sharing in STRATEGIES, f"sharing: one of {', '.join(STRATEGIES)}, got {self.sharing!r}")
         for name in ("initializer_range", "layer_norm_eps"):
             value = getattr(self, name)
             require(math.isfinite(value) and value > 0, f"{name} must be finite and > 0, got {value}")
-        require(self.dtype in DTYPES, f"dtype: one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        require(self.remat in POLICIES, f"remat: one of {', '.join(POLICIES)}, got {self.remat!r}")
-        require(self.hidden_act in ACTIVATIONS, f"hidden_act: one of {', '.join(ACTIVATIONS)}, got {self.hidden_act!r}")
-        kinds, kind = ("xla", "cudnn"), self.attention_implementation
-        require(kind in kinds, f"attention_implementation: one of {', '.join(kinds)}, got {kind!r}")
+        kind = self.attention_implementation
         fusible = self.dtype == "bfloat16" and self.attention_probs_dropout_prob == 0
         require(
             kind == "xla" or fusible,

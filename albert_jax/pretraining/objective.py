@@ -5,14 +5,14 @@ they are the same on any number of devices.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from albert_jax.config import check_types, require
+from albert_jax.config import check_fields, require
 from albert_jax.pretraining import masking, segment_pairs
 from albert_jax.pretraining.segment_pairs import PAIRS, Sequence
 
@@ -25,7 +25,7 @@ Metrics = dict[str, Array]
 class ObjectiveConfig:
     """How inputs are drawn from text, in the names of the released flags."""
 
-    sentence_objective: Literal["sop", "nsp", "none"] = "sop"
+    sentence_objective: str = "sop"
     """Sentence order, next sentence, or the masked-LM loss alone (paper, Table 5)."""
     max_seq_length: int = 512
     """S: [CLS] A [SEP] B [SEP] and padding."""
@@ -43,7 +43,7 @@ class ObjectiveConfig:
     """Share of sequences cut to a random length."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
         require(
             self.sentence_objective in PAIRS,
             f"sentence_objective: one of {', '.join(PAIRS)}, got {self.sentence_objective!r}",

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from albert_jax.config import InputError, check_types, flat, require, to_dict
+from albert_jax.config import InputError, check_fields, flat, require, to_dict
 from albert_jax.data import loader, tokenizer_json
 from albert_jax.data.prepare import Prepared, prepare, token_counts
 from albert_jax.data.sources import DataConfig
@@ -62,7 +62,7 @@ class PretrainConfig:
     """What this run's parameters start from: anything that `albert_jax.load` reads, such as a run folder."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
         require(self.run_dir != "", "run_dir is empty: name the run folder")
         asked, trained = (self.eval_objective or self.objective).max_seq_length, self.objective.max_seq_length
         require(asked == trained, f"eval_objective.max_seq_length {asked} is not objective.max_seq_length {trained}")

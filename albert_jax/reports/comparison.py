@@ -212,9 +212,7 @@ def _grouped(folders: Sequence[Path]) -> list[Line]:
     for folder in folders:
         config = read_json(folder / "config.json")["config"]
         config = placeless(config) | {"run_dir": "", "train": config["train"] | {"seed": 0}}
-        for key in ("init_from", "init"):  # each seed's own
-            if key in config:
-                config[key] = re.sub(r"seed-\d+", "seed", config[key])
+        config["init_from"] = re.sub(r"seed-\d+", "seed", config["init_from"])  # each seed's own
         kinds.setdefault(json.dumps(config, sort_keys=True), (config, []))[1].append(folder)
     lines = []
     for config, runs in kinds.values():

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 from jax import Array
 from tqdm import tqdm
 
-from albert_jax.config import InputError, check_types, require
+from albert_jax.config import InputError, check_fields, choice, require
 from albert_jax.training import partition, processes
 from albert_jax.training.checkpoint import Best, Checkpoints
 from albert_jax.training.optim import Optimizer
@@ -53,11 +53,11 @@ class TrainConfig:
     """Of several processes, one that has made no step for so long is ended with its stacks shown; 0: never."""
     eval_batch_size: int = 64
     """Sequences an evaluation batch, over all devices."""
-    platform: Literal["any", "cpu", "gpu", "tpu"] = "any"
+    platform: str = choice("any", ("any", "cpu", "gpu", "tpu"))
     """Refuse to start on anything else."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
         for name in (
             "num_train_steps",
             "global_batch_size",

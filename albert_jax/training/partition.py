@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from albert_jax.config import InputError, check_types, require
+from albert_jax.config import InputError, check_fields, require
 from albert_jax.training.optim import decays, names
 
 DATA = "data"
@@ -30,11 +30,11 @@ class MeshConfig:
 
     data: int = 0
     """Devices that share the batch; 0: all there are."""
-    sharding: Literal["none", "optimizer", "parameters"] = "none"
+    sharding: str = "none"
     """What is cut over them: nothing; the optimiser's state (ZeRO-1); that and the parameters (FSDP), for big unshared networks."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
         require(self.data >= 0, f"data must be at least 0, got {self.data}")
         require(self.sharding in SHARDINGS, f"sharding: one of {', '.join(SHARDINGS)}, got {self.sharding!r}")
 

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from albert_jax.config import InputError, check_types, require
+from albert_jax.config import InputError, check_fields, require
 
 HEARTBEAT_SECONDS = 10
 """A process that is dead so long ends the others; JAX's default is 100."""
@@ -47,7 +47,7 @@ class DistributedConfig:
     """Seconds that processes wait for each other at the start."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
         require(self.timeout >= 1, f"timeout must be at least 1, got {self.timeout}")
         if not self.coordinator:
             alone = self.num_processes in (0, 1) and self.process_id in (-1, 0)

@@ -53,7 +53,7 @@ def check(run_dir: Path, job: str, config: Any) -> None:
         before = placeless(to_dict(from_dict(type(config), stored["config"])))
         changed = [line for line in differences(before, placeless(to_dict(config))) if not line.startswith(FREE)]
         given = "--run-dir" if path.parent == run_dir else "--train.checkpoint-dir"
-        way = f"give another, with {'--init-from' if hasattr(config, 'init_from') else '--init'} {run_dir} if it is to start from these weights"
+        way = f"give another, with --init-from {run_dir} if it is to start from these weights"
         require(
             not changed and stored["job"] == job,
             f"{given} {path.parent} belongs to another configuration ({'; '.join(changed) or stored['job']}); {way}",
@@ -72,11 +72,9 @@ def placeless(config: dict[str, Any]) -> dict[str, Any]:
     So a folder of runs that belong together can be moved, or named in another way.
     """
     beside = f"{Path(config['run_dir']).parent}/"
-    return config | {
-        key: config[key].removeprefix(beside)
-        for key in ("init_from", "init")
-        if key in config and config["run_dir"].count("/")
-    }
+    if "/" not in config["run_dir"]:
+        return config
+    return config | {"init_from": config["init_from"].removeprefix(beside)}
 
 
 def claim(

@@ -1,6 +1,6 @@
 """CoLA: is a sentence English?  Matthews correlation.
 
-    albert-jax finetune experiments/finetune/cola.py --init albert/albert-base-v2 --data.dir glue/CoLA
+    albert-jax finetune experiments/finetune/cola.py --init-from albert/albert-base-v2 --data.dir glue/CoLA
 
 Recipe: the paper's Table 14.  Expected (dev): xxlarge 71.4 (paper, Table 9).
 Not run here with released weights; see experiments/LOG.md for what was.

@@ -1,8 +1,8 @@
 """MCTest: which of four options answers a question on a children's story?  Accuracy, mc160 and mc500.
 
-    albert-jax finetune experiments/finetune/mctest.py --init albert/albert-base-v2 --data.dir mctest
+    albert-jax finetune experiments/finetune/mctest.py --init-from albert/albert-base-v2 --data.dir mctest
 
-The paper has no such recipe: RACE's, made shorter.  A model fine-tuned on RACE is a good start: --init runs/race.
+The paper has no such recipe: RACE's, made shorter.  A model fine-tuned on RACE is a good start: --init-from runs/race.
 Not run here with released weights; see experiments/LOG.md for what was.
 """
 

@@ -1,6 +1,6 @@
 """MNLI: does one sentence follow from another, contradict it, or neither?  Accuracy, matched and mismatched.
 
-    albert-jax finetune experiments/finetune/mnli.py --init albert/albert-base-v2 --data.dir glue/MNLI
+    albert-jax finetune experiments/finetune/mnli.py --init-from albert/albert-base-v2 --data.dir glue/MNLI
 
 Recipe: the paper's Table 14.  With the diagnostic set's diagnostic.tsv in the folder, predictions of it are written
 too (AX.tsv).  Expected (dev): base v2 84.6, large v2 86.5, xlarge v2 87.9, xxlarge v2 90.6 (google-research/albert,

@@ -1,8 +1,8 @@
 """MRPC: do two sentences say the same?  Accuracy and F1.
 
-    albert-jax finetune experiments/finetune/mrpc.py --init albert/albert-base-v2 --data.dir glue/MRPC
+    albert-jax finetune experiments/finetune/mrpc.py --init-from albert/albert-base-v2 --data.dir glue/MRPC
 
-Recipe: the paper's Table 14.  The paper starts from a model fine-tuned on MNLI: --init runs/mnli.  Expected (dev):
+Recipe: the paper's Table 14.  The paper starts from a model fine-tuned on MNLI: --init-from runs/mnli.  Expected (dev):
 xxlarge 90.9 (paper, Table 9).
 Not run here with released weights; see experiments/LOG.md for what was.
 """

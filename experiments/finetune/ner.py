@@ -1,6 +1,6 @@
 """Named entities in CoNLL columns, IOB1, IOB2 or IOBES: precision, recall and F1 of whole entities.
 
-    albert-jax finetune experiments/finetune/ner.py --init albert/albert-base-v2 --data.dir conll2003
+    albert-jax finetune experiments/finetune/ner.py --init-from albert/albert-base-v2 --data.dir conll2003
 
 Files: *train*, *dev* or *valid* or *testa*, *testb* or *test*; else --data.train-file and so on.  The first column is
 the word, the last the tag.  The paper has no such recipe; this is BERT's.

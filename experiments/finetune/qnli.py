@@ -1,6 +1,6 @@
 """QNLI: does a sentence answer a question?  Accuracy.
 
-    albert-jax finetune experiments/finetune/qnli.py --init albert/albert-base-v2 --data.dir glue/QNLI
+    albert-jax finetune experiments/finetune/qnli.py --init-from albert/albert-base-v2 --data.dir glue/QNLI
 
 Recipe: the paper's Table 14.  Expected (dev): xxlarge 95.3 (paper, Table 9).
 Not run here with released weights; see experiments/LOG.md for what was.

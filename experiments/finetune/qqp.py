@@ -1,6 +1,6 @@
 """QQP: do two questions ask the same?  Accuracy and F1.
 
-    albert-jax finetune experiments/finetune/qqp.py --init albert/albert-base-v2 --data.dir glue/QQP \
+    albert-jax finetune experiments/finetune/qqp.py --init-from albert/albert-base-v2 --data.dir glue/QQP \
         --data.malformed skip
 
 Recipe: the paper's Table 14.  Some lines of its files are broken, hence the last option.  Table 14 has dropout 0.1 in

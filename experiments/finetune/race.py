@@ -1,6 +1,6 @@
 """RACE: which of four options answers a question on a passage?  Accuracy, middle and high.
 
-    albert-jax finetune experiments/finetune/race.py --init albert/albert-base-v2 --data.dir RACE
+    albert-jax finetune experiments/finetune/race.py --init-from albert/albert-base-v2 --data.dir RACE
 
 Recipe: the paper's Table 14, but for the learning rate.  Learning rate as the released README gives it for v2; Table
 14 has 2e-5, and dropout 0.1 in the encoder, with which v2 diverges.  --data.level middle or high takes a part.

@@ -1,8 +1,8 @@
 """RTE: does one text follow from another?  Accuracy.
 
-    albert-jax finetune experiments/finetune/rte.py --init albert/albert-base-v2 --data.dir glue/RTE
+    albert-jax finetune experiments/finetune/rte.py --init-from albert/albert-base-v2 --data.dir glue/RTE
 
-Recipe: the paper's Table 14.  The paper starts from a model fine-tuned on MNLI: --init runs/mnli.  Table 14 has dropout
+Recipe: the paper's Table 14.  The paper starts from a model fine-tuned on MNLI: --init-from runs/mnli.  Table 14 has dropout
 0.1 in the encoder, which is v1's; v2 checkpoints learn without.  Expected (dev): xxlarge 89.2 (paper, Table 9).
 Not run here with released weights; see experiments/LOG.md for what was.
 """

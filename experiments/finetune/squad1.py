@@ -1,6 +1,6 @@
 """SQuAD 1.1: where in a paragraph is the answer to a question?  Exact match and F1.
 
-    albert-jax finetune experiments/finetune/squad1.py --init albert/albert-base-v2 --data.dir squad
+    albert-jax finetune experiments/finetune/squad1.py --init-from albert/albert-base-v2 --data.dir squad
 
 Recipe: the paper's Table 14.  Any file of its form goes: --data.train-file and --data.dev-file.  Expected (dev, F1/EM):
 base v2 90.2/83.2, large v2 91.8/85.2, xlarge v2 92.9/86.4, xxlarge v2 94.6/89.1 (google-research/albert, README).

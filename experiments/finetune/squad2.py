@@ -1,6 +1,6 @@
 """SQuAD 2.0: where in a paragraph is the answer to a question, if it has one?  Exact match and F1.
 
-    albert-jax finetune experiments/finetune/squad2.py --init albert/albert-base-v2 --data.dir squad
+    albert-jax finetune experiments/finetune/squad2.py --init-from albert/albert-base-v2 --data.dir squad
 
 Recipe: the paper's Table 14.  With the head of the released code, which asks whether there is an answer;
 --data.qa-head plain compares the score of an empty answer instead.  Expected (dev, F1/EM): base v2 82.1/79.3, large v2

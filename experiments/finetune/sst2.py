@@ -1,6 +1,6 @@
 """SST-2: is a sentence of a film review positive or negative?  Accuracy.
 
-    albert-jax finetune experiments/finetune/sst2.py --init albert/albert-base-v2 --data.dir glue/SST-2
+    albert-jax finetune experiments/finetune/sst2.py --init-from albert/albert-base-v2 --data.dir glue/SST-2
 
 Recipe: the paper's Table 14.  Expected (dev): base v2 92.9, large v2 94.9, xlarge v2 95.4, xxlarge v2 96.8
 (google-research/albert, README).

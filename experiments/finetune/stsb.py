@@ -1,8 +1,8 @@
 """STS-B: how alike are two sentences, from 0 to 5?  Pearson and Spearman correlation.
 
-    albert-jax finetune experiments/finetune/stsb.py --init albert/albert-base-v2 --data.dir glue/STS-B
+    albert-jax finetune experiments/finetune/stsb.py --init-from albert/albert-base-v2 --data.dir glue/STS-B
 
-Recipe: the paper's Table 14.  The paper starts from a model fine-tuned on MNLI: --init runs/mnli.  Expected (dev):
+Recipe: the paper's Table 14.  The paper starts from a model fine-tuned on MNLI: --init-from runs/mnli.  Expected (dev):
 xxlarge 93.0 (paper, Table 9).
 Not run here with released weights; see experiments/LOG.md for what was.
 """

@@ -1,6 +1,6 @@
 """Your own texts and classes: .csv, .tsv (no quotes) or .jsonl.  Accuracy and macro F1.
 
-    albert-jax finetune experiments/finetune/text.py --init runs/base --data.train-file train.csv \
+    albert-jax finetune experiments/finetune/text.py --init-from runs/base --data.train-file train.csv \
         --data.dev-file dev.csv
 
 --data.text-column, --data.label-column and --data.text-pair-column name the columns (text, label, none).  The classes

@@ -1,6 +1,6 @@
 """WNLI: whom does a pronoun mean?  Accuracy.
 
-    albert-jax finetune experiments/finetune/wnli.py --init albert/albert-base-v2 --data.dir glue/WNLI
+    albert-jax finetune experiments/finetune/wnli.py --init-from albert/albert-base-v2 --data.dir glue/WNLI
 
 Recipe: the paper's Table 14.  Few models beat its commonest class.  Table 14 has dropout 0.1 in the encoder, which is
 v1's; v2 checkpoints learn without.  Expected: the paper has a test figure alone, of an ensemble (91.8).
