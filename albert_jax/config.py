@@ -28,6 +28,12 @@ def require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
+def first_line(error: BaseException) -> str:
+    """The first non-empty line of an exception's message, or the name of its type."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
+
+
 def check_writable(path: Path, field: str) -> None:
     """Refuses a file or folder that could not be made; leaves nothing behind.
 
