@@ -19,11 +19,20 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import pytest
 
+from albert_jax.cli import main
 from albert_jax.data import sources
 from albert_jax.training.progress import Meter
 
 ROOT = Path(__file__).parent.parent
 TINY = str(ROOT / "experiments" / "pretrain" / "tiny.py")
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Check that the command line refuses `words` with exit code 2 and one line; return that line."""
+    assert main(words) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "albert-jax: error: " in line]
+    assert len(lines) == 1
+    return lines[0].removeprefix("albert-jax: error: ")
 
 
 def free_port() -> int:

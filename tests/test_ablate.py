@@ -34,9 +34,8 @@ from albert_jax.reports import comparison
 from albert_jax.training.partition import make_mesh
 from albert_jax.training.run_folder import held, read_metrics
 
-from .conftest import ROOT
+from .conftest import ROOT, refused
 from .made_tasks import WRITE
-from .test_cli import refused
 from .test_resume import digest
 
 pytestmark = pytest.mark.slow

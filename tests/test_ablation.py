@@ -22,8 +22,7 @@ from albert_jax.pretraining import objective as pretraining
 from albert_jax.pretraining import probes
 from albert_jax.pretraining.objective import Vocabulary
 
-from .conftest import ROOT
-from .test_cli import refused
+from .conftest import ROOT, refused
 
 FOLDER = ROOT / "experiments" / "ablations"
 TABLES = sorted(FOLDER.glob("*.py"))

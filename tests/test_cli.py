@@ -15,17 +15,9 @@ from albert_jax.cli import main
 from albert_jax.config import InputError, from_dict, load, to_dict
 from albert_jax.pretraining.run import PretrainConfig
 
-from .conftest import ROOT, TINY
+from .conftest import ROOT, TINY, refused
 
 Words = Callable[..., list[str]]
-
-
-def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that the command says as it refuses."""
-    assert main(words) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if "albert-jax: error: " in line]
-    assert len(lines) == 1
-    return lines[0].removeprefix("albert-jax: error: ")
 
 
 FIELDS = [  # rows of the catalogue that one field's value is enough for

@@ -41,9 +41,8 @@ from albert_jax.exchange.weights import Weights, leaves
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import PRETRAINING, Albert, init_params, param_shapes
 
-from .conftest import ROOT
+from .conftest import ROOT, refused
 from .golden.make_huggingface import CASES, inputs
-from .test_cli import refused
 
 GOLDEN = Path(__file__).parent / "golden"
 HF = GOLDEN / "huggingface"

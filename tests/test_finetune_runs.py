@@ -20,9 +20,8 @@ from albert_jax.finetuning import table
 from albert_jax.finetuning.classification import Classification
 from albert_jax.training.run_folder import read_metrics
 
-from .conftest import FAST_COMPILE, ROOT
+from .conftest import FAST_COMPILE, ROOT, refused
 from .made_tasks import glue
-from .test_cli import refused
 from .test_finetune import FIELDS, files, summary, words
 from .test_resume import digest
 

@@ -23,8 +23,7 @@ from albert_jax.plan.table import describe
 from albert_jax.pretraining.run import PretrainConfig
 from albert_jax.training.partition import PEAK_TFLOPS
 
-from .conftest import ROOT
-from .test_cli import refused
+from .conftest import ROOT, refused
 
 FILES = sorted((ROOT / "experiments" / "pretrain").glob("*.py"))
 HEADS = {"base": 130_226, "large": 163_506, "xlarge": 296_626, "xxlarge": 562_866}

@@ -24,7 +24,7 @@ from albert_jax.inference import text as predict
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import PRETRAINING, Albert, param_shapes
 
-from .test_cli import refused
+from .conftest import refused
 from .test_tokenizer import GOLDEN
 
 Loaded = tuple[Albert, Any, Tokenizer]

@@ -15,7 +15,7 @@ from albert_jax.exchange.weights import Weights
 from albert_jax.inference import command as answers
 from albert_jax.inference import tasks as predict_task
 
-from .test_cli import refused
+from .conftest import refused
 from .test_predict import Loaded, made
 
 TEXTS = ["The Text, in 2010.", "", "Émile  wrote “random” lines " * 9, "a"]

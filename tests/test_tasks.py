@@ -34,9 +34,8 @@ from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import HEADS, Albert, param_shapes
 from albert_jax.training.optim import decays
 
-from .conftest import ROOT
+from .conftest import ROOT, refused
 from .made_tasks import WRITE
-from .test_cli import refused
 from .test_tokenizer import GOLDEN
 
 TOKENIZER = Tokenizer(GOLDEN / "spiece.model")
