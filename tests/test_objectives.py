@@ -282,7 +282,7 @@ def test_draw_follows_the_width_of_the_rows(objective: str) -> None:
 def draw_on_all_devices(path: str) -> None:
     """Runs in a process of its own, too."""
     mesh, found = partition.make_mesh("cpu"), {"devices": np.array(jax.device_count())}
-    rows, shard = partition.put(mesh, text(16, 64, 9, 2000)), partition.by_rows(mesh)
+    rows, shard = partition.put_batch(mesh, text(16, 64, 9, 2000)), partition.by_rows(mesh)
     for objective in ("sop", "nsp"):
         draw = functools.partial(pretraining.draw, replace(SHORT, sentence_objective=objective), vocabulary(2000))
         examples = jax.jit(draw, out_shardings=shard)(rows, jax.random.key(0))

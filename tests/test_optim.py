@@ -1,8 +1,9 @@
-"""Optimisers against a numpy oracle and optax, parameter sets against separate tensors, schedules at points worked by hand.
+"""Optimizers against a numpy oracle and optax, parameter sets against separate tensors, schedules against hand-computed points.
 
-Every docstring names a break that was put into the package and turned the test red.
+Docstrings name the deliberate breaks that were tried and made the test fail.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -11,24 +12,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
-from albert_jax.config import InputError
+from albert_jax.config import InputError, from_dict, put, to_dict
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert, param_shapes
 from albert_jax.model.sharing import is_stacked
 from albert_jax.training.optim import (
     FIRST_NORMS,
+    OPTIMIZERS,
+    AdamW,
+    Lamb,
+    OptaxLamb,
     OptimConfig,
     decay_mask,
     make_optimizer,
     make_schedule,
-    without_spikes,
+    skip_spikes,
 )
 
 FLAT: dict[str, Any] = {"learning_rate": 0.1, "schedule": "constant", "num_warmup_steps": 0}
 
-# Path -> shape.  What is under encoder/attention holds two sets.
+# Path -> shape.  Parameters under encoder/attention stack two sets.
 SHAPES = {"embeddings/words/embedding": (7, 4), "embeddings/LayerNorm/scale": (4,), "pooler/kernel": (3, 3)}
 SHAPES |= {"encoder/attention/query/kernel": (2, 4, 3), "encoder/attention/query/bias": (2, 3), "pooler/bias": (3,)}
 SHAPES |= {"encoder/attention/LayerNorm/bias": (2, 3), "predictions/bias": (7,), "sop_classifier/kernel": (3, 2)}
@@ -50,7 +56,7 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 
 def start() -> Flat:
-    """Sets of different size, and a kernel and a bias that are 0, as after initialisation."""
+    """Two sets of different scale, and a kernel and a bias that are 0, as after initialization."""
     random = np.random.default_rng(1)
     flat = {path: random.normal(size=shape).astype(np.float32) for path, shape in SHAPES.items()}
     flat["encoder/attention/query/kernel"][1] *= 30
@@ -58,7 +64,7 @@ def start() -> Flat:
 
 
 def gradients() -> list[Flat]:
-    """Global norms below and above 1 by turns; the pooler's kernel has none, so that its update is the decay alone."""
+    """Global norms alternate between below and above 1.  The pooler kernel gets no gradient: its update is weight decay alone."""
     random = np.random.default_rng(2)
 
     def draw(path: str, size: float) -> np.ndarray:
@@ -80,7 +86,7 @@ def run(transformation: optax.GradientTransformation, params: Any, grads: list[A
 
 
 def separate(flat: Flat) -> Flat:
-    """Each set of a stacked leaf as a leaf of its own, under a name of its own."""
+    """Make each set of a stacked leaf a leaf with its own name."""
     apart: Flat = {}
     for path, leaf in flat.items():
         rows = {path.replace("attention", f"attention_{i}"): row for i, row in enumerate(leaf)}
@@ -88,14 +94,14 @@ def separate(flat: Flat) -> Flat:
     return apart
 
 
-def assert_close(found: dict, wanted: dict, rtol: float = 2e-5) -> None:
-    assert found.keys() == wanted.keys()
-    for path, leaf in wanted.items():
-        np.testing.assert_allclose(found[path], leaf, rtol=rtol, atol=1e-6, err_msg=path)
+def assert_close(actual: dict, expected: dict, rtol: float = 2e-5) -> None:
+    assert actual.keys() == expected.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_allclose(actual[path], leaf, rtol=rtol, atol=1e-6, err_msg=path)
 
 
 def lamb_as_released(config: OptimConfig, num_train_steps: int) -> Flat:
-    """google-research/albert lamb_optimizer.py and optimization.py once more, in numpy and float64, tensor by tensor."""
+    """google-research/albert lamb_optimizer.py and optimization.py in numpy and float64, tensor by tensor."""
     params = {path: leaf.astype(np.float64) for path, leaf in separate(start()).items()}
     m, v = ({path: np.zeros_like(leaf) for path, leaf in params.items()} for _ in range(2))
     for step, stacked in enumerate(gradients()):
@@ -108,7 +114,7 @@ def lamb_as_released(config: OptimConfig, num_train_steps: int) -> Flat:
             m[path], v[path] = 0.9 * m[path] + 0.1 * g, 0.999 * v[path] + 0.001 * g**2
             update = m[path] / (np.sqrt(v[path]) + 1e-6)
             if path.endswith(DECAYED):
-                update = update + config.weight_decay * w
+                update = update + config.optimizer.weight_decay * w
                 norms = np.linalg.norm(w), np.linalg.norm(update)
                 update = update * (norms[0] / norms[1] if all(norms) else 1.0)
             params[path] = w - rate * update
@@ -117,20 +123,20 @@ def lamb_as_released(config: OptimConfig, num_train_steps: int) -> Flat:
 
 @pytest.mark.parametrize("weight_decay", [0.01, 0.0])
 def test_lamb_as_released(weight_decay: float) -> None:
-    """Warm-up, clipping, decay, trust ratio; without decay the pooler's update is 0, so the ratio must be 1 there.
+    """Warmup, clipping, decay and trust ratio agree.  Without decay the pooler's update is 0, and its trust ratio must be 1.
 
     Fails with bias correction, with epsilon inside the root, with the trust ratio on LayerNorm and biases, without
     clipping, with clipping after the moments, and with one trust ratio for all sets of a leaf.
     """
-    config = OptimConfig(learning_rate=0.1, num_warmup_steps=2, weight_decay=weight_decay)
+    config = OptimConfig(optimizer=Lamb(weight_decay=weight_decay), learning_rate=0.1, num_warmup_steps=2)
     optimizer = make_optimizer(config, 10, is_stacked)
     found = flatten(run(optimizer.transformation, nest(start()), [nest(step) for step in gradients()]))
     assert_close(separate(found), lamb_as_released(config, 10))
 
 
-@pytest.mark.parametrize("name", ["lamb", "adamw", "optax_lamb"])
-def test_sets_are_updated_as_tensors_of_their_own(name: Any) -> None:
-    """Fails if the optimiser is given stacked leaves whole (LAMB's norms), or rows come back in another order."""
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_set_is_updated_as_a_separate_tensor(name: str) -> None:
+    """Fails if the optimizer gets stacked leaves (LAMB's norms differ), or rows come back in a different order."""
     config = OptimConfig(optimizer=name, **FLAT)
     stacked = run(make_optimizer(config, 10, is_stacked)[0], nest(start()), [nest(step) for step in gradients()])
     grads = [nest(separate(step)) for step in gradients()]
@@ -138,19 +144,54 @@ def test_sets_are_updated_as_tensors_of_their_own(name: Any) -> None:
     assert_close(separate(flatten(stacked)), flatten(apart), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "of"), [("adamw", optax.adamw), ("optax_lamb", optax.lamb)])
-def test_optax_is_passed_through(name: Any, of: Any) -> None:
+@pytest.mark.parametrize(("rule", "reference"), [(AdamW, optax.adamw), (OptaxLamb, optax.lamb)])
+def test_optax_gets_all_settings(rule: Any, reference: Any) -> None:
     """Fails if epsilon or the decay mask is not passed on, or the two betas are exchanged."""
-    config = OptimConfig(
-        optimizer=name, beta1=0.8, beta2=0.99, epsilon=1e-3, weight_decay=0.3, max_grad_norm=0.5, **FLAT
-    )
+    settings = rule(beta1=0.8, beta2=0.99, epsilon=1e-3, weight_decay=0.3)
+    config = OptimConfig(optimizer=settings, max_grad_norm=0.5, **FLAT)
     params, grads = nest(separate(start())), [nest(separate(step)) for step in gradients()]
     mask = nest({path: path.endswith(DECAYED) for path in separate(start())})
-    theirs = optax.chain(
-        optax.clip_by_global_norm(0.5), of(0.1, b1=0.8, b2=0.99, eps=1e-3, weight_decay=0.3, mask=mask)
+    direct = optax.chain(
+        optax.clip_by_global_norm(0.5), reference(0.1, b1=0.8, b2=0.99, eps=1e-3, weight_decay=0.3, mask=mask)
     )
-    found = run(make_optimizer(config, 10, lambda _: False).transformation, params, grads)
-    assert_close(flatten(found), flatten(run(theirs, params, grads)), rtol=1e-6)
+    updated = run(make_optimizer(config, 10, lambda _: False).transformation, params, grads)
+    assert_close(flatten(updated), flatten(run(direct, params, grads)), rtol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleFree:
+    """A rule that evaluates averaged parameters."""
+
+    beta1: float = 0.9
+
+    def transformation(self, schedule: Any) -> Any:
+        return optax.contrib.schedule_free(optax.sgd(0.1), 0.1, self.beta1)
+
+    def eval_params(self, opt_state: Any, params: Any) -> Any:
+        return optax.contrib.schedule_free_eval_params(opt_state, params)
+
+
+@pytest.mark.parametrize("skip_spikes", [0.0, 5.0])
+def test_eval_params_of_an_averaging_optimizer(monkeypatch: pytest.MonkeyPatch, skip_spikes: float) -> None:
+    """Stacked sets come back stacked.  Fails if the state is unwrapped wrongly, or `eval_params` stays the identity."""
+    monkeypatch.setitem(OPTIMIZERS, "schedule_free", ScheduleFree)
+    config = OptimConfig(optimizer="schedule_free", max_grad_norm=1e9, skip_spikes=skip_spikes, **FLAT)
+    optimizer = make_optimizer(config, 10, is_stacked)
+    rule = ScheduleFree()
+    params, reference = nest(start()), nest(separate(start()))
+    state, reference_state = optimizer.transformation.init(params), rule.transformation(None).init(reference)
+    for step in gradients():
+        updates, state = optimizer.transformation.update(nest(step), state, params)
+        params = optax.apply_updates(params, updates)
+        updates, reference_state = rule.transformation(None).update(nest(separate(step)), reference_state, reference)
+        reference = optax.apply_updates(reference, updates)
+    averaged = flatten(optimizer.eval_params(state, params))
+    assert_close(separate(averaged), flatten(rule.eval_params(reference_state, reference)))
+    assert not np.allclose(
+        averaged["encoder/attention/query/kernel"], flatten(params)["encoder/attention/query/kernel"]
+    )
+    plain = make_optimizer(OptimConfig(**FLAT), 10, is_stacked)
+    assert plain.eval_params(None, params) is params
 
 
 RELEASED = {0: 0.0, 1: 1 / 3125, 3124: 3124 / 3125, 3125: 0.975, 62_500: 0.5, 125_000: 0.0, 200_000: 0.0}
@@ -167,7 +208,7 @@ COSINE = {0: 0.0, 1: 0.5, 2: 0.5 + math.sqrt(0.5) / 2, 4: 0.5, 6: 0.5 - math.sqr
     ],
 )
 def test_schedules(schedule: Any, warmup: int, steps: int, points: dict[int, float]) -> None:
-    """Shares of the peak.  Fails if the decay counts from the end of the warm-up, or the rate falls below 0 at the end."""
+    """Fractions of the peak rate.  Fails if the decay counts from the end of the warmup, or the rate falls below 0 at the end."""
     found = make_schedule(OptimConfig(learning_rate=0.5, schedule=schedule, num_warmup_steps=warmup), steps)
     np.testing.assert_allclose([found(step) / 0.5 for step in points], list(points.values()), rtol=1e-6, atol=1e-7)
 
@@ -179,36 +220,58 @@ IN_THE_MODEL = """embeddings/word_embeddings/embedding embeddings/position_embed
     sop_classifier/kernel"""
 
 
-def test_what_decays_in_the_model() -> None:
-    """Kernels and tables, not LayerNorm and biases, the MLM head's too.  Fails if either rule of `decays` is left out."""
+def test_which_parameters_decay() -> None:
+    """Kernels and embeddings decay; LayerNorms and biases do not.  Fails if either rule of `decays` is left out."""
     params = param_shapes(Albert(AlbertConfig(num_hidden_layers=2, sharing="none")))
     mask = flatten(decay_mask(params))
     assert len(mask) == 32
     assert {name for name, on in mask.items() if on} == set(IN_THE_MODEL.split())
 
 
-BAD = {name: [math.nan, -1.0, 0.0, math.inf] for name in ("learning_rate", "epsilon", "max_grad_norm")}
-BAD |= {"weight_decay": [math.nan, -0.1], "beta1": [1.0], "beta2": [math.nan], "num_warmup_steps": [-1.0]}
-MISTAKES: list[Any] = [(field, value) for field, values in BAD.items() for value in values]
+BAD: dict[str, list[Any]] = {name: [math.nan, -1.0, 0.0, math.inf] for name in ("learning_rate", "max_grad_norm")}
+BAD |= {"num_warmup_steps": [-1.0], "optimizer": ["sgd"], "schedule": ["step"], "skip_spikes": [0.5]}
+BAD_SETTINGS: dict[str, list[Any]] = {
+    "epsilon": [math.nan, -1.0, 0.0],
+    "weight_decay": [math.nan, -0.1],
+    "beta1": [1.0],
+    "beta2": [math.nan],
+}
+MISTAKES: list[Any] = [(OptimConfig, field, value) for field, values in BAD.items() for value in values]
+MISTAKES += [(Lamb, field, value) for field, values in BAD_SETTINGS.items() for value in values]
 
 
-@pytest.mark.parametrize(("field", "value"), [*MISTAKES, ("optimizer", "sgd"), ("schedule", "step")])
-def test_mistakes_are_told_in_one_line(field: str, value: Any) -> None:
+@pytest.mark.parametrize(("kind", "field", "value"), MISTAKES)
+def test_invalid_values_are_refused_in_one_line(kind: Any, field: str, value: Any) -> None:
     """Fails if a check is left out."""
     with pytest.raises(InputError) as error:
-        OptimConfig(**{field: value})
+        kind(**{field: value})
     assert str(error.value).startswith(field)
     assert str(value) in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_spike_changes_nothing_and_the_next_update_does() -> None:
-    """Fails if a spike entered the moments, or the running mean whole, or if a norm that is not finite were hidden as one."""
-    spiky = without_spikes(optax.trace(0.9), factor=3.0)
+def test_settings_belong_to_the_selected_optimizer() -> None:
+    """Choosing another optimizer gives its defaults; a setting that it lacks is an error.
+
+    Fails if settings of the previous optimizer are carried over, or unknown ones are ignored.
+    """
+    base = {"optimizer": {"name": "lamb", "beta2": 0.5}, "learning_rate": 0.1}
+    put(base, "optimizer", "adamw")
+    assert from_dict(OptimConfig, base).optimizer == AdamW()
+    config = from_dict(OptimConfig, {"optimizer": {"name": "adamw", "beta2": "0.98"}})
+    assert config.optimizer == AdamW(beta2=0.98)
+    assert from_dict(OptimConfig, to_dict(config)) == config
+    with pytest.raises(InputError, match="momentum"):
+        from_dict(OptimConfig, {"optimizer": {"name": "lamb", "momentum": 0.9}})
+
+
+def test_a_spike_is_skipped_and_the_next_update_is_applied() -> None:
+    """Fails if a spike enters the moments, or enters the running mean unclipped, or if a norm that is not finite is skipped."""
+    spiky = skip_spikes(optax.trace(0.9), factor=3.0)
     params = {"kernel": jnp.ones((2, 2))}
     calm, spike = {"kernel": jnp.ones((2, 2))}, {"kernel": 10 * jnp.ones((2, 2))}
     state = spiky.init(params)
-    updates, state = spiky.update(spike, state)  # among the first, none is a spike
+    updates, state = spiky.update(spike, state)  # the first updates are never skipped
     assert float(updates["kernel"][0, 0]) == 10
     for _ in range(FIRST_NORMS):
         _, state = spiky.update(calm, state)
@@ -223,6 +286,6 @@ def test_spike_changes_nothing_and_the_next_update_does() -> None:
     assert float(state.skipped) == 0
     updates, _ = spiky.update({"kernel": jnp.full((2, 2), jnp.nan)}, state)
     assert np.isnan(updates["kernel"]).all()
-    for _ in range(300):  # norms that stay high are spikes no longer
+    for _ in range(300):  # norms that stay high stop being spikes
         _, state = spiky.update(spike, state)
     assert float(state.skipped) == 0

@@ -183,7 +183,7 @@ def test_loss_falls_on_a_batch_seen_again_and_again() -> None:
     """The whole machine learns: dropout off, one batch, its loss well below the uniform distribution's 5.70 + 0.69."""
     mesh, step, init, rest = make(1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     state = init(rest[0])
-    batch = partition.put(mesh, batches()[0])
+    batch = partition.put_batch(mesh, batches()[0])
     losses = []
     for _ in range(60):
         state, metrics = step(state, batch, *rest)
@@ -267,5 +267,5 @@ def test_state_is_donated() -> None:
     mesh, step, init, rest = make(1)
     state = init(rest[0])
     old = state.params["pooler"]["kernel"]
-    step(state, partition.put(mesh, batches()[0]), *rest)
+    step(state, partition.put_batch(mesh, batches()[0]), *rest)
     assert old.is_deleted()

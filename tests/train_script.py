@@ -72,7 +72,7 @@ def make(
     vocabulary = Vocabulary(VOCAB, 0, 2, 3, 4, np.arange(VOCAB) % 4 > 0)
     model = Albert(config)
     layout = partition.Layout(partition.make_mesh("any"), cut, stacked_shapes(model))
-    apply = functools.partial(model.apply, whole=layout.whole)
+    apply = functools.partial(model.apply, gather_set=layout.gather_set)
     task = Task(
         init=functools.partial(init_params, model),
         draw=functools.partial(pretraining.draw, objective, vocabulary),
@@ -83,7 +83,7 @@ def make(
     )
     optimizer = make_optimizer(OptimConfig(num_warmup_steps=1, learning_rate=0.01), 100, is_stacked)
     step = train_step.make_step(task, optimizer, layout, accumulation)
-    seed, calm = train_step.as_argument(0, layout.mesh), partition.of_each_device(layout.mesh, 0)
+    seed, calm = train_step.as_argument(0, layout.mesh), partition.device_values(layout.mesh, 0)
     return layout.mesh, step, train_step.make_init(task, optimizer, layout), (seed, calm)
 
 
@@ -98,10 +98,10 @@ def main(out: str, accumulation: str, sharing: str, sentence_objective: str, cut
     data = [
         {name: rows.reshape(count, -1, *rows.shape[1:])[number] for name, rows in batch.items()} for batch in batches()
     ]
-    compiled = step.lower(state, partition.put(mesh, data[0]), *rest).compile()
+    compiled = step.lower(state, partition.put_batch(mesh, data[0]), *rest).compile()
     losses = []
     for batch in data:
-        state, metrics = step(state, partition.put(mesh, batch), *rest)
+        state, metrics = step(state, partition.put_batch(mesh, batch), *rest)
         losses.append(float(metrics["loss"][0]))
     everywhere = jax.jit(lambda tree: tree, out_shardings=partition.replicated(mesh))
     flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(everywhere(state.params))])

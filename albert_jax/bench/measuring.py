@@ -107,17 +107,17 @@ def made_up(config: BenchConfig) -> dict[str, np.ndarray]:
 def prepare(config: BenchConfig) -> tuple[Callable[..., Any], Callable[[Any], Timed]]:
     """What compiles the work, with XLA's options if any, and what makes a `Timed` of that."""
     mesh = partition.make_mesh("any", config.mesh.data)
-    partition.check_batch("batch_size", config.batch_size, config.gradient_accumulation, mesh.size)
+    partition.check_batch_size("batch_size", config.batch_size, config.gradient_accumulation, mesh.size)
     model = Albert(config.model)
     layout = Layout(mesh, config.mesh.sharding, stacked_shapes(model))
     vocabulary = pretrain_task.some_vocabulary(config.model.vocab_size)
     task = pretrain_task.make_task(config.model, config.objective, vocabulary, layout)
     optimizer = make_optimizer(config.optim, 1000, is_stacked)
     seed = train_step.as_argument(0, mesh)
-    batch = partition.put(mesh, made_up(config))
+    batch = partition.put_batch(mesh, made_up(config))
     if config.work == "step":
         step = train_step.make_step(task, optimizer, layout, config.gradient_accumulation)
-        calm = partition.of_each_device(mesh, 0)
+        calm = partition.device_values(mesh, 0)
         held = [train_step.make_init(task, optimizer, layout)(seed)]
         shapes = train_step.state_shapes(task, optimizer, layout)
 

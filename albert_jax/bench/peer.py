@@ -113,10 +113,10 @@ def _inputs(config: BenchConfig) -> tuple[Any, pretraining.Examples]:
     """Parameters, and examples as the step draws them, on the host."""
     mesh = partition.make_mesh("any", 1)
     vocabulary = pretrain_task.some_vocabulary(config.model.vocab_size)
-    layout = Layout(mesh, late=stacked_shapes(Albert(config.model)))
+    layout = Layout(mesh, stacked=stacked_shapes(Albert(config.model)))
     task = pretrain_task.make_task(config.model, config.objective, vocabulary, layout)
     params = init_params(Albert(config.model), jax.random.key(0))
-    examples = jax.jit(task.draw)(partition.put(mesh, made_up(config)), jax.random.key(0))
+    examples = jax.jit(task.draw)(partition.put_batch(mesh, made_up(config)), jax.random.key(0))
     return jax.device_get(params), {name: value for name, value in examples.items() if name != "dropout_keys"}
 
 

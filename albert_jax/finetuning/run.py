@@ -126,8 +126,8 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
     run_dir = Path(config.run_dir).expanduser()
     mesh = partition.make_mesh(config.train.platform, config.mesh.data)
     accumulation = config.train.gradient_accumulation
-    partition.check_batch("train.global_batch_size", config.train.global_batch_size, accumulation, mesh.size)
-    partition.check_batch("train.eval_batch_size", config.train.eval_batch_size, 1, mesh.size)
+    partition.check_batch_size("train.global_batch_size", config.train.global_batch_size, accumulation, mesh.size)
+    partition.check_batch_size("train.eval_batch_size", config.train.eval_batch_size, 1, mesh.size)
     task = TASKS[config.data.task]
     sources = files.find(config.data, task.splits)
     source = _source(config, run_dir)
@@ -159,7 +159,7 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
         trained = Task(
             init=functools.partial(init_params, model),
             draw=family.draw,
-            loss=functools.partial(task.loss, functools.partial(model.apply, whole=layout.whole), train=True),
+            loss=functools.partial(task.loss, functools.partial(model.apply, gather_set=layout.gather_set), train=True),
             batches=functools.partial(
                 batches.train_batches,
                 rows["train"],
@@ -204,7 +204,7 @@ class _Evaluation:
         self.model, self.mesh = model, mesh
         self.dev = [split for split in examples if split.startswith("dev")]
         self.step = jax.jit(
-            lambda params, batch: task.outputs(model.apply, partition.made_whole(params, mesh), batch, config.data),
+            lambda params, batch: task.outputs(model.apply, partition.gathered(params, mesh), batch, config.data),
             out_shardings=partition.replicated(mesh),
         )
         commonest = {split: task.baseline(examples["train"], examples[split], labels) for split in self.dev}

@@ -281,15 +281,15 @@ class Encoder(nn.Module):
     Parameters of each part always carry a leading axis of its sets, [G, ...], G = 1 when shared, so one tree serves all
     strategies.  A part with one set is a constant of the scan; a part with several is laid out per block and scanned over.
 
-    `whole(parameters of one set, *path)`, where it is given, is called on each set when it is about to be used: it brings
-    together what several devices hold a part of each, so that they never hold all sets at once.
+    `gather_set(params of one set, *path)`, if given, is called on each set right before its use.  It all-gathers sharded
+    parameters, so that a device never holds all sets at once.
     """
 
     config: AlbertConfig
 
     @nn.compact
     def __call__(
-        self, x: Array, mask: Array, keys: Array | None, collect: bool, whole: Callable[..., Any] | None = None
+        self, x: Array, mask: Array, keys: Array | None, collect: bool, gather_set: Callable[..., Any] | None = None
     ) -> tuple[Array, Outputs]:
         config = self.config
         if config.maps_embeddings:
@@ -305,7 +305,7 @@ class Encoder(nn.Module):
             module: nn.Module = attention if name == "attention" else ffn
             return jax.vmap(lambda k: module.init(k, *inputs)["params"])(jax.random.split(key, max(sets[name]) + 1))
 
-        if whole is None:
+        if gather_set is None:
             params = {name: self.param(name, init, name) for name in sets}
         else:  # flax would miss the other devices' parts
             params = {name: self.get_variable("params", name) for name in sets}
@@ -313,7 +313,7 @@ class Encoder(nn.Module):
         for name, ids in sets.items():
             if max(ids) == 0:
                 one = jax.tree.map(lambda p: p[0], params[name])
-                shared[name] = one if whole is None else whole(one, "encoder", name)
+                shared[name] = one if gather_set is None else gather_set(one, "encoder", name)
             elif ids == tuple(range(len(ids))):
                 scanned[name] = params[name]
             else:
@@ -321,8 +321,8 @@ class Encoder(nn.Module):
 
         def block(x: Array, own: tuple[dict[str, Any], Array]) -> tuple[Array, Outputs]:
             own_params, index = own
-            if whole is not None:
-                own_params = {name: whole(one, "encoder", name) for name, one in own_params.items()}
+            if gather_set is not None:
+                own_params = {name: gather_set(one, "encoder", name) for name, one in own_params.items()}
             p, site = shared | own_params, 1 + SITES_PER_BLOCK * index
             # Shapes of parameters are asked for where there is no GPU, too.
             with_weights = collect or self.is_initializing()

@@ -187,7 +187,7 @@ class Albert(nn.Module):
       dropout_keys: [B] random keys, one a row, or None for no dropout.
       output_hidden_states, output_attentions: also return `hidden_states` [L + 1, B, S, H] (the first is the
         embedding's) and `attentions` [L * inner_group_num, B, N, S, S].
-      whole: for parameters that are cut over devices, as `albert.Encoder`.
+      gather_set: gathers one set of sharded parameters, see `albert.Encoder`.
 
     Returns:
       `last_hidden_state` [B, S, H] and what `heads` add (`HEADS` says what); in pretraining `pooler_output` [B, H],
@@ -218,7 +218,7 @@ class Albert(nn.Module):
         output_attentions: bool = False,
         answer_mask: Array | None = None,
         start_positions: Array | None = None,
-        whole: Callable[..., Any] | None = None,
+        gather_set: Callable[..., Any] | None = None,
     ) -> Outputs:
         config = self.config
         if attention_mask is None:
@@ -227,7 +227,7 @@ class Albert(nn.Module):
             token_type_ids = jnp.zeros_like(input_ids)
         x, table = Embeddings(config, name="embeddings")(input_ids, token_type_ids, dropout_keys)
         collect = output_hidden_states or output_attentions
-        hidden, collected = Encoder(config, name="encoder")(x, attention_mask, dropout_keys, collect, whole)
+        hidden, collected = Encoder(config, name="encoder")(x, attention_mask, dropout_keys, collect, gather_set)
         outputs = {"last_hidden_state": hidden}
         allowed = attention_mask if answer_mask is None else answer_mask
         inputs = Inputs(table, masked_lm_positions, dropout_keys, len(self.labels), allowed, start_positions)
@@ -253,7 +253,7 @@ def param_shapes(model: Albert) -> dict:
 
 
 def stacked_shapes(model: Albert) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Path -> shape [G, ...] of the parameters that the encoder's `whole` is called on, a set at a time."""
+    """Path -> shape [G, ...] of the parameters that stack G parameter sets."""
     found = jax.tree_util.tree_leaves_with_path(param_shapes(model))
     paths = ((tuple(key.key for key in path), leaf.shape) for path, leaf in found)
     return {path: shape for path, shape in paths if is_stacked(path)}

@@ -13,7 +13,7 @@ from albert_jax.pretraining import run as pretrain
 from albert_jax.pretraining.run import PretrainConfig
 from albert_jax.pretraining.task import batch_shapes, some_vocabulary
 from albert_jax.training import partition
-from albert_jax.training.optim import names
+from albert_jax.training.optim import path_names
 from albert_jax.training.partition import Layout, MeshConfig
 
 
@@ -94,9 +94,9 @@ def by_layout(config: PretrainConfig, layout: Layout, params: Any) -> tuple[int,
     sets = layer_sets(model.sharing, model.num_hidden_layers, model.num_hidden_groups, model.inner_group_num)
     gradients = whole = reduced = scattered = gathered = 0
     for key, leaf in jax.tree_util.tree_leaves_with_path(params):
-        path, size = names(key), leaf.size * leaf.dtype.itemsize
+        path, size = path_names(key), leaf.size * leaf.dtype.itemsize
         cut = layout.axis("params", path, leaf.shape) is not None
-        late = cut and path in layout.late
+        late = cut and path in layout.stacked
         gradients += size // layout.mesh.size if late else size
         if layout.axis("opt_state", path, leaf.shape) is None:
             reduced += size

@@ -141,8 +141,8 @@ def plan(config: PretrainConfig, assumed: Assumed | None = None) -> Plan:
     require(devices % processes == 0, even)
     mesh = abstract_mesh(devices)
     micro, batch = config.train.gradient_accumulation, config.train.global_batch_size
-    partition.check_batch("train.global_batch_size", batch, micro, devices, processes)
-    partition.check_batch("train.eval_batch_size", config.train.eval_batch_size, 1, devices, processes)
+    partition.check_batch_size("train.global_batch_size", batch, micro, devices, processes)
+    partition.check_batch_size("train.eval_batch_size", config.train.eval_batch_size, 1, devices, processes)
     task, optimizer, layout = pretrain.make_task(config, some_vocabulary(config.model.vocab_size), mesh, None, None)
     state = train_step.state_shapes(task, optimizer, layout)
     rows = batch // (devices * micro)

@@ -102,10 +102,10 @@ def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[st
     """
     run_dir = Path(config.run_dir).expanduser()
     mesh = partition.make_mesh(config.train.platform, config.mesh.data)
-    partition.check_batch(
+    partition.check_batch_size(
         "train.global_batch_size", config.train.global_batch_size, config.train.gradient_accumulation, mesh.size
     )
-    partition.check_batch("train.eval_batch_size", config.train.eval_batch_size, 1, mesh.size)
+    partition.check_batch_size("train.eval_batch_size", config.train.eval_batch_size, 1, mesh.size)
     run_folder.check(run_dir, "pretrain", config)
     with processes.main_first():  # on a disk that they share, the others find what it prepares
         prepared = prepare(config.data, config.model.vocab_size)
@@ -186,7 +186,7 @@ def make_evaluate(
     own = asked.sentence_objective
 
     def step(params: Any, batch: dict[str, Array], number: Array) -> dict[str, Any]:
-        params = partition.made_whole(params, mesh)
+        params = partition.gathered(params, mesh)
         key = jax.random.fold_in(jax.random.key(EVAL_SEED), number)
         found: dict[str, Array] = {}
         base: dict[str, Array] = {}

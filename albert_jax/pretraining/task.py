@@ -27,7 +27,7 @@ def make_task(
 ) -> Task:
     """What the train step is made of; for the loop with `batches` and `evaluate`, as `Task` says."""
     model = Albert(model_config)
-    apply = functools.partial(model.apply, whole=layout.whole)
+    apply = functools.partial(model.apply, gather_set=layout.gather_set)
     return Task(
         init=functools.partial(init_params, model),
         draw=functools.partial(pretraining.draw, objective, vocabulary),

@@ -182,7 +182,7 @@ def run(
             shape = tuple(sorted((name, rows.shape) for name, rows in batch.items()))
             signum = signals[0] if signals else 0
             if signum not in flags:
-                flags[signum] = partition.of_each_device(mesh, signum)
+                flags[signum] = partition.device_values(mesh, signum)
             arguments = (batch, seed, flags[signum])
             with fitting(config, mesh.size, "a step", compiled.get(shape)):
                 if shape not in compiled:

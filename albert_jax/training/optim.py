@@ -1,75 +1,162 @@
-"""Optimisers and learning-rate schedules.
+"""Optimizers and learning-rate schedules.
 
-A new optimiser is a new entry of `OPTIMIZERS`, a new schedule one of `SCHEDULES`.  Parameters stored with a leading axis of
-sets are handed to the optimiser one set at a time, so whatever it does "per tensor" is per layer, as in an unstacked model.
+An optimizer is a dataclass in `OPTIMIZERS`: its fields are its settings with their defaults, its method `transformation` is
+the update rule.  A schedule is an entry of `SCHEDULES`.
+
+Leaves that stack several parameter sets are passed to the optimizer one set at a time (`per_set`), so everything that it
+computes per tensor is per layer.  LAMB's trust ratio over stacked layers would be a different algorithm.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
-from albert_jax.config import check_fields, require
+from albert_jax.config import InputError, check_fields, choice, variant
 
 Path = tuple[str, ...]
 Schedule = Callable[[Any], Array]
+EvalParams = Callable[[Any, Any], Any]
+
+
+def path_names(path: Any) -> Path:
+    """Convert a JAX key path to strings."""
+    return tuple(jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
+
+
+def decays(path: Path) -> bool:
+    """Whether weight decay and LAMB's trust ratio apply to a parameter: not to LayerNorms and biases."""
+    return "LayerNorm" not in path and "bias" not in path
+
+
+def decay_mask(params: Any) -> Any:
+    """The tree of `decays` over the paths of `params`."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: decays(path_names(path)), params)
+
+
+class UpdateRule(Protocol):
+    """An entry of `OPTIMIZERS`: a frozen dataclass whose fields are numbers.
+
+    A rule that evaluates other parameters than it trains, such as an average, also has the method
+    `eval_params(opt_state, params) -> params`.
+    """
+
+    def transformation(self, schedule: Schedule) -> optax.GradientTransformation:
+        """The update rule, learning rate included."""
+
+
+@dataclass(frozen=True)
+class AdamSettings:
+    """The settings that the members of the Adam family share."""
+
+    beta1: float = 0.9
+    """Decay rate of the running mean of the gradients."""
+    beta2: float = 0.999
+    """Decay rate of the running mean of the squared gradients."""
+    epsilon: float = 1e-6
+    """Added to the square root in the denominator."""
+    weight_decay: float = 0.01
+    """Applies to all parameters except LayerNorms and biases."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+class Lamb(AdamSettings):
+    """LAMB as released with ALBERT: no bias correction (google-research/albert lamb_optimizer.py)."""
+
+    def transformation(self, schedule: Schedule) -> optax.GradientTransformation:
+        """The update rule."""
+        return optax.chain(
+            scale_by_released_adam(self.beta1, self.beta2, self.epsilon),
+            optax.add_decayed_weights(self.weight_decay, decay_mask),
+            optax.masked(optax.scale_by_trust_ratio(), decay_mask),
+            optax.scale_by_learning_rate(schedule),
+        )
+
+
+class AdamW(AdamSettings):
+    """AdamW of optax, with bias correction.
+
+    The released fine-tuning code has none, which makes small data sets diverge (Mosbach et al. 2021).
+    """
+
+    def transformation(self, schedule: Schedule) -> optax.GradientTransformation:
+        """The update rule."""
+        betas = self.beta1, self.beta2
+        return optax.adamw(schedule, *betas, self.epsilon, weight_decay=self.weight_decay, mask=decay_mask)
+
+
+class OptaxLamb(AdamSettings):
+    """LAMB of optax, with bias correction."""
+
+    def transformation(self, schedule: Schedule) -> optax.GradientTransformation:
+        """The update rule."""
+        betas = self.beta1, self.beta2
+        return optax.lamb(schedule, *betas, self.epsilon, weight_decay=self.weight_decay, mask=decay_mask)
+
+
+OPTIMIZERS: dict[str, type[UpdateRule]] = {"lamb": Lamb, "adamw": AdamW, "optax_lamb": OptaxLamb}
+"""Name -> update rule with its settings."""
+
+SCHEDULES: dict[str, Callable[[Any], Any]] = {
+    "linear": lambda progress: 1 - progress,
+    "cosine": lambda progress: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
+    "constant": lambda progress: 1.0,
+}
+"""Name -> fraction of the peak learning rate, given the fraction of the run that is done."""
+
+
+def check_settings(rule: Any) -> None:
+    """Check the settings of an update rule: betas in [0, 1), epsilon > 0, everything else >= 0.
+
+    Raises:
+      InputError: names the setting.
+    """
+    check_fields(rule)
+    for field in fields(rule):
+        value = getattr(rule, field.name)
+        if field.name.startswith("beta") and not 0 <= value < 1:
+            raise InputError(f"{field.name} must be in [0, 1), got {value}")
+        lowest_allowed = value > 0 if field.name == "epsilon" else value >= 0
+        if not (math.isfinite(value) and lowest_allowed):
+            raise InputError(
+                f"{field.name} must be finite and {'>' if field.name == 'epsilon' else '>='} 0, got {value}"
+            )
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The update rule; the defaults are the paper's pretraining at batch 4096."""
+    """The optimizer and its learning rate.  The defaults are the paper's pretraining at batch size 4096."""
 
-    optimizer: str = "lamb"
-    """lamb: as released (no bias correction); adamw and optax_lamb: optax's."""
+    optimizer: Any = variant("lamb", OPTIMIZERS)
+    """The update rule with its settings.  lamb is the released one; adamw, optax_lamb are optax's."""
     learning_rate: float = 0.00176
-    """Peak; scale it by sqrt(batch / 4096) for smaller batches."""
-    schedule: str = "linear"
-    """After the warm-up: to 0 at the last step, or unchanged."""
+    """Peak learning rate.  For smaller batches scale it by sqrt(batch size / 4096)."""
+    schedule: str = choice("linear", SCHEDULES)
+    """After the warmup: linear and cosine fall to 0 at the last step."""
     num_warmup_steps: int = 3125
-    """Steps of linear warm-up."""
-    beta1: float = 0.9
-    """Decay of the gradient's mean."""
-    beta2: float = 0.999
-    """Decay of the gradient's square."""
-    epsilon: float = 1e-6
-    """Added to the square root."""
-    weight_decay: float = 0.01
-    """Of everything but LayerNorm and biases."""
+    """Steps of linear warmup."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this global norm."""
     skip_spikes: float = 0.0
-    """Leave out updates whose gradient norm is more than so many times its running mean; 0: none."""
+    """Skip updates whose gradient norm exceeds this multiple of its running mean.  0: never."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        require(
-            math.isfinite(self.learning_rate) and self.learning_rate > 0,
-            f"learning_rate must be finite and > 0, got {self.learning_rate}",
-        )
-        require(self.optimizer in OPTIMIZERS, f"optimizer: one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
-        require(self.schedule in SCHEDULES, f"schedule: one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
-        require(self.num_warmup_steps >= 0, f"num_warmup_steps must be >= 0, got {self.num_warmup_steps}")
-        for name in ("beta1", "beta2"):
-            require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for name in ("epsilon", "max_grad_norm"):
+        for name in ("learning_rate", "max_grad_norm"):
             value = getattr(self, name)
-            require(math.isfinite(value) and value > 0, f"{name} must be finite and > 0, got {value}")
-        require(
-            math.isfinite(self.weight_decay) and self.weight_decay >= 0,
-            f"weight_decay must be >= 0, got {self.weight_decay}",
-        )
-        right = self.skip_spikes == 0 or (math.isfinite(self.skip_spikes) and self.skip_spikes > 1)
-        require(right, f"skip_spikes must be 0 or above 1, got {self.skip_spikes}")
-
-
-def decays(path: Path) -> bool:
-    """Whether weight decay, and LAMB's trust ratio, apply to a parameter: not to LayerNorm and biases."""
-    return "LayerNorm" not in path and "bias" not in path
+            if not (math.isfinite(value) and value > 0):
+                raise InputError(f"{name} must be finite and > 0, got {value}")
+        if self.num_warmup_steps < 0:
+            raise InputError(f"num_warmup_steps must be >= 0, got {self.num_warmup_steps}")
+        if self.skip_spikes != 0 and not (math.isfinite(self.skip_spikes) and self.skip_spikes > 1):
+            raise InputError(f"skip_spikes must be 0 or above 1, got {self.skip_spikes}")
 
 
 def scale_by_released_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
@@ -88,85 +175,45 @@ def scale_by_released_adam(beta1: float, beta2: float, epsilon: float) -> optax.
     return optax.GradientTransformation(init, update)
 
 
-def decay_mask(params: Any) -> Any:
-    """The tree of `decays` over the paths of `params`."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: decays(names(path)), params)
-
-
-def names(path: Any) -> Path:
-    """A JAX key path as strings."""
-    return tuple(jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
-
-
-def _lamb(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformation:
-    return optax.chain(
-        scale_by_released_adam(config.beta1, config.beta2, config.epsilon),
-        optax.add_decayed_weights(config.weight_decay, decay_mask),
-        optax.masked(optax.scale_by_trust_ratio(), decay_mask),
-        optax.scale_by_learning_rate(schedule),
-    )
-
-
-def _adamw(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformation:
-    return optax.adamw(
-        schedule, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=decay_mask
-    )
-
-
-def _optax_lamb(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformation:
-    return optax.lamb(
-        schedule, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=decay_mask
-    )
-
-
-OPTIMIZERS = {"lamb": _lamb, "adamw": _adamw, "optax_lamb": _optax_lamb}
-"""Name -> (config, schedule) -> transformation."""
-
-SCHEDULES: dict[str, Callable[[Any], Any]] = {
-    "linear": lambda progress: 1 - progress,
-    "cosine": lambda progress: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
-    "constant": lambda progress: 1.0,
-}
-"""Name -> share of the peak as a function of the share of the run that is done."""
-
-
 def make_schedule(config: OptimConfig, num_train_steps: int) -> Schedule:
-    """The learning rate of update `step`, from 0.  As released, the decay counts from step 0, so that the rate falls at the
-    end of the warm-up from its peak to where the decay stands (google-research/albert optimization.py).
+    """Return the function from step (0, 1, ...) to learning rate.
+
+    As released, the decay counts from step 0, so at the end of the warmup the rate drops from its peak to the value of the
+    decay at that step (google-research/albert optimization.py).
     """
 
     def schedule(step: Any) -> Array:
         step = jnp.asarray(step, jnp.float32)
         decayed = SCHEDULES[config.schedule](jnp.clip(step / num_train_steps, 0, 1))
-        warming = step / max(config.num_warmup_steps, 1)
-        return config.learning_rate * jnp.where(step < config.num_warmup_steps, warming, decayed)
+        warmup = step / max(config.num_warmup_steps, 1)
+        return config.learning_rate * jnp.where(step < config.num_warmup_steps, warmup, decayed)
 
     return schedule
 
 
 class SpikeState(NamedTuple):
-    """What `without_spikes` keeps beside the state of the transformation in it."""
+    """The state of `skip_spikes` around that of the transformation that it wraps."""
 
     mean_norm: Array
-    """Running mean of the gradients' global norm, spikes counted as the largest that are none."""
+    """Running mean of the global gradient norm.  A spike enters it clipped to the threshold."""
     seen: Array
-    """int32: the norms in it."""
+    """int32: the number of norms so far."""
     skipped: Array
-    """1.0 where the last update was left out, else 0.0."""
+    """1.0 if the last update was skipped, else 0.0."""
     inner: Any
 
 
 NORM_DECAY = 0.99
-"""Of the running mean of norms."""
+"""Decay rate of the running mean of norms."""
 
 FIRST_NORMS = 100
-"""Updates before any is left out: until then the mean says little, and norms fall fast."""
+"""Number of updates before any is skipped: early norms fall fast, and their mean is not reliable yet."""
 
 
-def without_spikes(inner: optax.GradientTransformation, factor: float) -> optax.GradientTransformation:
-    """`inner`, but an update whose global norm is above `factor` times the running mean is 0, and changes nothing in `inner`.
+def skip_spikes(inner: optax.GradientTransformation, factor: float) -> optax.GradientTransformation:
+    """Wrap `inner` so that an update whose global norm exceeds `factor` x its running mean is 0 and leaves `inner` unchanged.
 
-    A norm that is not finite is no spike: the run has to stop.
+    A norm that is not finite is not skipped: the run must stop.
     """
 
     def init(params: Any) -> SpikeState:
@@ -174,56 +221,79 @@ def without_spikes(inner: optax.GradientTransformation, factor: float) -> optax.
 
     def update(grads: Any, state: SpikeState, params: Any = None) -> tuple[Any, SpikeState]:
         norm = optax.tree.norm(grads)
-        spike = (state.seen >= FIRST_NORMS) & (norm > factor * state.mean_norm) & jnp.isfinite(norm)
-        updates, changed = inner.update(grads, state.inner, params)
+        threshold = factor * state.mean_norm
+        spike = (state.seen >= FIRST_NORMS) & (norm > threshold) & jnp.isfinite(norm)
+        updates, inner_state = inner.update(grads, state.inner, params)
 
-        def unless(new: Any, old: Any) -> Any:
+        def unless_spike(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda a, b: jnp.where(spike, b, a), new, old)
 
-        share = jnp.maximum(1 - NORM_DECAY, 1 / (state.seen + 1.0))  # the plain mean, as long as that is of few
-        # A spike counts as the largest norm that is none: if norms stay high, the mean comes after them.
-        counted = jnp.where(spike, factor * state.mean_norm, norm)
-        mean = state.mean_norm + share * (counted - state.mean_norm)
-        kept = SpikeState(mean, state.seen + 1, spike.astype(jnp.float32), unless(changed, state.inner))
-        return unless(updates, jax.tree.map(jnp.zeros_like, updates)), kept
+        weight = jnp.maximum(1 - NORM_DECAY, 1 / (state.seen + 1.0))  # the plain mean over the first 1 / (1 - decay)
+        # A spike enters as the threshold: if norms stay high, the mean follows.
+        mean = state.mean_norm + weight * (jnp.where(spike, threshold, norm) - state.mean_norm)
+        new_state = SpikeState(mean, state.seen + 1, spike.astype(jnp.float32), unless_spike(inner_state, state.inner))
+        return unless_spike(updates, jax.tree.map(jnp.zeros_like, updates)), new_state
 
     return optax.GradientTransformation(init, update)
 
 
 class Optimizer(NamedTuple):
-    """A gradient transformation and the schedule in it, for the log."""
+    """A gradient transformation, its schedule for the log, and the parameters to evaluate."""
 
     transformation: optax.GradientTransformation
     schedule: Schedule
+    eval_params: EvalParams = lambda _, params: params
+    """(opt_state, params) -> the parameters that are evaluated, kept as the best, and loaded; the trained ones by default."""
 
     def skipped(self, opt_state: Any) -> Array | None:
-        """1.0 where the last update was left out as a spike, else 0.0; None where none ever is."""
+        """1.0 if the last update was skipped as a spike, else 0.0; None if updates are never skipped."""
         return opt_state.skipped if isinstance(opt_state, SpikeState) else None
 
 
 def make_optimizer(config: OptimConfig, num_train_steps: int, is_stacked: Callable[[Path], bool]) -> Optimizer:
-    """Clipping by global norm, then the optimiser, one parameter set at a time where `is_stacked` says a leaf holds several."""
-    schedule = make_schedule(config, num_train_steps)
-    inner = OPTIMIZERS[config.optimizer](config, schedule)
-    chain = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), per_set(inner, is_stacked))
-    return Optimizer(without_spikes(chain, config.skip_spikes) if config.skip_spikes else chain, schedule)
+    """Clip by global norm, then apply the update rule to one parameter set at a time.
+
+    Args:
+      config: the optimizer and its settings.
+      num_train_steps: length of the schedule.
+      is_stacked: whether the leaf at a path stacks several parameter sets along its first axis.
+    """
+    rule, schedule = config.optimizer, make_schedule(config, num_train_steps)
+    sets = per_set(rule.transformation(schedule), is_stacked)
+    transformation = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), sets)
+    if config.skip_spikes:
+        transformation = skip_spikes(transformation, config.skip_spikes)
+    if not hasattr(rule, "eval_params"):
+        return Optimizer(transformation, schedule)
+
+    def eval_params(opt_state: Any, params: Any) -> Any:
+        _, rule_state = opt_state.inner if isinstance(opt_state, SpikeState) else opt_state
+        return stack_sets(rule.eval_params(rule_state, unstack_sets(params, is_stacked)), params)
+
+    return Optimizer(transformation, schedule, eval_params)
 
 
 def per_set(inner: optax.GradientTransformation, is_stacked: Callable[[Path], bool]) -> optax.GradientTransformation:
-    """`inner` over the rows of stacked leaves instead of the leaves: norms are a layer's, not all layers' together."""
-
-    def unstack(tree: Any) -> Any:
-        def rows(path: Any, leaf: Array) -> Any:
-            return tuple(leaf) if is_stacked(names(path)) else leaf
-
-        return jax.tree_util.tree_map_with_path(rows, tree)
+    """Apply `inner` to the rows of stacked leaves instead of the leaves."""
 
     def init(params: Any) -> Any:
-        return inner.init(unstack(params))
+        return inner.init(unstack_sets(params, is_stacked))
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = inner.update(unstack(grads), state, unstack(params))
-        stacked = jax.tree.map(lambda _, rows: jnp.stack(rows) if isinstance(rows, tuple) else rows, grads, updates)
-        return stacked, state
+        rows, param_rows = unstack_sets(grads, is_stacked), unstack_sets(params, is_stacked)
+        updates, state = inner.update(rows, state, param_rows)
+        return stack_sets(updates, grads), state
 
     return optax.GradientTransformation(init, update)
+
+
+def unstack_sets(tree: Any, is_stacked: Callable[[Path], bool]) -> Any:
+    """Replace each stacked leaf by the tuple of its rows."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: tuple(leaf) if is_stacked(path_names(path)) else leaf, tree
+    )
+
+
+def stack_sets(tree: Any, like: Any) -> Any:
+    """Undo `unstack_sets`; `like` is a tree that is not unstacked."""
+    return jax.tree.map(lambda _, rows: jnp.stack(rows) if isinstance(rows, tuple) else rows, like, tree)

@@ -1,7 +1,8 @@
-"""Devices: the mesh, where arrays live on it, and gradients over it.  The one place that knows how many there are.
+"""The device mesh, how arrays are sharded over it, and gradients summed over it.
 
-The batch is always cut by rows.  Plain data parallelism, parameters everywhere, is right for every shared ALBERT (12 to 223 M
-parameters).  What is cut besides is for big unshared networks, and is decided by path and shape alone (`cut_axis`).
+The batch is always sharded by rows.  Replicated parameters are right for every shared ALBERT (12 to 223 M parameters);
+`MeshConfig.sharding` is for large unshared networks.  Which axis of an array is sharded follows from its shape alone
+(`shard_axis`).
 """
 
 import os
@@ -16,47 +17,48 @@ import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from albert_jax.config import InputError, check_fields, require
-from albert_jax.training.optim import decays, names
+from albert_jax.config import InputError, check_fields, choice, first_line
+from albert_jax.training.optim import path_names
 
 DATA = "data"
+"""Name of the mesh axis."""
 
 Path = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class MeshConfig:
-    """The devices, and what of a run's state each of them holds."""
-
-    data: int = 0
-    """Devices that share the batch; 0: all there are."""
-    sharding: str = "none"
-    """What is cut over them: nothing; the optimiser's state (ZeRO-1); that and the parameters (FSDP), for big unshared networks."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        require(self.data >= 0, f"data must be at least 0, got {self.data}")
-        require(self.sharding in SHARDINGS, f"sharding: one of {', '.join(SHARDINGS)}, got {self.sharding!r}")
-
-    def check_remat(self, remat: str) -> None:
-        """Refuses parameters that are cut where backward would keep the whole ones of every layer.
-
-        Raises:
-          InputError: as said.
-        """
-        kept = self.sharding == "parameters" and remat == "none"
-        require(
-            not kept,
-            "mesh.sharding 'parameters' needs another model.remat than 'none', or all layers' would be kept whole",
-        )
-
 
 SHARDINGS: dict[str, tuple[str, ...]] = {
     "none": (),
     "optimizer": ("opt_state",),
     "parameters": ("opt_state", "params"),
 }
-"""Name -> the parts of the state that are cut."""
+"""Name -> the parts of the training state that are sharded over the devices."""
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """The devices of a run, and how its state is sharded over them."""
+
+    data: int = 0
+    """Number of devices that share the batch.  0: all devices."""
+    sharding: str = choice("none", SHARDINGS)
+    """optimizer shards the optimizer state (ZeRO-1); parameters also the parameters (FSDP), for large unshared networks."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.data < 0:
+            raise InputError(f"data must be at least 0, got {self.data}")
+
+    def check_remat(self, remat: str) -> None:
+        """Check that sharded parameters are not saved, all-gathered, for the backward pass of every layer.
+
+        Raises:
+          InputError: `remat` is "none" and parameters are sharded.
+        """
+        if self.sharding == "parameters" and remat == "none":
+            raise InputError(
+                "mesh.sharding 'parameters' does not work with model.remat 'none', which saves the gathered parameters of all "
+                "layers; set model.remat to elementwise, dots or full"
+            )
+
 
 PEAK_TFLOPS = {
     "H100": 989,
@@ -75,70 +77,82 @@ PEAK_TFLOPS = {
 """Dense bf16 (V100: fp16) peak of the data sheets, per JAX device, by what stands in its `device_kind`."""
 
 
-def make_mesh(platform: str, devices: int = 0) -> Mesh:
-    """A mesh of `devices` devices (0: all) along one axis, `data`.
+def make_mesh(platform: str, num_devices: int = 0) -> Mesh:
+    """Make a mesh of `num_devices` devices (0: all) along the axis `data`.
 
-    They stand in the order of their processes, so that each process owns one run of a batch's rows.
+    Devices are ordered by process, so that each process owns consecutive rows of a batch.
+
+    Args:
+      platform: "cpu", "gpu" or "tpu"; "any" accepts what JAX finds.
+      num_devices: must be all devices if there are several processes.
 
     Raises:
-      InputError: `platform` ('cpu', 'gpu', 'tpu'; 'any' takes what is there) is not what JAX finds, or there are fewer devices.
+      InputError: JAX finds a different platform or too few devices.
     """
     try:
-        found = jax.default_backend()
-    except RuntimeError as error:  # JAX_PLATFORMS names something that is not there
-        reason = str(error).splitlines()[0]
+        backend = jax.default_backend()
+    except RuntimeError as error:
+        jax_platforms = os.environ.get("JAX_PLATFORMS", "")
         raise InputError(
-            f"train.platform {platform!r}: JAX starts no device ({reason}); JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+            f"train.platform {platform!r}: JAX cannot start a device ({first_line(error)}); JAX_PLATFORMS={jax_platforms}"
         ) from None
-    require(
-        platform in ("any", found),
-        f"train.platform {platform!r} requested, but JAX found {found!r}; install its jax plugin or pass --train.platform {found}",
-    )
-    there = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    require(devices <= len(there), f"mesh.data {devices}: JAX finds {len(there)} devices; --mesh.data 0 takes all")
-    alone = devices in (0, len(there)) or jax.process_count() == 1
-    require(alone, f"mesh.data {devices}: several processes use all their {len(there)} devices; leave it out")
+    if platform not in ("any", backend):
+        raise InputError(
+            f"train.platform is {platform!r}, but JAX found {backend!r}; install the jax plugin for {platform} or pass "
+            f"--train.platform {backend}"
+        )
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    if num_devices > len(devices):
+        raise InputError(f"mesh.data {num_devices}: JAX found {len(devices)} devices; --mesh.data 0 takes all")
+    if num_devices not in (0, len(devices)) and jax.process_count() > 1:
+        raise InputError(
+            f"mesh.data {num_devices}: several processes always use all their {len(devices)} devices; omit the option"
+        )
     # Auto axes: flax's embedding lookup does not work under explicit ones.
-    return Mesh(np.array(there[: devices or None]), (DATA,), axis_types=(AxisType.Auto,))
+    return Mesh(np.array(devices[: num_devices or None]), (DATA,), axis_types=(AxisType.Auto,))
 
 
-def cut_axis(path: Path, shape: tuple[int, ...], devices: int) -> int | None:
-    """The axis along which so many devices share an array, or None where each holds it whole.
+def shard_axis(shape: tuple[int, ...], stacked: bool, num_devices: int) -> int | None:
+    """The axis of an array that is sharded, or None if it is replicated.
 
-    Kernels and embeddings are cut along the larger of their last two axes that the devices divide: those of one parameter
-    set, whether it is stored with a leading axis of sets or, as in the optimiser's state, alone.
+    Matrices are sharded along the larger of their two axes that the number of devices divides.  Vectors are replicated.
+
+    Args:
+      shape: of the whole array.
+      stacked: whether the first axis counts parameter sets.
+      num_devices: number of devices in the mesh.
     """
-    if devices == 1 or not decays(path) or len(shape) < 2:
+    if num_devices == 1 or len(shape) - stacked < 2:
         return None
-    divided = [axis for axis in (len(shape) - 2, len(shape) - 1) if shape[axis] % devices == 0]
-    return max(divided, key=lambda axis: shape[axis], default=None)
+    divisible = [axis for axis in (len(shape) - 2, len(shape) - 1) if shape[axis] % num_devices == 0]
+    return max(divisible, key=lambda axis: shape[axis], default=None)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A mesh, and what of the state is cut over it."""
+    """A mesh, and how the training state is sharded over it."""
 
     mesh: Mesh
     sharding: str = "none"
-    """A name of `SHARDINGS`."""
-    late: Mapping[Path, tuple[int, ...]] = field(default_factory=dict)
-    """Path and shape of the parameters, [G, ...], that the model makes whole by itself, one set after another, by `whole`."""
+    """A key of `SHARDINGS`."""
+    stacked: Mapping[Path, tuple[int, ...]] = field(default_factory=dict)
+    """Path -> shape [G, ...] of the parameters that stack several sets.  The model gathers them itself, one set at a time."""
 
     def axis(self, part: str, path: Path, shape: tuple[int, ...]) -> int | None:
-        """The axis along which an array of the state's part ('params', 'opt_state', 'step') is cut."""
-        return cut_axis(path, shape, self.mesh.size) if part in SHARDINGS[self.sharding] else None
+        """The sharded axis of an array in a part of the state ("params", "opt_state" or "step")."""
+        return shard_axis(shape, path in self.stacked, self.mesh.size) if part in SHARDINGS[self.sharding] else None
 
     def specs(self, part: str, tree: Any) -> Any:
-        """The partition spec of each array of a part."""
+        """The partition spec of each array in a part of the state."""
 
         def spec(path: Any, leaf: Any) -> PartitionSpec:
-            axis = self.axis(part, names(path), leaf.shape)
+            axis = self.axis(part, path_names(path), leaf.shape)
             return PartitionSpec() if axis is None else PartitionSpec(*(None,) * axis, DATA)
 
         return jax.tree_util.tree_map_with_path(spec, tree)
 
     def placed(self, part: str, tree: Any) -> Any:
-        """The shape of each array of a part, with its sharding."""
+        """The shape and sharding of each array in a part of the state."""
         return jax.tree.map(
             lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(self.mesh, spec)),
             tree,
@@ -146,17 +160,21 @@ class Layout:
         )
 
     @property
-    def whole(self) -> Callable[..., Any] | None:
-        """`(parameters of one set, *path) -> the same, whole`, for the model inside `summed_gradients`; None where they are."""
-        return self._whole if "params" in SHARDINGS[self.sharding] else None
+    def gather_set(self) -> Callable[..., Any] | None:
+        """The function that the model calls on one parameter set inside `summed_gradients`: `gather_set(params, *path)`.
 
-    def _whole(self, tree: Any, *prefix: str) -> Any:
-        def one(path: Any, leaf: Array) -> Array:
-            full = prefix + names(path)
-            axis = self.axis("params", full, self.late[full])  # of [G, ...]; a set has no G
+        It all-gathers the set.  None if parameters are replicated.
+        """
+        return self._gather_set if "params" in SHARDINGS[self.sharding] else None
+
+    def _gather_set(self, params: Any, *prefix: str) -> Any:
+        def gather(path: Any, leaf: Array) -> Array:
+            full_path = prefix + path_names(path)
+            axis = self.axis("params", full_path, self.stacked[full_path])
+            # The axis counts the axis of sets, which one set does not have.
             return leaf if axis is None else jax.lax.all_gather(leaf, DATA, axis=axis - 1, tiled=True)
 
-        return jax.tree_util.tree_map_with_path(one, tree)
+        return jax.tree_util.tree_map_with_path(gather, params)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -165,98 +183,103 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def by_rows(mesh: Mesh) -> NamedSharding:
-    """Each device holds its share of the leading axis."""
+    """The first axis is sharded."""
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
-def made_whole(params: Any, mesh: Mesh) -> Any:
-    """Inside jit: parameters brought together, for a model that is told nothing of devices.
+def gathered(params: Any, mesh: Mesh) -> Any:
+    """All-gather parameters inside jit, for a model that is not aware of devices.
 
-    Left to itself, XLA brings together the batch instead, and every device computes with all of it.
+    Without it XLA gathers the batch instead, and every device computes all of it.
     """
     return jax.lax.with_sharding_constraint(params, replicated(mesh))
 
 
-def check_batch(
-    field: str, batch_size: int, gradient_accumulation: int, devices: int, process_count: int | None = None
+def check_batch_size(
+    field: str, batch_size: int, gradient_accumulation: int, num_devices: int, process_count: int | None = None
 ) -> None:
-    """Refuses a batch that the devices and micro-batches cannot share evenly.
+    """Check that a batch divides evenly over devices and micro-batches.
 
     Raises:
-      InputError: naming all the numbers and the nearest batches that fit.
+      InputError: gives all the numbers and the nearest batch sizes that fit.
     """
-    parts = devices * gradient_accumulation
+    parts = num_devices * gradient_accumulation
     below = max(batch_size // parts, 1) * parts
-    require(
-        batch_size % parts == 0,
-        f"{field} {batch_size} is not divisible by {devices} devices ({process_count or jax.process_count()} processes) "
-        f"x train.gradient_accumulation {gradient_accumulation}; use {below} or {below + parts}",
-    )
+    if batch_size % parts != 0:
+        raise InputError(
+            f"{field} {batch_size} is not divisible by {num_devices} devices ({process_count or jax.process_count()} "
+            f"processes) x train.gradient_accumulation {gradient_accumulation}; use {below} or {below + parts}"
+        )
 
 
-def put(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, Array]:
-    """This process' rows of a batch as global arrays, cut by rows."""
+def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, Array]:
+    """Make global arrays, sharded by rows, from the rows of this process."""
     return {name: jax.make_array_from_process_local_data(by_rows(mesh), rows) for name, rows in batch.items()}
 
 
-def of_each_device(mesh: Mesh, value: int) -> Array:
-    """[devices] int32, of which this process' devices hold `value`."""
-    return put(mesh, {"": np.full(len(mesh.local_devices), value, np.int32)})[""]
+def device_values(mesh: Mesh, value: int) -> Array:
+    """Make an int32 array [devices] in which the entries of this process's devices are `value`."""
+    return put_batch(mesh, {"": np.full(len(mesh.local_devices), value, np.int32)})[""]
 
 
-def local(batch: dict[str, Array]) -> dict[str, np.ndarray]:
-    """The rows of a batch that lie on this process' devices."""
+def local_rows(batch: dict[str, Array]) -> dict[str, np.ndarray]:
+    """The rows of a batch that are on this process's devices."""
     return {
         name: np.concatenate(
-            [part.data for part in sorted(rows.addressable_shards, key=lambda part: part.index[0].start or 0)]
+            [shard.data for shard in sorted(rows.addressable_shards, key=lambda shard: shard.index[0].start or 0)]
         )
         for name, rows in batch.items()
     }
 
 
 def prefetch(mesh: Mesh, batches: Iterator[dict[str, np.ndarray]], ahead: int = 2) -> Iterator[dict[str, Array]]:
-    """Batches on the devices, `ahead` of them under way."""
-    held: list[dict[str, Array]] = []
+    """Transfer batches to the devices, `ahead` of the consumer."""
+    queue: list[dict[str, Array]] = []
     for batch in batches:
-        held.append(put(mesh, batch))
-        if len(held) > ahead:
-            yield held.pop(0)
-    yield from held
+        queue.append(put_batch(mesh, batch))
+        if len(queue) > ahead:
+            yield queue.pop(0)
+    yield from queue
 
 
 def summed_gradients(loss_fn: Callable[..., Any], layout: Layout, micro_batches: int) -> Callable[..., Any]:
-    """`(params, examples) -> (gradients, loss, metrics)`, each summed over micro-batches and then, once, over devices.
+    """Return `(params, examples) -> (gradients, loss, metrics)`, each summed over micro-batches and then, once, over devices.
 
-    `loss_fn(params, examples) -> (loss, metrics)` must add up over rows.  The parameters are marked as varying over the mesh
-    before the loops: left to itself, jit puts an all-reduce of the shared layer's gradient into each of its L iterations.
-    Where the optimiser's state is cut, each device gets its part of the summed gradients alone.
+    Parameters are marked as varying over the mesh before the loops.  Otherwise XLA puts an all-reduce of the shared layer's
+    gradient into each of the L iterations of the backward scan.
 
-    Parameters that are cut are made whole before the loops, but for `layout.late`: those of different layers are never whole
-    together, and the gradient of each is summed where it arises.
+    If the optimizer state is sharded, each device gets only its shard of the summed gradients.  Sharded parameters are
+    gathered before the loops, except those in `layout.stacked`: the model gathers one set at a time, and the transpose of
+    that gather sums the gradient.
+
+    Args:
+      loss_fn: `(params, examples) -> (loss, metrics)`, sums over rows.
+      layout: the mesh and the shardings.
+      micro_batches: number of parts that the rows of a device are split into.
     """
 
     def gradients(params: Any, examples: Any) -> Any:
         axes = {
-            (path := names(key)): tuple(layout.axis(part, path, leaf.shape) for part in ("params", "opt_state"))
+            (path := path_names(key)): tuple(layout.axis(part, path, leaf.shape) for part in ("params", "opt_state"))
             for key, leaf in jax.tree_util.tree_leaves_with_path(params)
         }
 
-        def ready(key: Any, leaf: Array) -> Array:
-            axis, _ = axes[path := names(key)]
+        def prepare(key: Any, leaf: Array) -> Array:
+            axis, _ = axes[path := path_names(key)]
             if axis is None:
                 return varying(leaf)
-            return leaf if path in layout.late else jax.lax.all_gather(leaf, DATA, axis=axis, tiled=True)
+            return leaf if path in layout.stacked else jax.lax.all_gather(leaf, DATA, axis=axis, tiled=True)
 
-        def total(key: Any, grad: Array) -> Array:
-            axis, summed = axes[path := names(key)]
-            if axis is not None and path in layout.late:
-                return grad  # the transpose of gathering it has summed it
-            if summed is None:
+        def sum_over_devices(key: Any, grad: Array) -> Array:
+            params_axis, opt_state_axis = axes[path := path_names(key)]
+            if params_axis is not None and path in layout.stacked:
+                return grad
+            if opt_state_axis is None:
                 return jax.lax.psum(grad, DATA)
-            return jax.lax.psum_scatter(grad, DATA, scatter_dimension=summed, tiled=True)
+            return jax.lax.psum_scatter(grad, DATA, scatter_dimension=opt_state_axis, tiled=True)
 
-        def local(params: Any, examples: Any) -> Any:
-            params = jax.tree_util.tree_map_with_path(ready, params)
+        def on_one_device(params: Any, examples: Any) -> Any:
+            params = jax.tree_util.tree_map_with_path(prepare, params)
 
             def add(total: Any, rows: Any) -> tuple[Any, None]:
                 (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, rows)
@@ -266,14 +289,13 @@ def summed_gradients(loss_fn: Callable[..., Any], layout: Layout, micro_batches:
             shapes = jax.eval_shape(loss_fn, params, jax.tree.map(lambda x: x[0], micro))
             zeros = varying(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (params, *shapes)))
             (grads, loss, metrics), _ = jax.lax.scan(add, zeros, micro)
-            return jax.tree_util.tree_map_with_path(total, grads), *jax.lax.psum((loss, metrics), DATA)
+            return jax.tree_util.tree_map_with_path(sum_over_devices, grads), *jax.lax.psum((loss, metrics), DATA)
 
-        whole = PartitionSpec()
         return jax.shard_map(
-            local,
+            on_one_device,
             mesh=layout.mesh,
             in_specs=(layout.specs("params", params), PartitionSpec(DATA)),
-            out_specs=(layout.specs("opt_state", params), whole, whole),
+            out_specs=(layout.specs("opt_state", params), PartitionSpec(), PartitionSpec()),
         )(params, examples)
 
     def varying(tree: Any) -> Any:

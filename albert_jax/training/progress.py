@@ -92,7 +92,7 @@ class Meter:
         """Writes what is known of a step that went wrong; what the user reads."""
         process = f"-process-{jax.process_index()}" if jax.process_count() > 1 else ""
         dump = self.run_dir / f"nonfinite-step-{step}{process}.npz"
-        arrays: dict[str, Any] = {name: value[0] for name, value in values.items()} | partition.local(batch)
+        arrays: dict[str, Any] = {name: value[0] for name, value in values.items()} | partition.local_rows(batch)
         where = f"its batch and the norm of each gradient are in {dump}"
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)  # which is another host's, where checkpoints are elsewhere
