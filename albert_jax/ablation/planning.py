@@ -18,7 +18,7 @@ from albert_jax.finetuning.run import SCALES as FINETUNE_SCALES
 from albert_jax.model.heads import Albert, num_params
 from albert_jax.pretraining.run import PretrainConfig
 from albert_jax.reports.comparison import MANIFEST
-from albert_jax.reports.run import duration
+from albert_jax.reports.tables import duration
 from albert_jax.training import partition, run_folder
 
 LATER_SEED = 1_000_000

@@ -20,7 +20,7 @@ from albert_jax.pretraining import probes
 from albert_jax.pretraining.run import PretrainConfig, pretrain
 from albert_jax.reports import comparison, figures
 from albert_jax.reports.comparison import FAILURE, MANIFEST, PROBES, Comparison
-from albert_jax.reports.run import duration
+from albert_jax.reports.tables import duration
 from albert_jax.training import checkpoint, run_folder
 from albert_jax.training.loop import Interrupted
 

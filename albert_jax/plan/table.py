@@ -7,7 +7,7 @@ from albert_jax.plan.compiled import KINDS
 from albert_jax.plan.footprint import size
 from albert_jax.plan.planning import Assumed, Plan
 from albert_jax.pretraining.run import PretrainConfig
-from albert_jax.reports.run import duration
+from albert_jax.reports.tables import duration
 
 
 def to_json(made: Plan) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from albert_jax.config import differences, read_json, require
-from albert_jax.reports import run as report
+from albert_jax.reports.tables import number
 from albert_jax.training.run_folder import FREE, placeless, read_metrics
 
 MANIFEST = "ablation.json"
@@ -324,7 +324,7 @@ def _cell(line: Line, name: str) -> str:
 
 
 def _print(name: str, value: float | None) -> str:
-    return "" if value is None else COLUMNS[name][1](value) if name in COLUMNS else report.number(value)
+    return "" if value is None else COLUMNS[name][1](value) if name in COLUMNS else number(value)
 
 
 def table_csv(comparison: Comparison) -> str:

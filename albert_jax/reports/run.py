@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from albert_jax.config import read_json
+from albert_jax.reports.tables import number
 from albert_jax.training.run_folder import read_metrics
 
 PRETRAINING_PANELS: dict[str, tuple[str, ...]] = {
@@ -45,8 +46,8 @@ def plot_curves(run_dir: Path) -> Path:
     for axes in grid[len(drawn) :]:
         axes.remove()
     for axes, (label, metrics) in zip(grid, drawn.items(), strict=False):
-        for number, name in enumerate(metrics):
-            color = f"C{number}"
+        for index, name in enumerate(metrics):
+            color = f"C{index}"
             for split, style in (("train", "-"), ("eval", "o--")):
                 points = [(r["step"], r[f"{split}/{name}"]) for r in records if f"{split}/{name}" in r]
                 if points:
@@ -107,15 +108,3 @@ def seeds_table(summary: dict[str, Any]) -> str:
         else "none degenerate"
     )
     return "\n".join(["", *rows, "", f"{told} (of seeds {', '.join(map(str, summary['seeds']))})"])
-
-
-def number(value: float | None) -> str:
-    """A metric in a table."""
-    return "-" if value is None else f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
-
-
-def duration(seconds: float) -> str:
-    """Time in a table."""
-    units = (("days", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    unit, size = next((pair for pair in units if seconds >= pair[1]), ("ms", 0.001))
-    return f"{seconds / size:,.3g} {unit}" if seconds < 1000 * size else f"{seconds / size:,.0f} {unit}"
