@@ -35,7 +35,7 @@ from albert_jax.training.partition import make_mesh
 from albert_jax.training.run_folder import held, read_metrics
 
 from .conftest import ROOT, refused
-from .made_tasks import WRITE
+from .synthetic_tasks import WRITE
 from .test_resume import digest
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ import albert_jax
 from albert_jax.cli import main
 
 from .conftest import ROOT
-from .made_tasks import WRITE, hinted
+from .synthetic_tasks import WRITE, hinted
 from .test_tokenizer import GOLDEN
 
 pytestmark = pytest.mark.slow

@@ -16,12 +16,12 @@ import pytest
 
 import albert_jax
 from albert_jax.cli import main
-from albert_jax.finetuning import table
+from albert_jax.finetuning import tasks
 from albert_jax.finetuning.classification import Classification
 from albert_jax.training.run_folder import read_metrics
 
 from .conftest import FAST_COMPILE, ROOT, refused
-from .made_tasks import glue
+from .synthetic_tasks import glue
 from .test_finetune import FIELDS, files, summary, words
 from .test_resume import digest
 
@@ -266,7 +266,7 @@ def test_a_new_task_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         metrics=("accuracy", "f1"),
         server={"test": "answers.tsv"},
     )
-    monkeypatch.setitem(table.TASKS, "claims", entry)
+    monkeypatch.setitem(tasks.TASKS, "claims", entry)
     write: Callable[[Path], list[str]] = glue(
         "n\tpremise\tclaim\tverdict", "{n}\t{a}\t{b}\t{label}", ("n", "y"), test="{n}\t{a}\t{b}"
     )

@@ -10,7 +10,7 @@ import pytest
 
 from albert_jax.config import load
 from albert_jax.finetuning.run import FinetuneConfig
-from albert_jax.finetuning.table import TASKS
+from albert_jax.finetuning.tasks import TASKS
 from albert_jax.model.heads import Albert, param_shapes
 from albert_jax.pretraining.run import PretrainConfig
 

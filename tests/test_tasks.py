@@ -20,6 +20,7 @@ from albert_jax.exchange import tf1
 from albert_jax.exchange.weights import leaves, tensor_names
 from albert_jax.finetuning import (
     classification,
+    family,
     files,
     multiple_choice,
     question_answering,
@@ -27,15 +28,14 @@ from albert_jax.finetuning import (
     windows,
 )
 from albert_jax.finetuning import prepared as tfds_prepared
-from albert_jax.finetuning import task as family
 from albert_jax.finetuning.files import TaskDataConfig
-from albert_jax.finetuning.table import TASKS
+from albert_jax.finetuning.tasks import TASKS
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import HEADS, Albert, param_shapes
 from albert_jax.training.optim import decays
 
 from .conftest import ROOT, refused
-from .made_tasks import WRITE
+from .synthetic_tasks import WRITE
 from .test_tokenizer import GOLDEN
 
 TOKENIZER = Tokenizer(GOLDEN / "spiece.model")

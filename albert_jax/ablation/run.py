@@ -15,7 +15,7 @@ from albert_jax.data.prepare import prepare
 from albert_jax.exchange import load as exchange
 from albert_jax.finetuning import files
 from albert_jax.finetuning.run import FinetuneConfig, finetune
-from albert_jax.finetuning.table import TASKS
+from albert_jax.finetuning.tasks import TASKS
 from albert_jax.pretraining import probes
 from albert_jax.pretraining.run import PretrainConfig, pretrain
 from albert_jax.reports import comparison, figures

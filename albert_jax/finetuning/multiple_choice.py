@@ -16,8 +16,7 @@ from jax import Array
 from albert_jax.config import InputError, require
 from albert_jax.data.batches import Row
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.finetuning import files
-from albert_jax.finetuning import task as family
+from albert_jax.finetuning import family, files
 from albert_jax.finetuning.files import Record, Source, TaskDataConfig
 
 LETTERS = "ABCDEFGHIJ"

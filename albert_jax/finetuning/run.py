@@ -16,10 +16,9 @@ from albert_jax.config import InputError, check_fields, flat, from_dict, read_js
 from albert_jax.data import batches, tokenizer_json
 from albert_jax.data.tokenizer import Tokenizer, train_vocabulary
 from albert_jax.exchange import load as exchange
-from albert_jax.finetuning import files
-from albert_jax.finetuning import task as family
+from albert_jax.finetuning import family, files
 from albert_jax.finetuning.files import TaskDataConfig
-from albert_jax.finetuning.table import TASKS
+from albert_jax.finetuning.tasks import TASKS
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import HEADS, Albert, flops_per_token, init_params, param_shapes, stacked_shapes
 from albert_jax.model.sharing import is_stacked

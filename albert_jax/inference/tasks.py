@@ -10,8 +10,7 @@ import jax
 
 from albert_jax.config import require
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.finetuning import classification, multiple_choice, question_answering, token_classification
-from albert_jax.finetuning import task as family
+from albert_jax.finetuning import classification, family, multiple_choice, question_answering, token_classification
 from albert_jax.finetuning.files import TaskDataConfig
 from albert_jax.finetuning.metrics import spans
 from albert_jax.model.heads import Albert

@@ -1,9 +1,9 @@
 """The table of tasks: a new one is a new entry."""
 
 from albert_jax.finetuning.classification import Classification
+from albert_jax.finetuning.family import Family
 from albert_jax.finetuning.multiple_choice import MultipleChoice
 from albert_jax.finetuning.question_answering import QuestionAnswering
-from albert_jax.finetuning.task import Family
 from albert_jax.finetuning.token_classification import TokenClassification
 
 _ENTAILMENT = {"entailment": "entailment", "not_entailment": "not_entailment"}
