@@ -315,7 +315,7 @@ def predict(arguments: argparse.Namespace, overrides: list[str]) -> int:
     import json
 
     from albert_jax.exchange import load as exchange
-    from albert_jax.inference import command as answers
+    from albert_jax.inference import answers
 
     options = answers.Options(**{name: getattr(arguments, name) for name in answers.Options.__dataclass_fields__})
     require(options.output is None or arguments.task == "embed", "--output is for --task embed; others print")

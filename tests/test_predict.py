@@ -19,7 +19,7 @@ from albert_jax.data import tokenizer_json
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.exchange import huggingface
 from albert_jax.exchange.weights import Weights
-from albert_jax.inference import command as answers
+from albert_jax.inference import answers
 from albert_jax.inference import text as predict
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import PRETRAINING, Albert, param_shapes

@@ -12,7 +12,7 @@ from albert_jax.config import InputError
 from albert_jax.data import tokenizer_json
 from albert_jax.exchange import huggingface
 from albert_jax.exchange.weights import Weights
-from albert_jax.inference import command as answers
+from albert_jax.inference import answers
 from albert_jax.inference import tasks as predict_task
 
 from .conftest import refused
