@@ -1,4 +1,4 @@
-"""What the tests share: a small real corpus, and a run that takes seconds."""
+"""Fixtures that several test files share: a small real corpus, and a pretraining command that takes seconds."""
 
 import json
 import os
@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compilation is most of the time that small steps take; tests compare programs that were compiled alike.
+# Compilation takes most of the time of small steps, so tests compile fast rather than well.  Tests that compare two
+# programs compile both in the same way.
 FAST_COMPILE = "--xla_backend_optimization_level=0"
-os.environ.setdefault("XLA_FLAGS", FAST_COMPILE)
-# The same small steps are compiled again and again, also by processes that tests start.
-_compiled = tempfile.TemporaryDirectory()
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+# One process tests any number of devices up to 8.  Jobs in tests set mesh.data 1 unless they test devices.
+os.environ.setdefault("XLA_FLAGS", f"{FAST_COMPILE} --xla_force_host_platform_device_count=8")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers and child processes inherit the cache of the first process
+    _compilation_cache = tempfile.TemporaryDirectory()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compilation_cache.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import pytest
 
@@ -91,6 +93,7 @@ def small(corpus: Path, cache: Path) -> Callable[..., list[str]]:
         "train.global_batch_size": 16,
         "train.eval_batch_size": 16,
         "max_eval_steps": 2,
+        "mesh.data": 1,
         "train.log_every": 1,
         "train.eval_every": 100,
         "train.checkpoint_every": 20,

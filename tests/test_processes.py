@@ -36,7 +36,7 @@ def launch(
     environment = os.environ | {"XLA_FLAGS": f"{FAST_COMPILE} --xla_force_host_platform_device_count={devices}"}
     return [
         subprocess.Popen(
-            [sys.executable, "-m", *script, *words, *joined(port, count, i)],
+            [sys.executable, "-m", *script, *words, "--mesh.data", "0", *joined(port, count, i)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -234,7 +234,13 @@ def test_processes_that_were_told_other_things(small: Words, tmp_path: Path) -> 
     port = free_port()
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "albert_jax", *small(tmp_path / "run", train__seed=i), *joined(port, 2, i)],
+            [
+                sys.executable,
+                "-m",
+                "albert_jax",
+                *small(tmp_path / "run", train__seed=i, mesh__data=0),
+                *joined(port, 2, i),
+            ],
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -252,7 +258,7 @@ def test_a_run_folder_that_not_all_see(small: Words, tmp_path: Path) -> None:
     started = []
     for i in range(2):
         (tmp_path / str(i)).mkdir()
-        words = [*small(Path("run")), *joined(port, 2, i)]
+        words = [*small(Path("run"), mesh__data=0), *joined(port, 2, i)]
         command = [sys.executable, "-m", "albert_jax", *words]
         started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path / str(i)))
     found = ended(started)

@@ -211,6 +211,7 @@ def test_whole_run_on_two_devices(small: Any, tmp_path: Path) -> None:
         train__num_train_steps=4,
         train__eval_every=2,
         train__checkpoint_every=2,
+        mesh__data=2,
         optim__num_warmup_steps=1,
     )
     for launch in range(2):

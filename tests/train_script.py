@@ -22,7 +22,7 @@ from albert_jax.training import step as train_step
 from albert_jax.training.integrity import fingerprint
 from albert_jax.training.optim import OptimConfig, make_optimizer
 from albert_jax.training.processes import DistributedConfig
-from albert_jax.training.step import Task, memory
+from albert_jax.training.step import Workload, memory
 
 STEPS, BATCH, LENGTH, VOCAB = 5, 16, 32, 300
 
@@ -73,7 +73,7 @@ def make(
     model = Albert(config)
     layout = partition.Layout(partition.make_mesh("any"), cut, stacked_shapes(model))
     apply = functools.partial(model.apply, gather_set=layout.gather_set)
-    task = Task(
+    task = Workload(
         init=functools.partial(init_params, model),
         draw=functools.partial(pretraining.draw, objective, vocabulary),
         loss=functools.partial(pretraining.loss, objective, apply, train=True),

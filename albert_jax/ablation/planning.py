@@ -86,7 +86,7 @@ class Plan:
         for name in ("name", "scale", "budget"):
             theirs, ours = getattr(before, name), getattr(self, name)
             require(theirs == ours, f"{told}: {name} {theirs!r}, not {ours!r}; give another")
-        changed = [d for d in differences(before.base, self.base) if not d.startswith(run_folder.FREE)]
+        changed = [d for d in differences(before.base, self.base) if not d.startswith(run_folder.MAY_CHANGE_ON_RESUME)]
         require(not changed, f"{told}, of another base ({'; '.join(changed)}); give another")
         rows = {row.label: row for row in self.rows} | {row.label: row for row in begun}
         ordered = tuple(sorted(rows.values(), key=lambda row: row.place))

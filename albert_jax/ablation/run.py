@@ -97,7 +97,7 @@ def _check_tuned(config: FinetuneConfig) -> None:
         d
         for name in sections
         for d in differences(stored[name], to_dict(config)[name], f"{name}.")
-        if not d.startswith(run_folder.FREE)
+        if not d.startswith(run_folder.MAY_CHANGE_ON_RESUME)
     ]
     told = (
         f"{path.parent} was fine-tuned with other settings ({'; '.join(changed)}); give another --run-dir, or remove it"

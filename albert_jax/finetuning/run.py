@@ -28,7 +28,7 @@ from albert_jax.training import loop as train
 from albert_jax.training.loop import TrainConfig
 from albert_jax.training.optim import OptimConfig, make_optimizer
 from albert_jax.training.partition import Layout, MeshConfig
-from albert_jax.training.step import Task
+from albert_jax.training.step import Workload
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
         _tell(config, rows, mesh)
 
         evaluation = _Evaluation(config, task, examples, rows, labels, model, mesh)
-        trained = Task(
+        trained = Workload(
             init=functools.partial(init_params, model),
             draw=family.draw,
             loss=functools.partial(task.loss, functools.partial(model.apply, gather_set=layout.gather_set), train=True),
@@ -232,7 +232,7 @@ class _Evaluation:
         }
 
     def evaluate(self, params: Any) -> dict[str, dict[str, float]]:
-        """As `train_step.Task.evaluate`."""
+        """As `Workload.evaluate`."""
         metrics = {split: self.score(params, split).metrics for split in self.dev}
         return {"eval": self.together(metrics), "baseline": self.baseline}
 

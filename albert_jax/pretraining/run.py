@@ -30,7 +30,7 @@ from albert_jax.training import loop as train
 from albert_jax.training.loop import TrainConfig
 from albert_jax.training.optim import OptimConfig, Optimizer, make_optimizer
 from albert_jax.training.partition import Layout, MeshConfig
-from albert_jax.training.step import Task
+from albert_jax.training.step import Workload
 
 log = logging.getLogger(__name__)
 
@@ -155,8 +155,8 @@ def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[st
 
 def make_task(
     config: PretrainConfig, vocabulary: Vocabulary, mesh: Mesh, batches: Any, evaluate: Any
-) -> tuple[Task, Optimizer, Layout]:
-    """What the train loop is given: `batches` and `evaluate` as `train_step.Task` says."""
+) -> tuple[Workload, Optimizer, Layout]:
+    """What the train loop is given: `batches` and `evaluate` as `Workload` says."""
     layout = Layout(mesh, config.mesh.sharding, stacked_shapes(Albert(config.model)))
     task = pretrain_task.make_task(config.model, config.objective, vocabulary, layout, batches, evaluate)
     return task, make_optimizer(config.optim, config.train.num_train_steps, is_stacked), layout

@@ -14,7 +14,7 @@ from albert_jax.model.heads import Albert, flops_per_token, init_params
 from albert_jax.pretraining import objective as pretraining
 from albert_jax.pretraining.objective import ObjectiveConfig, Vocabulary
 from albert_jax.training.partition import Layout
-from albert_jax.training.step import Task
+from albert_jax.training.step import Workload
 
 
 def make_task(
@@ -24,11 +24,11 @@ def make_task(
     layout: Layout,
     batches: Any = None,
     evaluate: Any = None,
-) -> Task:
-    """What the train step is made of; for the loop with `batches` and `evaluate`, as `Task` says."""
+) -> Workload:
+    """What the train step is made of; for the loop with `batches` and `evaluate`, as `Workload` says."""
     model = Albert(model_config)
     apply = functools.partial(model.apply, gather_set=layout.gather_set)
-    return Task(
+    return Workload(
         init=functools.partial(init_params, model),
         draw=functools.partial(pretraining.draw, objective, vocabulary),
         loss=functools.partial(pretraining.loss, objective, apply, train=True),

@@ -16,7 +16,7 @@ import numpy as np
 
 from albert_jax.config import differences, read_json, require
 from albert_jax.reports.tables import number
-from albert_jax.training.run_folder import FREE, placeless, read_metrics
+from albert_jax.training.run_folder import MAY_CHANGE_ON_RESUME, placeless, read_metrics
 
 MANIFEST = "ablation.json"
 """The plan of a table, which `ablate` writes into its folder."""
@@ -227,7 +227,7 @@ def _own(config: dict[str, Any], other: dict[str, Any]) -> dict[str, str]:
     found = {}
     for text in differences(config, other):
         name, _, values = text.partition(": ")
-        if not name.startswith(FREE):
+        if not name.startswith(MAY_CHANGE_ON_RESUME):
             found[name] = values.partition(" -> ")[0].strip("'")
     return found
 

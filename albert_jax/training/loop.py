@@ -20,7 +20,16 @@ from albert_jax.training.optim import Optimizer
 from albert_jax.training.partition import Layout
 from albert_jax.training.progress import Meter, say_evaluation
 from albert_jax.training.run_folder import MetricsLog
-from albert_jax.training.step import Params, Task, TrainState, as_argument, make_init, make_step, memory, state_shapes
+from albert_jax.training.step import (
+    Params,
+    TrainState,
+    Workload,
+    as_argument,
+    make_init,
+    make_step,
+    memory,
+    state_shapes,
+)
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +98,7 @@ class Interrupted(Exception):
 
 def run(
     config: TrainConfig,
-    task: Task,
+    task: Workload,
     optimizer: Optimizer,
     layout: Layout,
     run_dir: Path,

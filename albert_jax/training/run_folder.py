@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 PACKAGES = ("albert_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece")
 
 
-FREE = (
+MAY_CHANGE_ON_RESUME = (
     "run_dir",
     "data.cache_dir",
     "mesh",
@@ -51,7 +51,11 @@ def check(run_dir: Path, job: str, config: Any) -> None:
         )
         # Through the dataclasses, so that a field that is newer than the run counts as its default.
         before = placeless(to_dict(from_dict(type(config), stored["config"])))
-        changed = [line for line in differences(before, placeless(to_dict(config))) if not line.startswith(FREE)]
+        changed = [
+            line
+            for line in differences(before, placeless(to_dict(config)))
+            if not line.startswith(MAY_CHANGE_ON_RESUME)
+        ]
         given = "--run-dir" if path.parent == run_dir else "--train.checkpoint-dir"
         way = f"give another, with --init-from {run_dir} if it is to start from these weights"
         require(

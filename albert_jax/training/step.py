@@ -23,7 +23,7 @@ DRAW, UPDATE = "draw", "update"
 
 
 @dataclass(frozen=True)
-class Task:
+class Workload:
     """What is trained.  Losses and metrics are sums over rows, so that they add up over micro-batches and devices."""
 
     init: Callable[[Array], Params]
@@ -51,18 +51,18 @@ class TrainState(NamedTuple):
     """int32: updates done."""
 
 
-def state_shapes(task: Task, optimizer: Optimizer, layout: Layout) -> TrainState:
+def state_shapes(task: Workload, optimizer: Optimizer, layout: Layout) -> TrainState:
     """The shape and sharding of each array of the state."""
     made = jax.eval_shape(functools.partial(_fresh, task, optimizer), jax.ShapeDtypeStruct((), jnp.uint32))
     return TrainState(*(layout.placed(part, tree) for part, tree in zip(made._fields, made, strict=True)))
 
 
-def _fresh(task: Task, optimizer: Optimizer, seed: Array) -> TrainState:
+def _fresh(task: Workload, optimizer: Optimizer, seed: Array) -> TrainState:
     params = task.init(jax.random.key(seed))
     return TrainState(params, optimizer.transformation.init(params), jnp.int32(0))
 
 
-def make_init(task: Task, optimizer: Optimizer, layout: Layout) -> Any:
+def make_init(task: Workload, optimizer: Optimizer, layout: Layout) -> Any:
     """The jitted seed -> fresh state, made on the devices where it stays: none ever holds more of it than its part."""
     shardings = jax.tree.map(lambda x: x.sharding, state_shapes(task, optimizer, layout))
     return jax.jit(functools.partial(_fresh, task, optimizer), out_shardings=shardings)
@@ -73,7 +73,7 @@ def as_argument(seed: int, mesh: Mesh) -> Array:
     return jax.device_put(np.uint32(seed), partition.replicated(mesh))
 
 
-def make_step(task: Task, optimizer: Optimizer, layout: Layout, micro_batches: int) -> Any:
+def make_step(task: Workload, optimizer: Optimizer, layout: Layout, micro_batches: int) -> Any:
     """The jitted step (state, global batch, seed, signals) -> (state, metrics): one draw, gradients summed once, one update.
 
     `signals` [devices] are the signals that the devices' processes have got, 0 for none; the metric `signal` is the largest.
