@@ -37,9 +37,10 @@ from albert_jax.exchange import load as exchange
 from albert_jax.exchange import safetensors as tensor_files
 from albert_jax.exchange.reshare import reshare
 from albert_jax.exchange.tensor_bundle import TensorBundle
-from albert_jax.exchange.weights import Weights, leaves
+from albert_jax.exchange.weights import Weights
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import PRETRAINING, Albert, init_params, param_shapes
+from albert_jax.model.tree import leaves
 
 from .conftest import ROOT, refused
 from .golden.make_huggingface import CASES, inputs
@@ -71,9 +72,10 @@ def random_weights(heads: tuple[str, ...] = PRETRAINING, labels: tuple[str, ...]
 
 def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Bit for bit, names included."""
-    assert [path for path, _ in leaves(found)] == [path for path, _ in leaves(wanted)]
-    for (path, a), (_, b) in zip(leaves(found), leaves(wanted), strict=True):
-        assert np.array_equal(a, b), path
+    arrays = leaves(found)
+    assert list(arrays) == list(leaves(wanted))
+    for path, value in leaves(wanted).items():
+        assert np.array_equal(arrays[path], value), path
 
 
 def assert_near(case: str, found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
@@ -736,7 +738,7 @@ def same_or_refused(folder: Path, wanted: dict[str, Any]) -> None:
 
 
 def shapes(params: dict[str, Any]) -> dict[tuple[str, ...], Any]:
-    return {path: leaf.shape for path, leaf in leaves(params)}
+    return {path: leaf.shape for path, leaf in leaves(params).items()}
 
 
 @FUZZ

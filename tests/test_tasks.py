@@ -17,7 +17,7 @@ from albert_jax.config import InputError
 from albert_jax.data.batches import collate
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.exchange import tf1
-from albert_jax.exchange.weights import leaves, tensor_names
+from albert_jax.exchange.weights import tensor_names
 from albert_jax.finetuning import (
     classification,
     family,
@@ -32,6 +32,7 @@ from albert_jax.finetuning.files import TaskDataConfig
 from albert_jax.finetuning.tasks import TASKS
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import HEADS, Albert, param_shapes
+from albert_jax.model.tree import leaves
 from albert_jax.training.optim import decays
 
 from .conftest import ROOT, refused
@@ -730,7 +731,7 @@ def test_every_norm_and_bias_is_outside_weight_decay() -> None:
     for head in HEADS:
         small = answer_model()[0].config
         shapes = param_shapes(Albert(small, ("pooler", head) if head != "pooler" else (head,), ("a", "b")))
-        for path, leaf in leaves(shapes):
+        for path, leaf in leaves(shapes).items():
             set_axis = path[0] == "encoder" and path[1] in ("attention", "ffn")
             assert decays(path) == (len(leaf.shape) - set_axis > 1), path
 

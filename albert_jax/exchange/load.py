@@ -22,9 +22,9 @@ from albert_jax.data.tokenizer import VOCABULARY, Tokenizer
 from albert_jax.exchange import archives as files
 from albert_jax.exchange import huggingface, tf1
 from albert_jax.exchange.reshare import CHANGES, reshare
-from albert_jax.exchange.weights import Mapped, Weights, leaves
+from albert_jax.exchange.weights import Mapped, Weights
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.heads import PRETRAINING, Albert, init_params, param_shapes
+from albert_jax.model.heads import PRETRAINING, Albert, init_params, num_params, param_shapes
 from albert_jax.training.run_folder import write_json
 
 log = logging.getLogger(__name__)
@@ -238,7 +238,7 @@ def convert(
     del found  # an unshared xxlarge takes 10 GB: one tree at a time
     if changes.get("hidden_act", act) != act:
         weights.notes.append(f"hidden_act changed to '{changes['hidden_act']}', as asked")
-    need, free = 4 * _count(weights.model), shutil.disk_usage(_existing(path)).free
+    need, free = 4 * num_params(weights.model), shutil.disk_usage(_existing(path)).free
     require(need < free, f"{path}: needs {need:,} bytes, {free:,} are free")
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
@@ -253,7 +253,7 @@ def convert(
             "version": importlib.metadata.version("albert_jax"),
             "config": to_dict(weights.model.config),
             "heads": list(weights.model.heads),
-            "parameters": _count(weights.model),
+            "parameters": num_params(weights.model),
             "read": [mapped._asdict() for mapped in weights.mapped],
             "left": weights.left,
             "written": [mapped._asdict() for mapped in written],
@@ -318,10 +318,6 @@ def _parity(wanted: dict[str, np.ndarray], folder: Path, to: str, inputs: dict[s
         by, seen = own, outputs(read(folder).weights, inputs)
     names = [name for name in wanted if name in seen and name != "hidden_states"]
     return {"by": by} | {name: float(np.abs(wanted[name] - seen[name]).max()) for name in names}
-
-
-def _count(model: Albert) -> int:
-    return sum(leaf.size for _, leaf in leaves(param_shapes(model)))
 
 
 def _existing(path: Path) -> Path:

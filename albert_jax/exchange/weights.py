@@ -12,6 +12,7 @@ import numpy as np
 from albert_jax.config import InputError, require
 from albert_jax.model.heads import HEADS, POOLED, Albert, param_shapes
 from albert_jax.model.sharing import is_stacked
+from albert_jax.model.tree import leaves, nested
 
 Shape = tuple[int, ...]
 
@@ -57,32 +58,11 @@ class Weights:
     """What a user should know of this import."""
 
 
-def leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The leaves of nested dicts with their paths, in the order of their names."""
-    for name in sorted(tree):
-        value = tree[name]
-        if isinstance(value, Mapping):
-            yield from leaves(value, (*path, name))
-        else:
-            yield (*path, name), value
-
-
-def nested(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
-    """The nested dict of leaves by path."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        table = tree
-        for name in path[:-1]:
-            table = table.setdefault(name, {})
-        table[path[-1]] = value
-    return tree
-
-
 def tensor_names(model: Albert, table: Mapping[str, Name]) -> dict[tuple[str, ...], tuple[Shape, list[str]]]:
     """For each parameter of `model`, the shape of one set of it and the names of the tensors that hold its sets."""
     inner = model.config.inner_group_num
     found = {}
-    for path, leaf in leaves(param_shapes(model)):
+    for path, leaf in leaves(param_shapes(model)).items():
         theirs = table["/".join(path)].theirs
         if is_stacked(path):
             names = [theirs.format(group=i // inner, inner=i % inner) for i in range(leaf.shape[0])]
@@ -151,7 +131,7 @@ def collect(model: Albert, tensors: Tensors, table: Mapping[str, Name]) -> tuple
 def spread(weights: Weights, table: Mapping[str, Name]) -> Iterator[tuple[Mapped, np.ndarray]]:
     """The tensors of a parameter tree by the names of `table`, as views: nothing is copied."""
     wanted = tensor_names(weights.model, table)
-    for path, leaf in leaves(weights.params):
+    for path, leaf in leaves(weights.params).items():
         ours = "/".join(path)
         for number, name in enumerate(wanted[path][1]):
             value = leaf[number] if is_stacked(path) else leaf

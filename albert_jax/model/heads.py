@@ -23,6 +23,7 @@ from albert_jax.model.albert import (
     layer_norm,
 )
 from albert_jax.model.sharing import is_stacked
+from albert_jax.model.tree import leaves
 
 
 class MaskedLMHead(nn.Module):
@@ -254,9 +255,7 @@ def param_shapes(model: Albert) -> dict:
 
 def stacked_shapes(model: Albert) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Path -> shape [G, ...] of the parameters that stack G parameter sets."""
-    found = jax.tree_util.tree_leaves_with_path(param_shapes(model))
-    paths = ((tuple(key.key for key in path), leaf.shape) for path, leaf in found)
-    return {path: shape for path, shape in paths if is_stacked(path)}
+    return {path: leaf.shape for path, leaf in leaves(param_shapes(model)).items() if is_stacked(path)}
 
 
 def num_params(model: Albert) -> int:

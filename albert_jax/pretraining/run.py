@@ -17,10 +17,10 @@ from albert_jax.data import loader, tokenizer_json
 from albert_jax.data.prepare import Prepared, prepare, token_counts
 from albert_jax.data.sources import DataConfig
 from albert_jax.exchange import load as exchange
-from albert_jax.exchange.weights import leaves
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert, param_shapes, stacked_shapes
 from albert_jax.model.sharing import is_stacked, layer_sets
+from albert_jax.model.tree import leaves
 from albert_jax.pretraining import objective as pretraining
 from albert_jax.pretraining import task as pretrain_task
 from albert_jax.pretraining.objective import ObjectiveConfig, Vocabulary
@@ -234,8 +234,8 @@ def _initial(config: PretrainConfig, prepared: Prepared) -> Any:
     params = {name: value for name, value in weights.params.items() if name in model.heads or name not in before.heads}
     if dropped := [head for head in before.heads if head not in model.heads]:
         log.info("%s: %s left out, which pretraining has no use for", config.init_from, ", ".join(dropped))
-    wanted = {path: leaf.shape for path, leaf in leaves(param_shapes(model))}
-    found = {path: leaf.shape for path, leaf in leaves(params)}
+    wanted = {path: leaf.shape for path, leaf in leaves(param_shapes(model)).items()}
+    found = {path: leaf.shape for path, leaf in leaves(params).items()}
     for path in sorted(wanted.keys() | found.keys()):
         shapes = f"{'/'.join(path)} has shape {found.get(path)}, the model {wanted.get(path)}"
         same = found.get(path) == wanted.get(path)
