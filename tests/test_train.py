@@ -14,6 +14,7 @@ import pytest
 
 from albert_jax.cli import main
 from albert_jax.training import partition
+from albert_jax.training.devices import peak_flops
 from albert_jax.training.integrity import fingerprint
 from albert_jax.training.run_folder import MetricsLog
 
@@ -260,7 +261,7 @@ def test_no_step_compiles_again(
 
 
 def test_peak_flops_of_what_is_not_known() -> None:
-    assert partition.peak_flops(partition.make_mesh("any")) is None
+    assert peak_flops(partition.make_mesh("any")) is None
 
 
 def test_state_is_donated() -> None:

@@ -19,7 +19,8 @@ from albert_jax.model.heads import Albert, num_params
 from albert_jax.pretraining.run import PretrainConfig
 from albert_jax.reports.comparison import MANIFEST
 from albert_jax.reports.tables import duration
-from albert_jax.training import partition, run_folder
+from albert_jax.training import run_folder
+from albert_jax.training.devices import matmul_flops
 
 LATER_SEED = 1_000_000
 """Added to the seed of a row that starts from another: with that one's own it would read the same batches again."""
@@ -326,7 +327,7 @@ def describe(plan: Plan) -> str:
             paper,
         ]
         rows.append(f"| {' | '.join([row.label, *cells])} |")
-    speed = partition.matmul_flops(plan.rows[0].config.model.dtype)
+    speed = matmul_flops(plan.rows[0].config.model.dtype)
     runs = f"{len(plan.rows)} rows x {plan.seeds} seeds are {flops / 1e15:,.3g} PFLOP in matrix products"
     todo = "" if left == flops else f", {left / 1e15:,.3g} of them in runs that are not finished"
     least = f"at least {duration(left / speed)} here, where a large product runs at {speed / 1e12:,.2f} TFLOP/s"

@@ -21,6 +21,7 @@ from albert_jax.pretraining import task as pretrain_task
 from albert_jax.pretraining.objective import ObjectiveConfig
 from albert_jax.training import partition
 from albert_jax.training import step as train_step
+from albert_jax.training.devices import best_seconds, matmul_flops, peak_flops
 from albert_jax.training.optim import OptimConfig, make_optimizer
 from albert_jax.training.partition import Layout, MeshConfig
 
@@ -226,7 +227,7 @@ def copy_bytes() -> float:
         held[0] = added(held[0])
         return held[0]
 
-    return 2 * held[0].nbytes / partition.best_seconds(again)
+    return 2 * held[0].nbytes / best_seconds(again)
 
 
 def measure(config: BenchConfig) -> dict[str, Any]:
@@ -259,9 +260,9 @@ def measure_compiled(config: BenchConfig) -> tuple[dict[str, Any], Timed]:
         ways = "lower --batch-size, raise --gradient-accumulation (of a step), or keep less (--remat dots, or full)"
         raise InputError(f"out of memory ({told}); {ways}") from None
     mesh = partition.make_mesh("any", config.mesh.data)
-    possible = partition.matmul_flops(config.model.dtype) * mesh.size / jax.device_count()
+    possible = matmul_flops(config.model.dtype) * mesh.size / jax.device_count()
     median = statistics.median(seconds)
-    peak = partition.peak_flops(mesh)
+    peak = peak_flops(mesh)
     stats = mesh.devices.flat[0].memory_stats() or {}
     found = {
         "config": asdict(config),

@@ -17,23 +17,8 @@ from albert_jax.pretraining.run import PretrainConfig
 from albert_jax.pretraining.task import some_vocabulary
 from albert_jax.training import partition
 from albert_jax.training import step as train_step
-from albert_jax.training.partition import PEAK_TFLOPS, MeshConfig
-
-MEMORY_GB = {
-    "H100": 80,
-    "H200": 141,
-    "A100": 80,
-    "V100": 32,
-    "L40S": 48,
-    "L4": 24,
-    "TPU v2": 8,
-    "TPU v3": 16,
-    "TPU v4": 32,
-    "TPU v5 lite": 16,
-    "TPU v5": 95,
-    "TPU v6": 32,
-}
-"""Of a JAX device (a core of a TPU v2 or v3, a chip of others); of cards that are sold in two sizes the larger."""
+from albert_jax.training.devices import DATA_SHEETS
+from albert_jax.training.partition import MeshConfig
 
 GPU_SHARE = 0.75
 """What JAX takes of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."""
@@ -54,7 +39,7 @@ class Assumed:
     """What the configuration does not say: the machine, and how well it is used."""
 
     device: str = "H100"
-    """A name of `PEAK_TFLOPS`."""
+    """A name of `DATA_SHEETS`."""
     peak_tflops: float | None = None
     """Of a device; None: its data sheet's."""
     memory_gb: float | None = None
@@ -68,9 +53,9 @@ class Assumed:
 
     def __post_init__(self) -> None:
         near = (
-            f"--device: one of {', '.join(PEAK_TFLOPS)}, got {self.device!r}; others by --peak-tflops and --memory-gb"
+            f"--device: one of {', '.join(DATA_SHEETS)}, got {self.device!r}; others by --peak-tflops and --memory-gb"
         )
-        require(self.device in PEAK_TFLOPS, near)
+        require(self.device in DATA_SHEETS, near)
         for name in ("peak_tflops", "memory_gb", "mfu", "processes", "tokens"):
             value = getattr(self, name)
             option = "distributed.num-processes" if name == "processes" else name.replace("_", "-")
@@ -81,23 +66,21 @@ class Assumed:
     @property
     def peak(self) -> float:
         """FLOP/s of a device."""
-        return 1e12 * (PEAK_TFLOPS[self.device] if self.peak_tflops is None else self.peak_tflops)
+        return 1e12 * (DATA_SHEETS[self.device].tflops if self.peak_tflops is None else self.peak_tflops)
 
     @property
     def memory(self) -> float:
         """Bytes that a run may use of a device."""
         if self.memory_gb is not None:
             return 1e9 * self.memory_gb
-        return 1e9 * MEMORY_GB[self.device] * (1 if self.device.startswith("TPU") else GPU_SHARE)
+        return 1e9 * DATA_SHEETS[self.device].memory_gb * (1 if self.device.startswith("TPU") else GPU_SHARE)
 
     @property
     def memory_said(self) -> str:
         """The same, for people."""
         if self.memory_gb is not None or self.device.startswith("TPU"):
             return f"{self.memory / 1e9:g} GB"
-        return (
-            f"{self.memory / 1e9:g} GB ({GPU_SHARE:.0%} of the {self.device}'s {MEMORY_GB[self.device]}, JAX's default)"
-        )
+        return f"{self.memory / 1e9:g} GB ({GPU_SHARE:.0%} of the {self.device}'s {DATA_SHEETS[self.device].memory_gb}, JAX's default)"
 
 
 @dataclass(frozen=True)

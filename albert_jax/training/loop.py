@@ -16,6 +16,7 @@ from tqdm import tqdm
 from albert_jax.config import InputError, check_fields, choice, require
 from albert_jax.training import partition, processes
 from albert_jax.training.checkpoint import Best, Checkpoints
+from albert_jax.training.devices import peak_flops
 from albert_jax.training.optim import Optimizer
 from albert_jax.training.partition import Layout
 from albert_jax.training.progress import Meter, say_evaluation
@@ -159,7 +160,7 @@ def run(
             config.log_every,
             config.global_batch_size,
             task.flops_per_token,
-            partition.peak_flops(mesh),
+            peak_flops(mesh),
             metrics_log,
             progress,
             bar,

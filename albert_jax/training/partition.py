@@ -6,7 +6,6 @@ The batch is always sharded by rows.  Replicated parameters are right for every 
 """
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,23 +57,6 @@ class MeshConfig:
                 "mesh.sharding 'parameters' does not work with model.remat 'none', which saves the gathered parameters of all "
                 "layers; set model.remat to elementwise, dots or full"
             )
-
-
-PEAK_TFLOPS = {
-    "H100": 989,
-    "H200": 989,
-    "A100": 312,
-    "V100": 125,
-    "L40S": 362,
-    "L4": 121,
-    "TPU v2": 22.5,
-    "TPU v3": 61.5,
-    "TPU v4": 275,
-    "TPU v5 lite": 197,
-    "TPU v5": 459,
-    "TPU v6": 918,
-}
-"""Dense bf16 (V100: fp16) peak of the data sheets, per JAX device, by what stands in its `device_kind`."""
 
 
 def make_mesh(platform: str, num_devices: int = 0) -> Mesh:
@@ -302,35 +284,3 @@ def summed_gradients(loss_fn: Callable[..., Any], layout: Layout, micro_batches:
         return jax.tree.map(lambda x: jax.lax.pcast(x, DATA, to="varying"), tree)
 
     return gradients
-
-
-def matmul_flops(dtype: str) -> float:
-    """FLOP/s of all devices in a large matrix product, measured now: what no training step exceeds."""
-    # XLA:CPU multiplies bfloat16 in float32, unless that is what comes out; a GPU writes that out, and loses an eighth.
-    size, result = (2048, jnp.float32) if jax.default_backend() == "cpu" else (8192, None)
-    # Random numbers: a GPU multiplies ones faster, on less power.
-    matrix = jax.random.normal(jax.random.key(0), (size, size), dtype)
-    product = jax.jit(lambda x, y: jnp.matmul(x, y, preferred_element_type=result).astype(dtype))
-    return 2.0 * size**3 * jax.device_count() / best_seconds(lambda: product(matrix, matrix))
-
-
-def best_seconds(call: Callable[[], Array], rounds: int = 5, calls: int = 4) -> float:
-    """Seconds of a call, `calls` of them in a row, in the best of `rounds`; the first call is not timed."""
-    call().block_until_ready()
-    found = []
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        for _ in range(calls):
-            last = call()
-        last.block_until_ready()
-        found.append((time.perf_counter() - begun) / calls)
-    return min(found)
-
-
-def peak_flops(mesh: Mesh) -> float | None:
-    """Data-sheet FLOP/s of all devices together, or None where unknown (a CPU)."""
-    kind = mesh.devices.flat[0].device_kind
-    found = max(
-        (name for name in PEAK_TFLOPS if name in kind), key=len, default=None
-    )  # the longest: "TPU v5 lite", not "TPU v5"
-    return PEAK_TFLOPS[found] * 1e12 * mesh.size if found else None
