@@ -13,8 +13,8 @@
 # %% [markdown]
 # # A tour of the model
 #
-# You learn what an ALBERT is made of, see that one layer is run twelve times by a scan, look at what comes out
-# in between, and count parameters: what sharing saves, and what it does not.
+# You see the parts of an ALBERT, how a scan runs one layer twelve times, which outputs each layer gives, and how many
+# parameters sharing saves.
 
 # %%
 # %matplotlib inline
@@ -29,7 +29,7 @@ from albert_jax.model.heads import Albert, flops_per_token, init_params, num_par
 from albert_jax.model.sharing import layer_sets
 
 # %% [markdown]
-# A model is a frozen configuration and the names of its heads. `PRESETS` holds the released ones.
+# A model consists of a frozen configuration and the names of its heads. `PRESETS` has the released configurations.
 
 # %%
 config = PRESETS["base"]
@@ -37,8 +37,8 @@ model = Albert(config)
 config
 
 # %% [markdown]
-# Parameters are a nested dict. Those of the encoder's two parts, attention and feed-forward, carry a leading axis of
-# parameter sets: 1 here, since all layers share.
+# Parameters are a nested dict. In the encoder, the parameters of attention and feed-forward have a leading axis: the number of
+# parameter sets. It is 1 here, because all layers share one set.
 
 # %%
 for path, leaf in jax.tree_util.tree_leaves_with_path(param_shapes(model)):
@@ -47,24 +47,25 @@ for path, leaf in jax.tree_util.tree_leaves_with_path(param_shapes(model)):
 # %% [markdown]
 # ## One layer, scanned
 #
-# The program that JAX traces holds the layer once, inside a `scan` of length 12. How large it is does not depend on the
-# depth; how long it runs does.
+# The program that JAX traces contains the layer once, inside a `scan` of length 12. So its size does not depend on the depth, only
+# its running time does. The next cell prints the number of lines and of scans for 3, 12 and 48 layers.
 
 # %%
 inputs = jnp.ones((1, 16), int)
 
 
 def program(layers: int) -> str:
+    """The traced program of a model with this number of layers."""
     deep = Albert(dataclasses.replace(config, num_hidden_layers=layers))
     return str(jax.make_jaxpr(lambda params: deep.apply({"params": params}, inputs))(param_shapes(deep)))
 
 
-{layers: (len(program(layers).splitlines()), program(layers).count("scan[")) for layers in (3, 12, 48)}  # lines, scans
+{layers: (len(program(layers).splitlines()), program(layers).count("scan[")) for layers in (3, 12, 48)}
 
 # %% [markdown]
-# ## What comes out in between
+# ## Outputs of every layer
 #
-# `apply` returns a dict in Hugging Face's names; hidden states and attention of every layer if one asks for them.
+# `apply` returns a dict with Hugging Face's names. On request it includes the hidden states and attention weights of every layer.
 
 # %%
 params = init_params(model, jax.random.key(0))
@@ -74,9 +75,9 @@ outputs = jax.jit(
 {name: value.shape for name, value in outputs.items()}
 
 # %% [markdown]
-# ## Which layer reads which set
+# ## Which layer reads which parameter set
 #
-# Sharing is data: for each part a tuple that says which parameter set each layer reads.
+# Sharing is data: for each part of a layer, a tuple gives the parameter set that each layer reads.
 
 # %%
 for sharing, groups in (("all", 1), ("attention", 1), ("ffn", 1), ("none", 1), ("groups", 4)):
@@ -85,13 +86,15 @@ for sharing, groups in (("all", 1), ("attention", 1), ("ffn", 1), ("none", 1), (
 # %% [markdown]
 # ## What sharing saves
 #
-# Parameters, by far most of them in the feed-forward part; and, with E = 128 instead of 768, the embeddings of a
-# vocabulary of 30,000 (the paper's Table 4). Not FLOPs: the layer runs twelve times either way.
+# Sharing saves parameters, most of them in the feed-forward part. A smaller embedding (E = 128 instead of 768) saves those of a
+# vocabulary of 30,000 pieces. These are the counts of the paper's Table 4, with the pretraining heads.
 
 # %%
 sharings = ("all", "ffn", "attention", "none")
 counts = {
-    size: [num_params(Albert(dataclasses.replace(config, sharing=how, embedding_size=size))) / 1e6 for how in sharings]
+    size: [
+        num_params(Albert(dataclasses.replace(config, sharing=name, embedding_size=size))) / 1e6 for name in sharings
+    ]
     for size in (128, 768)
 }
 figure, axes = plt.subplots(figsize=(7, 3))
@@ -103,8 +106,11 @@ axes.margins(y=0.12)
 axes.legend()
 plt.show()
 
+# %% [markdown]
+# Sharing does not save FLOPs: the layer runs twelve times in every case.
+
 # %%
 {
-    how: f"{flops_per_token(dataclasses.replace(config, sharing=how), 512, 77) / 1e6:.0f} MFLOP a token"
-    for how in sharings
+    name: f"{flops_per_token(dataclasses.replace(config, sharing=name), 512, 77) / 1e6:.0f} MFLOP per token"
+    for name in sharings
 }

@@ -11,10 +11,10 @@
 # ---
 
 # %% [markdown]
-# # What the model reads: segment pairs and masked spans
+# # The inputs of pretraining: segment pairs and masked spans
 #
-# You see real text turned into the inputs of pretraining: two segments in order, swapped, or from elsewhere, with spans of
-# whole words hidden; and check by counting that the shares are what the paper says.
+# You see how real text becomes the inputs of pretraining: pairs of segments in order, swapped, or from two documents, with masked
+# spans of whole words. Then you count them and compare the shares with the paper's.
 
 # %%
 # %matplotlib inline
@@ -33,8 +33,8 @@ from albert_jax.pretraining import objective as pretraining
 from albert_jax.pretraining.run import PretrainConfig, describe
 
 # %% [markdown]
-# The text is the documentation that ships with Python, prepared as for `experiments/pretrain/tiny.py`: documents as tokens and
-# sentence lengths, nothing else. Pairs and masks are drawn anew at every step, on the device.
+# The text is the documentation that ships with Python, prepared as for `experiments/pretrain/tiny.py`. Prepared data contains only the
+# tokens of each document and the lengths of its sentences. Every step draws new pairs and masks on the device.
 
 # %%
 config = load(PretrainConfig, "../experiments/pretrain/tiny.py")
@@ -46,84 +46,85 @@ batch["tokens"].shape, len(sequences)
 
 
 # %%
-def drawn(kind: str, key: int = 0) -> dict[str, np.ndarray]:
-    """A batch of examples of one sentence objective."""
-    objective = dataclasses.replace(config.objective, sentence_objective=kind)
+def draw_examples(sentence_objective: str, seed: int = 0) -> dict[str, np.ndarray]:
+    """Examples of one sentence objective, drawn from the batch."""
+    objective = dataclasses.replace(config.objective, sentence_objective=sentence_objective)
     draw = jax.jit(lambda batch, key: pretraining.draw(objective, describe(prepared), batch, key))
-    return jax.device_get(draw(batch, jax.random.key(key)))
+    return jax.device_get(draw(batch, jax.random.key(seed)))
 
 
-def shown(examples: dict[str, np.ndarray], row: int, names: tuple[str, str]) -> str:
-    """One example; what is to be predicted stands in brackets behind what is read in its place."""
+def to_html(examples: dict[str, np.ndarray], row: int, labels: tuple[str, str]) -> str:
+    """One example. Masked pieces are bold, each followed by the piece to predict as a subscript."""
     length = examples["attention_mask"][row].sum()
     pieces = tokenizer.pieces(examples["input_ids"][row][:length])
-    hidden = dict(zip(examples["masked_lm_positions"][row], examples["masked_lm_labels"][row], strict=True))
-    used = int(examples["masked_lm_weights"][row].sum())
-    targets = {int(place): tokenizer.pieces([label])[0] for place, label in list(hidden.items())[:used]}
-    words = []
-    for place, piece in enumerate(pieces):
-        color = "#dbe9f6" if examples["token_type_ids"][row][place] else "#fde9d0"
+    num_masked = int(examples["masked_lm_weights"][row].sum())
+    positions = examples["masked_lm_positions"][row][:num_masked]
+    targets = dict(zip(positions, tokenizer.pieces(examples["masked_lm_labels"][row][:num_masked]), strict=True))
+    spans = []
+    for position, piece in enumerate(pieces):
+        color = "#dbe9f6" if examples["token_type_ids"][row][position] else "#fde9d0"
         text = html.escape(piece.replace("▁", " "))
-        if place in targets:
-            text = f"<b>{text}</b><sub>{html.escape(targets[place].replace('▁', ' '))}</sub>"
-        words.append(f"<span style='background:{color}'>{text}</span>")
-    return f"<p><i>{names[examples['sentence_labels'][row]]}</i>: {''.join(words)}</p>"
+        if position in targets:
+            text = f"<b>{text}</b><sub>{html.escape(targets[position].replace('▁', ' '))}</sub>"
+        spans.append(f"<span style='background:{color}'>{text}</span>")
+    return f"<p><i>{labels[examples['sentence_labels'][row]]}</i>: {''.join(spans)}</p>"
 
 
 # %% [markdown]
 # ## Sentence order
 #
-# Both segments (orange, blue) come from one document. Half of the time they are swapped, and the model is to say so. Bold
-# is what it reads in the place of a hidden piece, which stands behind it.
+# Both segments (orange, then blue) come from one document. In half of the examples they are swapped, and the model predicts which.
+# A bold piece is what the model reads at a masked position. The subscript is the piece it has to predict.
 
 # %%
-sop = drawn("sop")
-HTML("".join(shown(sop, row, ("in order", "swapped")) for row in range(4)))
+sop = draw_examples("sop")
+HTML("".join(to_html(sop, row, ("in order", "swapped")) for row in range(4)))
 
 # %% [markdown]
 # ## Next sentence, BERT's objective
 #
-# Half of the time the second segment is from another document: the topic gives it away.
+# In half of the examples the second segment is from a different document. The topic often reveals this.
 
 # %%
-nsp = drawn("nsp")
-HTML("".join(shown(nsp, row, ("next", "from elsewhere")) for row in range(4)))
+nsp = draw_examples("nsp")
+HTML("".join(to_html(nsp, row, ("next", "different document")) for row in range(4)))
 
 # %% [markdown]
 # ## The same sequences at the next step
 #
-# Another key, other pairs and masks; the same key gives the same ones, on any number of devices.
+# A different key gives different pairs and masks. The same key gives the same ones, on any number of devices.
 
 # %%
-HTML("".join(shown(drawn("sop", key), 0, ("in order", "swapped")) for key in (1, 2)))
+HTML("".join(to_html(draw_examples("sop", seed), 0, ("in order", "swapped")) for seed in (1, 2)))
 
 # %% [markdown]
-# ## Counting
+# ## Count them
 #
-# A span has n words with p(n) proportional to 1 / n: 55, 27 and 18 % for n = 1, 2, 3, before the budget of a sequence shortens the
-# last ones and neighbours run together. Of the hidden pieces 80 % read [MASK], 10 % any piece, 10 % themselves.
+# A span has n words with p(n) proportional to 1 / n: 55, 27 and 18 % for n = 1, 2, 3. The counts below differ a little, because the last
+# spans of a sequence are shortened to its number of predictions, and neighboring spans merge. Of the masked pieces, 80 % become [MASK],
+# 10 % become a random piece, and 10 % stay as they are.
 
 # %%
-starts, lengths, fates = tokenizer.starts_word, [], np.zeros(3)
+starts_word, lengths, outcomes = tokenizer.starts_word, [], np.zeros(3)
 for row in range(len(sop["input_ids"])):
-    used = int(sop["masked_lm_weights"][row].sum())
-    places, labels = sop["masked_lm_positions"][row][:used], sop["masked_lm_labels"][row][:used]
-    read = sop["input_ids"][row][places]
-    same = read == labels
-    fates += [(read == tokenizer.mask_id).sum(), ((read != tokenizer.mask_id) & ~same).sum(), same.sum()]
-    new_run = np.diff(places, prepend=-2) > 1
-    lengths += [int(starts[run].sum()) for run in np.split(labels, np.flatnonzero(new_run)[1:]) if len(run)]
+    num_masked = int(sop["masked_lm_weights"][row].sum())
+    positions, labels = sop["masked_lm_positions"][row][:num_masked], sop["masked_lm_labels"][row][:num_masked]
+    inputs = sop["input_ids"][row][positions]
+    is_mask, unchanged = inputs == tokenizer.mask_id, inputs == labels
+    outcomes += [is_mask.sum(), (~is_mask & ~unchanged).sum(), unchanged.sum()]
+    starts_run = np.diff(positions, prepend=-2) > 1
+    lengths += [int(starts_word[run].sum()) for run in np.split(labels, np.flatnonzero(starts_run)[1:]) if len(run)]
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
 left.hist(lengths, bins=np.arange(0.5, 8.5), density=True, rwidth=0.8)
-left.set(xlabel="words in a run of hidden pieces", ylabel="share")
-right.bar(["[MASK]", "any piece", "itself"], fates / fates.sum())
-right.set(ylabel="share of hidden pieces")
+left.set(xlabel="words in a run of masked pieces", ylabel="share")
+right.bar(["[MASK]", "random piece", "unchanged"], outcomes / outcomes.sum())
+right.set(ylabel="share of masked pieces")
 plt.show()
 
 # %%
-real = sop["attention_mask"].sum()
+num_tokens = sop["attention_mask"].sum()
 {
-    "hidden, of all tokens": round(float(sop["masked_lm_weights"].sum() / real), 3),
-    "swapped": round(float(sop["sentence_labels"].mean()), 3),
-    "from elsewhere (NSP)": round(float(nsp["sentence_labels"].mean()), 3),
+    "masked, of all tokens": round(float(sop["masked_lm_weights"].sum() / num_tokens), 3),
+    "swapped (SOP)": round(float(sop["sentence_labels"].mean()), 3),
+    "different document (NSP)": round(float(nsp["sentence_labels"].mean()), 3),
 }

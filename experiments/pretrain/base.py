@@ -1,16 +1,18 @@
-"""ALBERT-base as the paper pretrains it (arXiv 1909.11942, section 4.1), on your own text.
+"""ALBERT-base as in the paper (arXiv 1909.11942, section 4.1), on your own text.
 
     albert-jax pretrain experiments/pretrain/base.py --data.source 'corpus/*.jsonl.gz' --data.vocab spiece.model
 
-Paper: LAMB 0.00176, batch 4096, 125,000 steps, sequences of 512 (10 % shorter), n-gram masking up to 3; Wikipedia and
-BookCorpus, 16 GB; 64 to 512 TPU v3.  That is 262 G tokens and 1.5e20 FLOP: 4.3 days of one GPU at 400 TFLOP/s (on paper).
-15 % of 512 tokens are 77 predictions; the released command's 20 would mask 3.9 %.
-A smaller batch wants a smaller learning rate: 0.00176 x sqrt(batch / 4096).  A batch that does not fit wants
---train.gradient-accumulation: 4 on 8 H100, 44 GB a device (on paper; albert-jax plan says what fits others).
-v1 as released had dropout; v2 none, 10 M steps and more data (repository; its warm-up was not published):
+Paper: LAMB at 0.00176, batch size 4096, 125,000 steps, sequences of 512 (10 % are shorter), n-gram masking up to 3; Wikipedia and
+BookCorpus, 16 GB; 64 to 512 TPU v3.  That is 262 G tokens and 1.5e20 FLOP: 4.3 days on one GPU at 400 TFLOP/s (estimate).
+15 % of 512 tokens are 77 predictions; the 20 of the released command would mask 3.9 %.
+For a smaller batch, scale the learning rate: 0.00176 x sqrt(batch size / 4096).  For a batch that does not fit, use
+--train.gradient-accumulation: 4 on 8 H100, 44 GB per device (estimate; albert-jax plan shows what fits other devices).
+
+v1 as released has dropout.  v2 has none, 10 M steps and more data (repository; its warmup was not published):
     albert-jax pretrain experiments/pretrain/base.py --model.hidden-dropout-prob 0.1 --model.attention-probs-dropout-prob 0.1
     albert-jax pretrain experiments/pretrain/base.py --train.num-train-steps 10000000
-Expected at the end (paper, Table 5, dev): masked-LM accuracy 54.0 %, SOP accuracy 86.5 %.  Not run here.
+
+Expected (paper, Table 5, dev): masked-LM accuracy 54.0 %, SOP accuracy 86.5 %.  Not run here.
 """
 
 from albert_jax.data.sources import DataConfig

@@ -1,11 +1,11 @@
-"""The first of two phases, as BERT has them and ALBERT has not: ALBERT-base, 90 % of the steps with 128 tokens.
+"""The first of two phases, as in BERT (ALBERT has one): ALBERT-base, 90 % of the steps with 128 tokens.
 
     albert-jax plan experiments/pretrain/phase_128.py --mesh.data 8
     albert-jax pretrain experiments/pretrain/phase_128.py --data.source 'corpus/*.jsonl.gz' --data.vocab spiece.model
 
-Then phase_512.py, which says what the second phase takes over, and how other sizes are trained so.
-On paper, by plan: 528 MFLOP a token, 59 G tokens, 3.1e19 FLOP, 2.7 h of 8 H100 at 40 % of 989 TFLOP/s; 15 % of 128 tokens
-are 19 predictions.  Not run here.
+phase_512.py is the second phase; its docstring also shows how to train other sizes in two phases.
+Estimate by albert-jax plan: 528 MFLOP per token, 59 G tokens, 3.1e19 FLOP, 2.7 h on 8 H100 at 40 % of 989 TFLOP/s.
+15 % of 128 tokens are 19 predictions.  Not run here.
 """
 
 from albert_jax.data.sources import DataConfig

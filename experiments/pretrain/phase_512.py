@@ -3,10 +3,11 @@
     albert-jax pretrain experiments/pretrain/phase_128.py --data.source 'corpus/*.jsonl.gz' --data.vocab spiece.model
     albert-jax pretrain experiments/pretrain/phase_512.py --data.source 'corpus/*.jsonl.gz' --data.vocab spiece.model
 
-Parameters alone are taken over: LAMB's moments start afresh, and the rate is warmed up again, as You et al. do between
-phases (arXiv 1904.00962); BERT's one schedule over both, which ends this phase's rate at a tenth of its peak, is another recipe.
-Another seed, or it would begin with the order of data that the first phase began with.
-On paper, by plan: 570 MFLOP a token, 26 G tokens, 1.5e19 FLOP, 1.3 h of 8 H100 at 40 %; both phases are 31 % of base.py's FLOPs.
+Only the parameters come from the first phase.  LAMB's moments start at zero and the learning rate is warmed up again, as in You et
+al. (arXiv 1904.00962).  BERT uses one schedule for both phases: its second phase starts at a tenth of the peak learning rate.
+The seed differs from the first phase's; otherwise this phase would begin with the same order of data.
+Estimate by albert-jax plan: 570 MFLOP per token, 26 G tokens, 1.5e19 FLOP, 1.3 h on 8 H100 at 40 %; both phases together are 31 %
+of base.py's FLOPs.
 
 Any size:
     albert-jax pretrain experiments/pretrain/xxlarge.py --run-dir runs/xxlarge-128 --train.num-train-steps 112500 \

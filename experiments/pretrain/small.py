@@ -2,10 +2,10 @@
 
     albert-jax pretrain experiments/pretrain/small.py --data.source 'corpus/*.jsonl.gz' --data.vocab spiece.model
 
-Size: 7.5 M parameters; 240 MFLOP a token; 20,000 steps of 32,768 positions are 0.66 G tokens, about 25 epochs of 26.7 M
-tokens, and 0.16 EFLOP: 25 minutes at 105 TFLOP/s (on paper; 13 % of what an H100 does in a large matrix product).
-Learning rate: the paper's 0.00176 at batch 4096, scaled by sqrt(256 / 4096).
-Numbers: see experiments/LOG.md for what was run.
+Size: 7.5 M parameters, 240 MFLOP per token.  20,000 steps of 32,768 positions are 0.66 G tokens (about 25 epochs of 26.7 M tokens)
+and 0.16 EFLOP: 25 minutes at 105 TFLOP/s (estimate; 13 % of an H100's rate in a large matrix product).
+Learning rate: the paper's 0.00176 at batch size 4096, scaled by sqrt(256 / 4096).
+Measured: 200 steps on a CPU (experiments/LOG.md).
 """
 
 from albert_jax.data.sources import DataConfig
