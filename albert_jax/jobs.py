@@ -295,14 +295,14 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Converts a model; prints what became of each tensor."""
     import json
 
-    from albert_jax.exchange import load as exchange
+    from albert_jax.exchange.convert import convert, report_text
 
     given = {
         name: getattr(arguments, name) for name in ("sharing", "num_hidden_groups", "num_hidden_layers", "hidden_act")
     }
     changes = {name: value for name, value in given.items() if value is not None}
-    report = exchange.convert(arguments.source, arguments.target, to=arguments.to, **_reading(arguments), **changes)
-    print(json.dumps(report) if arguments.json else exchange.describe(report))
+    report = convert(arguments.source, arguments.target, to=arguments.to, **_reading(arguments), **changes)
+    print(json.dumps(report) if arguments.json else report_text(report))
     return 0
 
 

@@ -27,7 +27,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import albert_jax
-from albert_jax.exchange import load as exchange
+from albert_jax.exchange.convert import convert
 from albert_jax.inference import text as predict
 
 # %% [markdown]
@@ -38,7 +38,7 @@ source = Path("runs/notebook/all-shared-1-group/seed-0")
 assert source.exists(), "run 3_sharing_ablation first: it trains this network; or name another run folder"
 target = Path("runs/notebook-exported")
 shutil.rmtree(target, ignore_errors=True)
-report = exchange.convert(source, target)
+report = convert(source, target)
 sorted(path.name for path in target.iterdir())
 
 # %% [markdown]
@@ -47,7 +47,7 @@ sorted(path.name for path in target.iterdir())
 
 # %%
 for tensor in report["written"]:
-    print(f"{tensor['theirs']:75} {tensor['shape']!s:12} {tensor['ours']}")
+    print(f"{tensor['tensor']:75} {tensor['shape']!s:12} {tensor['parameter']}")
 
 # %% [markdown]
 # ## Back again
@@ -102,7 +102,7 @@ plt.show()
 # %%
 unshared = Path("runs/notebook-unshared")
 shutil.rmtree(unshared, ignore_errors=True)
-grown = exchange.convert(source, unshared, to="albert_jax", sharing="none")
+grown = convert(source, unshared, to="albert_jax", sharing="none")
 print(f"{report['parameters']:,} -> {grown['parameters']:,} parameters")
 for folder in (source, unshared):
     print(predict.fill_mask(*albert_jax.load(folder), ["The function returns a [MASK]."], top_k=3)[0])

@@ -17,8 +17,8 @@ import pytest
 from albert_jax.config import InputError
 from albert_jax.data import tokenizer_json
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.exchange import huggingface
-from albert_jax.exchange import load as exchange
+from albert_jax.exchange import convert, huggingface
+from albert_jax.exchange.load import read
 from albert_jax.exchange.weights import Weights
 from albert_jax.model.albert import PRESETS, AlbertConfig
 from albert_jax.model.heads import PRETRAINING, Albert, param_shapes
@@ -79,11 +79,11 @@ def test_transformers_gives_the_same(case: str, tmp_path: Path, warned: list[str
     architecture = json.loads((tmp_path / "config.json").read_text())["architectures"][0]
     _, told = getattr(transformers, architecture).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(told.values()), told
-    inputs = exchange.sample_inputs(model.config)
+    inputs = convert.sample_inputs(model.config)
     seen = huggingface.transformers_outputs(tmp_path, inputs)
     assert seen is not None
     assert not warned
-    wanted = exchange.outputs(Weights(model, params), inputs)
+    wanted = convert.outputs(Weights(model, params), inputs)
     names = wanted.keys() & seen.keys()
     expected = {
         "choice_classifier": "logits",
@@ -136,8 +136,8 @@ def test_pickled_weights_of_old(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     torch.save(stored, tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match="refusing a pickle"):
-        exchange.read(tmp_path)
-    assert_same(exchange.read(tmp_path, allow_pickle=True).weights.params, params)
+        read(tmp_path)
+    assert_same(read(tmp_path, allow_pickle=True).weights.params, params)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_pickle_of_something_else(content: Any, tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"something else than a table of tensors by name; save model.state_dict\(\) alone"
     ):
-        exchange.read(tmp_path, allow_pickle=True)
+        read(tmp_path, allow_pickle=True)
 
 
 class Evil:
@@ -164,7 +164,7 @@ def test_pickle_runs_nothing(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     torch.save({"albert.pooler.bias": Evil()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match="torch refuses it"):
-        exchange.read(tmp_path, allow_pickle=True)
+        read(tmp_path, allow_pickle=True)
     assert not Path("/tmp/albert_jax_was_here").exists()
 
 

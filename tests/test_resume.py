@@ -18,7 +18,8 @@ import pytest
 
 from albert_jax.cli import main
 from albert_jax.exchange import huggingface
-from albert_jax.exchange import load as exchange
+from albert_jax.exchange.convert import convert
+from albert_jax.exchange.load import read
 from albert_jax.exchange.weights import Weights
 from albert_jax.model.heads import Albert
 from albert_jax.training import checkpoint
@@ -278,11 +279,11 @@ def test_init_from_what_transformers_saved(
 ) -> None:
     """tokenizer.json alone, whose rebuilt vocabulary has other bytes; into a deeper network, as the paper's Table 11."""
     source = tmp_path / "exported"
-    exchange.convert(straight, source)
+    convert(straight, source)
     (source / "spiece.model").unlink()
     one = {"train__num_train_steps": 1, "optim__num_warmup_steps": 0, "model__num_hidden_layers": 5}
     assert main(slow(tmp_path / "run", init_from=source, **one)) == 0
-    weights = exchange.read(source).weights
+    weights = read(source).weights
     bare = Weights(
         Albert(weights.model.config, ("predictions",)), {k: weights.params[k] for k in weights.params if k in BARE}
     )

@@ -17,7 +17,7 @@ from albert_jax.config import InputError
 from albert_jax.data.batches import collate
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.exchange import tf1
-from albert_jax.exchange.weights import tensor_names
+from albert_jax.exchange.weights import slots
 from albert_jax.finetuning import (
     classification,
     family,
@@ -267,8 +267,7 @@ def test_answer_class_head_is_the_released_one() -> None:
 
 
 def test_answer_class_head_under_googles_names() -> None:
-    names = tensor_names(answer_model()[0], tf1.NAMES)
-    found = sorted(name for path, (_, sets) in names.items() if path[0] == "answer_class" for name in sets)
+    found = sorted(slot.tensor for slot in slots(answer_model()[0], tf1.NAMES) if slot.path[0] == "answer_class")
     assert found == sorted(
         [
             f"{part}/{leaf}"

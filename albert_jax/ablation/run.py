@@ -12,7 +12,7 @@ from typing import Any
 from albert_jax.ablation.planning import Plan, PlannedRow, finetune_config, load_plan
 from albert_jax.config import InputError, check_writable, differences, read_json, require, to_dict
 from albert_jax.data.prepare import prepare
-from albert_jax.exchange import load as exchange
+from albert_jax.exchange.convert import convert
 from albert_jax.finetuning import files
 from albert_jax.finetuning.run import FinetuneConfig, finetune
 from albert_jax.finetuning.tasks import TASKS
@@ -168,7 +168,7 @@ def _start(plan: Plan, row: PlannedRow, seed: int) -> None:
     changes: dict[str, Any] = {"sharing": model.sharing, "num_hidden_layers": model.num_hidden_layers}
     if model.sharing == "groups":
         changes["num_hidden_groups"] = model.num_hidden_groups
-    exchange.convert(plan.row(row.start).seed(seed).run_dir, target, to="albert_jax", **changes)
+    convert(plan.row(row.start).seed(seed).run_dir, target, to="albert_jax", **changes)
 
 
 def submit(plan: Plan, options: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from albert_jax.bench.measuring import BenchConfig, Timed, made_up, steps_a_round, time_round
 from albert_jax.config import require
 from albert_jax.exchange.huggingface_names import NAMES
-from albert_jax.exchange.weights import Weights, spread
+from albert_jax.exchange.weights import Weights, named_tensors
 from albert_jax.model.heads import Albert, init_params, stacked_shapes
 from albert_jax.pretraining import objective as pretraining
 from albert_jax.pretraining import task as pretrain_task
@@ -135,7 +135,9 @@ def _network(config: BenchConfig, params: Any, device: str) -> Any:
     fields = {name: getattr(model, name) for name in SAME}
     # Ours has no dropout before the sentence head.
     network = transformers.AlbertForPreTraining(transformers.AlbertConfig(**fields, classifier_dropout_prob=0.0))
-    tensors = {mapped.theirs: torch.tensor(value) for mapped, value in spread(Weights(Albert(model), params), NAMES)}
+    tensors = {
+        mapped.tensor: torch.tensor(value) for mapped, value in named_tensors(Weights(Albert(model), params), NAMES)
+    }
     told = network.load_state_dict(tensors, strict=False)
     tied = {"predictions.decoder.weight", "predictions.decoder.bias", "predictions.bias"}
     astray = [*told.unexpected_keys, *(key for key in told.missing_keys if key not in tied)]

@@ -1,4 +1,4 @@
-"""Files from elsewhere: what they really are, told before anything parses them; archives unpacked without trusting them."""
+"""Check what kind of file a downloaded file really is, and unpack tar archives safely."""
 
 import bz2
 import contextlib
@@ -10,45 +10,50 @@ import zlib
 from pathlib import Path
 from typing import IO, Any, cast
 
-from albert_jax.config import InputError, require
+from albert_jax.config import InputError, first_line
 
 COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
-"""How a compressed archive begins, and what opens it."""
+"""First bytes of a compressed archive -> the function that opens it."""
 MAX_HEADER_BYTES = 2**20
 MAX_BYTES = 64 * 2**30
-"""Of one unpacked archive; the largest released ALBERT is 0.9 GB, its unshared twin 10."""
+"""Limit for one unpacked archive.  The largest released ALBERT has 0.9 GB, and 10 GB if unshared."""
 
 
 def check_weights(path: Path) -> None:
-    """Refuses what is often found in the place of weights.
+    """Refuse files that are often found in the place of weights.
 
     Raises:
-      InputError: no file, one that cannot be read, an empty one, a Git LFS pointer or a web page; each with the way out.
+      InputError: the file is missing, unreadable or empty, or it is a Git LFS pointer or a web page.
     """
     try:
-        require(path.is_file(), f"{path}: no such file")
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(512)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    what = f"{path} ({size} bytes) is not weights"
-    require(size > 0, f"{what}: it is empty; download it again")
-    require(not start.startswith(b"version https://git-lfs"), f"{what} but a Git LFS pointer; run 'git lfs pull'")
-    page = start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml"))
-    require(not page, f"{what} but a web page; download the file itself (its 'resolve' address, not 'blob')")
+    problem = ""
+    if size == 0:
+        problem = ": it is empty; download it again"
+    elif start.startswith(b"version https://git-lfs"):
+        problem = " but a Git LFS pointer; run 'git lfs pull'"
+    elif start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        problem = " but a web page; download the file itself (the 'resolve' address, not 'blob')"
+    if problem:
+        raise InputError(f"{path} ({size} bytes) is not weights{problem}")
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether the file is a pickle, or a zip of them as torch writes; read from its first bytes alone."""
+    """Whether the first bytes are those of a pickle, or of a zip archive of pickles as torch writes it."""
     with path.open("rb") as file:
         start = file.read(8)
-    # The header length that a safetensors file begins with can look like the first two bytes, but is never so large.
+    # A safetensors file starts with the length of its header.  That can begin like a pickle, but is never so large.
     return start.startswith(b"PK\x03\x04") or (start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5" and any(start[4:]))
 
 
-class _Limited:
-    """A file that gives no more than `MAX_HEADER_BYTES` at once: tarfile reads in one go what a header says is a name."""
+class _LimitedReads:
+    """A file that refuses reads of more than `MAX_HEADER_BYTES`: tarfile reads a name at once, however long it claims to be."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.seek, self.tell, self._read = file.seek, file.tell, file.read
@@ -60,40 +65,44 @@ class _Limited:
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Unpacks the regular files of a tar into `target`, flat: by their last names, so that no path can lead out of it.
+    """Unpack the regular files of a tar archive into the folder `target`.
+
+    Folders in the archive are ignored, so no path in it can lead out of `target`.
 
     Raises:
-      InputError: not a tar, cut short, two files of one name, or more than `MAX_BYTES`.
+      InputError: the file is no tar archive, is incomplete, has two files of one name, or exceeds `MAX_BYTES`.
     """
-    total = 0
     try:
         with contextlib.ExitStack() as stack:
             packed = stack.enter_context(archive.open("rb"))
             start = packed.read(6)
             packed.seek(0)
             opened = next((way(packed) for magic, way in COMPRESSED.items() if start.startswith(magic)), packed)
-            plain = stack.enter_context(cast(IO[bytes], opened))
-            tar = stack.enter_context(tarfile.open(fileobj=cast(IO[bytes], _Limited(plain)), mode="r:"))
-            for member in tar:
-                name = Path(member.name).name
-                if not member.isfile() or name.startswith("._"):  # the latter are macOS's notes on the others
-                    continue
-                total += member.size
-                require(total <= MAX_BYTES, f"{archive}: unpacks to more than {MAX_BYTES >> 30} GiB; refused")
-                free = shutil.disk_usage(target).free
-                require(
-                    member.size < free, f"{archive}: {name} needs {member.size:,} bytes in {target}, {free:,} are free"
-                )
-                require(not (target / name).exists(), f"{archive}: it holds two files named {name}")
-                source = tar.extractfile(member)
-                assert source is not None  # it is a regular file
-                with source, (target / name).open("wb") as file:
-                    shutil.copyfileobj(source, file, 1 << 20)
-                written = (target / name).stat().st_size
-                require(written == member.size, f"{archive}: {name} is cut short; download it again")
+            plain = cast(IO[bytes], _LimitedReads(stack.enter_context(cast(IO[bytes], opened))))
+            _unpack_members(stack.enter_context(tarfile.open(fileobj=plain, mode="r:")), archive, target)
+    except InputError:
+        raise
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{archive}: not a whole tar archive ({str(error).splitlines()[0]}); download it again"
-        ) from None
+        raise InputError(f"{archive}: not a complete tar archive ({first_line(error)}); download it again") from None
+
+
+def _unpack_members(tar: tarfile.TarFile, archive: Path, target: Path) -> None:
+    total = 0
+    for member in tar:
+        path = target / Path(member.name).name
+        if not member.isfile() or path.name.startswith("._"):  # macOS adds such files with metadata of the others
+            continue
+        total += member.size
+        free = shutil.disk_usage(target).free
+        if total > MAX_BYTES:
+            raise InputError(f"{archive}: unpacks to more than {MAX_BYTES >> 30} GiB; refused")
+        if member.size >= free:
+            raise InputError(f"{archive}: {path.name} needs {member.size:,} bytes in {target}, {free:,} are free")
+        if path.exists():
+            raise InputError(f"{archive}: it holds two files named {path.name}")
+        source = tar.extractfile(member)
+        assert source is not None  # it is a regular file
+        with source, path.open("wb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+        if path.stat().st_size != member.size:
+            raise InputError(f"{archive}: {path.name} is incomplete; download it again")

@@ -1,135 +1,184 @@
-"""Hugging Face folders: config.json and model.safetensors, read and written; transformers 4 and 5."""
+"""Read and write Hugging Face folders (config.json and model.safetensors), for transformers 4 and 5.
+
+Hugging Face always maps the embeddings to the hidden size; the released code does not where E = H.  In that case we write
+the identity, read the identity as no mapping, and keep any other mapping (`always_map_embeddings`).
+"""
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from albert_jax.config import read_json, require
+from albert_jax.config import InputError, read_json
 from albert_jax.exchange.huggingface_names import ACTIVATIONS, ARCHITECTURES, BUFFERS, CLASSIFIERS, NAMES, TIED
-from albert_jax.exchange.released_config import OPTIONAL, REQUIRED, num_groups, read_config
-from albert_jax.exchange.reshare import follow, reshare
+from albert_jax.exchange.released_config import OPTIONAL, REQUIRED, read_config
+from albert_jax.exchange.reshare import block_sets, blocks_of, follow, reshare
 from albert_jax.exchange.safetensors import open_weights, save
-from albert_jax.exchange.weights import Mapped, Shape, Tensors, Weights, collect, present_heads, spread
+from albert_jax.exchange.weights import (
+    Mapped,
+    Name,
+    Renamed,
+    Shape,
+    Tensors,
+    Weights,
+    collect,
+    named_tensors,
+    present_heads,
+)
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert
+from albert_jax.model.sharing import Sets
 
-
-class _Canonical:
-    """Tensors under the names of `NAMES`: with the `albert.` prefix, each once, without buffers."""
-
-    def __init__(self, tensors: Tensors) -> None:
-        self.path = tensors.path
-        self.left = []
-        self._tensors = tensors
-        bare = not any(name.startswith("albert.") for name in tensors.shapes)  # saved as AlbertModel
-        self._stored: dict[str, str] = {}
-        for name in tensors.shapes:
-            inside = name.split(".")[0] in ("embeddings", "encoder", "pooler")
-            full = f"albert.{name}" if bare and inside else name
-            if full in BUFFERS:
-                self.left.append(f"{name}: a buffer, not a parameter")
-            else:
-                self._stored[full] = name
-        for second, first in TIED.items():
-            if second in self._stored:
-                other = self._stored.pop(second)
-                if first in self._stored:
-                    same = np.array_equal(tensors.read(other), tensors.read(self._stored[first]))
-                    require(same, f"{self.path}: {other} is not {first}; untied embeddings are not read")
-                    self.left.append(f"{other}: the same as {first}")
-                else:
-                    self._stored[first] = other
-        self.shapes: Mapping[str, Shape] = {name: tensors.shapes[stored] for name, stored in self._stored.items()}
-
-    def read(self, name: str) -> np.ndarray:
-        return self._tensors.read(self._stored[name])
+MAPPING = "embedding_hidden_mapping_in"
 
 
 def read(folder: Path, allow_pickle: bool = False) -> Weights:
-    """The model of a Hugging Face folder.
+    """Read a Hugging Face folder.
 
-    A head of which no tensor is there is left out, and said.  `hidden_act` "gelu" is the erf form, as transformers runs it.
+    The model has the heads of which the folder has tensors.  `hidden_act` "gelu" is the erf form, as in transformers.
 
     Raises:
-      InputError: files that are missing, damaged or no weights; tensors that are missing, unknown or of another shape.
+      InputError: a file is missing, corrupted or not weights, or tensors are missing, unknown or of a different shape.
     """
     path = folder / "config.json"
-    require(path.is_file(), f"{folder}: no config.json there")
+    if not path.is_file():
+        raise InputError(f"{folder}: no config.json")
     stored = read_json(path)
     act = stored.get("hidden_act")
     stored["hidden_act"] = ACTIVATIONS.get(act, act) if isinstance(act, str) else act
-    config, left = read_config(stored, path, ("architectures", "id2label", "label2id"))
-    notes = []
-    if act == "gelu":
-        told = "hidden_act 'gelu' is the erf form in transformers, and here; Google trained v1 with the tanh form: "
-        notes.append(f"{told}give hidden_act='gelu_new' for that")
-
-    tensors = _Canonical(open_weights(folder, allow_pickle))
-    architecture = _stated_architecture(stored, path)
-    meant = ARCHITECTURES[architecture]
-    table = NAMES | next((CLASSIFIERS[head] for head in meant if head in CLASSIFIERS), {})
-    classifies = any(name.theirs in tensors.shapes for name in CLASSIFIERS["classifier"].values())
-    told = f"{tensors.path} holds a classifier, of which 'architectures' in {path.name} says nothing ({architecture})"
-    ways = ", ".join(name for name, heads in ARCHITECTURES.items() if set(heads) & set(CLASSIFIERS))
-    require(not classifies or bool(set(meant) & set(CLASSIFIERS)), f"{told}; say one of {ways}")
-    heads = present_heads(tensors, table)
-    for head in meant:
-        if head not in heads:
-            notes.append(f"no {head} in {tensors.path}, though its config says {architecture}: the model is without it")
-    if "predictions" in heads and "sop_classifier" not in heads:
-        notes.append("no sop_classifier: there are no sop_logits")
-
-    labels = _labels(stored, tensors.shapes, path) if {"classifier", "token_classifier"} & set(heads) else ()
+    config, skipped = read_config(stored, path, ("architectures", "id2label", "label2id"))
     if config.embedding_size == config.hidden_size:
         config = replace(config, always_map_embeddings=True)
+    notes = []
+    if act == "gelu":
+        notes.append(
+            "hidden_act 'gelu' is the erf form, as in transformers; Google trained v1 with the tanh form: "
+            "for that, give hidden_act='gelu_new'"
+        )
+
+    tensors, same_or_unused = _canonical(open_weights(folder, allow_pickle))
+    architecture = _stated_architecture(stored, path)
+    class_heads = ARCHITECTURES[architecture]
+    if "classifier.weight" in tensors.shapes and not set(class_heads) & set(CLASSIFIERS):
+        ways = ", ".join(name for name, heads in ARCHITECTURES.items() if set(heads) & set(CLASSIFIERS))
+        raise InputError(
+            f"{tensors.path} holds a classifier, but 'architectures' in {path.name} is {architecture}; change it to one of {ways}"
+        )
+    table = _table(class_heads)
+    heads = present_heads(tensors, table)
+    notes += [
+        f"{tensors.path} has no {head}, although its config says {architecture}: the model has none"
+        for head in class_heads
+        if head not in heads
+    ]
+    if "predictions" in heads and "sop_classifier" not in heads:
+        notes.append("no sop_classifier: the outputs have no sop_logits")
+
+    labels = _labels(stored, tensors.shapes, path) if {"classifier", "token_classifier"} & set(heads) else ()
     model = Albert(config, heads, labels)
     params, mapped = collect(model, tensors, table)
-    weights = Weights(model, params, mapped, left + tensors.left, notes)
-    layers, groups = config.num_hidden_layers, num_groups(config)
-    weights = follow(weights, tuple(int(i / (layers / groups)) for i in range(layers)))  # modeling_albert.py's formula
+    weights = Weights(model, params, mapped, skipped + same_or_unused, notes)
+    weights = follow(weights, _groups_of_layers(config.num_hidden_layers, config.num_hidden_groups))
     return _without_identity(weights)
 
 
+def write(weights: Weights, folder: Path) -> tuple[list[Mapped], list[str]]:
+    """Write config.json and model.safetensors into `folder`.
+
+    Returns:
+      The tensors, and notes on what may surprise the user.
+
+    Raises:
+      InputError: Hugging Face has no class with these heads.
+    """
+    notes = []
+    heads = set(weights.model.heads)
+    architecture = _architecture(weights.model.heads)
+    class_heads = set(ARCHITECTURES[architecture])
+    if missing := class_heads - heads:
+        notes.append(
+            f"no {', '.join(sorted(missing))}: {architecture} will initialize it with random numbers, and warn"
+        )
+    if extra := heads - class_heads:
+        notes.append(f"{', '.join(sorted(extra))}: stored, but {architecture} will ignore it, and warn")
+    config = weights.model.config
+    if _num_hidden_groups(config) is None:
+        notes.append(f"sharing '{config.sharing}' is written as {config.num_hidden_layers} groups, by copying")
+        weights = reshare(weights, sharing="none", num_hidden_groups=1)
+    weights = _with_identity(weights)
+    (folder / "config.json").write_text(json.dumps(_config(weights.model, architecture), indent=2) + "\n")
+    tensors = named_tensors(weights, _table(weights.model.heads))
+    save([(mapped.tensor, value) for mapped, value in tensors], folder)
+    return [mapped for mapped, _ in tensors], notes
+
+
+def _canonical(tensors: Tensors) -> tuple[Renamed, list[str]]:
+    """The tensors under the names of `NAMES`, each once, without buffers; and a line for each that is left out."""
+    skipped = []
+    stored_names: dict[str, str] = {}
+    has_prefix = any(name.startswith("albert.") for name in tensors.shapes)  # not if saved as AlbertModel
+    for name in tensors.shapes:
+        of_encoder = name.split(".")[0] in ("embeddings", "encoder", "pooler")
+        full = name if has_prefix or not of_encoder else f"albert.{name}"
+        if full in BUFFERS:
+            skipped.append(f"{name}: a buffer, not a parameter")
+        else:
+            stored_names[full] = name
+    for second, first in TIED.items():
+        if second in stored_names:
+            copy = stored_names.pop(second)
+            original = stored_names.setdefault(first, copy)
+            if original != copy:
+                if not np.array_equal(tensors.read(copy), tensors.read(original)):
+                    raise InputError(
+                        f"{tensors.path}: {copy} differs from {first}; untied embeddings are not supported"
+                    )
+                skipped.append(f"{copy}: the same as {first}")
+    return Renamed(tensors, stored_names), skipped
+
+
+def _table(heads: Collection[str]) -> dict[str, Name]:
+    """The names of the parameters of a model with `heads`."""
+    return NAMES | next((CLASSIFIERS[head] for head in heads if head in CLASSIFIERS), {})
+
+
 def _stated_architecture(stored: dict[str, Any], path: Path) -> str:
-    """The class that config.json names; the pretraining one where it names none."""
+    """The class that config.json names; the pretraining class if it names none."""
     stated = stored.get("architectures") or ["AlbertForPreTraining"]
-    is_list = isinstance(stated, list) and all(isinstance(name, str) for name in stated)
-    require(is_list, f"{path}: architectures: expected a list of names, got {stated!r}")
-    known = ", ".join(ARCHITECTURES)
-    require(stated[0] in ARCHITECTURES, f"{path}: architecture {stated[0]!r} is not read; known: {known}")
+    if not isinstance(stated, list) or not all(isinstance(name, str) for name in stated):
+        raise InputError(f"{path}: architectures: expected a list of names, got {stated!r}")
+    if stated[0] not in ARCHITECTURES:
+        raise InputError(
+            f"{path}: architecture {stated[0]!r} is not supported; choose one of {', '.join(ARCHITECTURES)}"
+        )
     return stated[0]
 
 
 def _labels(stored: dict[str, Any], shapes: Mapping[str, Shape], path: Path) -> tuple[str, ...]:
     """The names of the classes, in the order of their numbers."""
-    shape = shapes.get("classifier.bias", (0,))
-    count = shape[0] if len(shape) == 1 else 0
-    named = stored.get("id2label", {str(i): f"LABEL_{i}" for i in range(count)})
-    require(isinstance(named, dict), f"{path}: id2label: expected a table of number to name, got {named!r}")
-    right = sorted(named) == sorted(str(i) for i in range(count))
-    require(right, f"{path}: id2label names {len(named)} classes, the classifier has {count}")
-    return tuple(str(named[str(i)]) for i in range(count))
+    shape = shapes.get("classifier.bias", ())
+    num_classes = shape[0] if len(shape) == 1 else 0
+    named = stored.get("id2label", {str(i): f"LABEL_{i}" for i in range(num_classes)})
+    if not isinstance(named, dict):
+        raise InputError(f"{path}: id2label: expected a table of number -> name, got {named!r}")
+    if sorted(named) != sorted(str(i) for i in range(num_classes)):
+        raise InputError(f"{path}: id2label names {len(named)} classes, the classifier has {num_classes}")
+    return tuple(str(named[str(i)]) for i in range(num_classes))
 
 
 def _without_identity(weights: Weights) -> Weights:
-    """Where E = H, Hugging Face always maps embeddings; a map that changes nothing is none, as in the released code."""
-    config = weights.model.config
+    config, encoder = weights.model.config, dict(weights.params["encoder"])
     if not config.always_map_embeddings:
         return weights
-    mapping = weights.params["encoder"]["embedding_hidden_mapping_in"]
+    mapping = encoder.pop(MAPPING)
     if not np.array_equal(mapping["kernel"], np.eye(config.hidden_size)) or mapping["bias"].any():
         return weights
-    encoder = {
-        name: value for name, value in weights.params["encoder"].items() if name != "embedding_hidden_mapping_in"
-    }
-    model = Albert(replace(config, always_map_embeddings=False), weights.model.heads, weights.model.labels)
-    left = [*weights.left, "embedding_hidden_mapping_in: the identity, and E = H"]
-    return replace(weights, model=model, params=weights.params | {"encoder": encoder}, left=left)
+    skipped = [*weights.skipped, f"{MAPPING}: it is the identity, and E = H"]
+    return replace(_with_encoder(weights, encoder, always_map_embeddings=False), skipped=skipped)
 
 
 def _with_identity(weights: Weights) -> Weights:
@@ -138,67 +187,46 @@ def _with_identity(weights: Weights) -> Weights:
         return weights
     size = config.hidden_size
     mapping = {"kernel": np.eye(size, dtype=np.float32), "bias": np.zeros(size, np.float32)}
-    encoder = weights.params["encoder"] | {"embedding_hidden_mapping_in": mapping}
-    model = Albert(replace(config, always_map_embeddings=True), weights.model.heads, weights.model.labels)
+    return _with_encoder(weights, weights.params["encoder"] | {MAPPING: mapping}, always_map_embeddings=True)
+
+
+def _with_encoder(weights: Weights, encoder: dict[str, Any], always_map_embeddings: bool) -> Weights:
+    config = replace(weights.model.config, always_map_embeddings=always_map_embeddings)
+    model = Albert(config, weights.model.heads, weights.model.labels)
     return replace(weights, model=model, params=weights.params | {"encoder": encoder})
 
 
-def write(weights: Weights, folder: Path) -> tuple[list[Mapped], list[str]]:
-    """Writes config.json and model.safetensors into `folder`.
-
-    Returns:
-      The tensors, and what a user should know of this export.
-
-    Raises:
-      InputError: heads for which Hugging Face has no class.
-    """
-    notes = []
-    architecture = _architecture(weights.model.heads)
-    meant, heads = set(ARCHITECTURES[architecture]), set(weights.model.heads)
-    extra = heads - meant
-    if meant - heads:
-        missing = ", ".join(sorted(meant - heads))
-        notes.append(f"no {missing}: {architecture} will start it from random numbers, and warn of it")
-    if extra:
-        notes.append(f"{', '.join(sorted(extra))}: stored beside what {architecture} reads, which will warn of it")
-    config = weights.model.config
-    if not _fits(config):
-        notes.append(f"sharing '{config.sharing}' as {config.num_hidden_layers} groups, by copying")
-        weights = reshare(weights, sharing="none", num_hidden_groups=1)
-    weights = _with_identity(weights)
-    (folder / "config.json").write_text(json.dumps(_config(weights.model, architecture), indent=2) + "\n")
-    table = NAMES | next((CLASSIFIERS[head] for head in weights.model.heads if head in CLASSIFIERS), {})
-    entries = list(spread(weights, table))
-    save([(mapped.theirs, value) for mapped, value in entries], folder)
-    return [mapped for mapped, _ in entries], notes
-
-
 def _architecture(heads: tuple[str, ...]) -> str:
-    fitting = [name for name, meant in ARCHITECTURES.items() if set(meant) <= set(heads)]
-    own = set(heads) & set(CLASSIFIERS)
-    require(len(own) <= 1, f"{', '.join(sorted(own))}: all are 'classifier' in a Hugging Face folder, which holds one")
-    # The class of the classifier, where there is one: only it says which of the three a 'classifier' is.
-    fitting = [name for name in fitting if own <= set(ARCHITECTURES[name])]
+    """The class of transformers that a folder names: one all of whose heads we have, with all heads if possible."""
+    classifiers = set(heads) & set(CLASSIFIERS)
+    if len(classifiers) > 1:
+        raise InputError(f"{', '.join(sorted(classifiers))}: a Hugging Face folder can hold only one of them")
     if not set(heads) - {"pooler"}:
         return "AlbertModel"
-    require(bool(fitting), f"heads {', '.join(heads)} have no class in Hugging Face's transformers")
+    # If there is a classifier, the class must have it: only the class says which of the three a 'classifier' is.
+    fitting = [name for name, have in ARCHITECTURES.items() if classifiers <= set(have) <= set(heads)]
+    if not fitting:
+        raise InputError(f"transformers has no class with the heads {', '.join(heads)}")
     return min(fitting, key=lambda name: set(ARCHITECTURES[name]) != set(heads))
 
 
-def _fits(config: AlbertConfig) -> bool:
-    """Whether the sharing has a `num_hidden_groups`, and transformers' formula gives the layers the same groups."""
-    if config.sharing == "none":
-        return True
-    if config.sharing not in ("all", "groups"):
-        return False
-    layers, groups = config.num_hidden_layers, config.num_hidden_groups
-    return all(int(i / (layers / groups)) == i * groups // layers for i in range(layers))
+def _groups_of_layers(num_layers: int, num_groups: int) -> Sets:
+    """The group that each layer reads, by the formula of modeling_albert.py."""
+    return tuple(int(i / (num_layers / num_groups)) for i in range(num_layers))
+
+
+def _num_hidden_groups(config: AlbertConfig) -> int | None:
+    """`num_hidden_groups` for config.json; None if transformers cannot express the sharing."""
+    sets = block_sets(config)
+    groups = (max(map(max, sets.values())) + 1) // config.inner_group_num
+    expressed = blocks_of(_groups_of_layers(config.num_hidden_layers, groups), config)
+    return groups if set(sets.values()) == {expressed} else None
 
 
 def _config(model: Albert, architecture: str) -> dict[str, Any]:
     config = model.config
     values = {key: getattr(config, key) for key in REQUIRED + OPTIONAL}
-    values |= {"architectures": [architecture], "model_type": "albert", "num_hidden_groups": num_groups(config)}
+    values |= {"architectures": [architecture], "model_type": "albert", "num_hidden_groups": _num_hidden_groups(config)}
     values |= {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0, "dtype": "float32"}
     if model.labels:
         values["id2label"] = {str(i): label for i, label in enumerate(model.labels)}
@@ -207,7 +235,7 @@ def _config(model: Albert, architecture: str) -> dict[str, Any]:
 
 
 def transformers_outputs(folder: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
-    """What Hugging Face's own model gives in float32 for `inputs`; None where torch or transformers is not installed."""
+    """The outputs of Hugging Face's own model in float32, under our names; None if torch or transformers is missing."""
     if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
         return None
     import torch
@@ -223,6 +251,6 @@ def transformers_outputs(folder: Path, inputs: dict[str, np.ndarray]) -> dict[st
     found = {name: value.numpy() for name, value in outputs.items() if isinstance(value, torch.Tensor)}
     if architecture == "AlbertForMultipleChoice":
         found["logits"] = found["logits"][:, 0]
-    renamed = {"logits": "prediction_logits"} if architecture == "AlbertForMaskedLM" else {}
-    found = {renamed.get(name, name): value for name, value in found.items()}
+    if architecture == "AlbertForMaskedLM":
+        found["prediction_logits"] = found.pop("logits")
     return found | {"last_hidden_state": outputs.hidden_states[-1].numpy()}

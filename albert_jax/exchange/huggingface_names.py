@@ -1,19 +1,19 @@
-"""What Hugging Face calls our parameters, heads and activations: the table, apart from the files it is used on."""
+"""Hugging Face's names for our parameters, heads and activations."""
 
 from albert_jax.exchange.weights import Name
 
 _BLOCK = "albert.encoder.albert_layer_groups.{group}.albert_layers.{inner}"
 
 
-def _dense(ours: str, theirs: str) -> dict[str, Name]:
-    return {f"{ours}/kernel": Name(f"{theirs}.weight", True), f"{ours}/bias": Name(f"{theirs}.bias")}
+def _dense(parameter: str, tensor: str) -> dict[str, Name]:
+    return {f"{parameter}/kernel": Name(f"{tensor}.weight", True), f"{parameter}/bias": Name(f"{tensor}.bias")}
 
 
-def _norm(ours: str, theirs: str) -> dict[str, Name]:
-    return {f"{ours}/scale": Name(f"{theirs}.weight"), f"{ours}/bias": Name(f"{theirs}.bias")}
+def _norm(parameter: str, tensor: str) -> dict[str, Name]:
+    return {f"{parameter}/scale": Name(f"{tensor}.weight"), f"{parameter}/bias": Name(f"{tensor}.bias")}
 
 
-# transformers, models/albert/modeling_albert.py.  All three classifiers bear one name there: architectures tells them apart.
+# transformers, models/albert/modeling_albert.py.
 NAMES: dict[str, Name] = {
     **{
         f"embeddings/{kind}_embeddings/embedding": Name(f"albert.embeddings.{kind}_embeddings.weight")
@@ -22,9 +22,9 @@ NAMES: dict[str, Name] = {
     **_norm("embeddings/LayerNorm", "albert.embeddings.LayerNorm"),
     **_dense("encoder/embedding_hidden_mapping_in", "albert.encoder.embedding_hidden_mapping_in"),
     **{
-        ours: name
+        parameter: name
         for part in ("query", "key", "value", "dense")
-        for ours, name in _dense(f"encoder/attention/{part}", f"{_BLOCK}.attention.{part}").items()
+        for parameter, name in _dense(f"encoder/attention/{part}", f"{_BLOCK}.attention.{part}").items()
     },
     **_norm("encoder/attention/LayerNorm", f"{_BLOCK}.attention.LayerNorm"),
     **_dense("encoder/ffn/intermediate", f"{_BLOCK}.ffn"),
@@ -38,6 +38,7 @@ NAMES: dict[str, Name] = {
     **_dense("qa_outputs", "qa_outputs"),
 }
 CLASSIFIERS = {name: _dense(name, "classifier") for name in ("classifier", "token_classifier", "choice_classifier")}
+"""The heads that Hugging Face all names `classifier`; the architecture in config.json says which one a folder holds."""
 
 ARCHITECTURES: dict[str, tuple[str, ...]] = {
     "AlbertForPreTraining": ("pooler", "predictions", "sop_classifier"),
@@ -48,14 +49,14 @@ ARCHITECTURES: dict[str, tuple[str, ...]] = {
     "AlbertForMultipleChoice": ("pooler", "choice_classifier"),
     "AlbertForQuestionAnswering": ("qa_outputs",),
 }
-"""Hugging Face's classes and the heads that make them."""
+"""Hugging Face's classes -> their heads."""
 
 TIED = {
     "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",
     "predictions.decoder.bias": "predictions.bias",
 }
-"""Second names of one tensor; some versions write both, some either."""
+"""Second name -> first name of one tensor; versions of transformers write the first, the second or both."""
 BUFFERS = ("albert.embeddings.position_ids", "albert.embeddings.token_type_ids")
 
 ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new"}
-"""Other names there of what is `gelu_new` here."""
+"""Other names for our `gelu_new`."""

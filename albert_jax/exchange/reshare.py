@@ -1,6 +1,10 @@
-"""The same layers under another sharing, depth or rule: for warm starts, ablations, and formats that lack a strategy."""
+"""Change how the layers of a model share parameters, and how many there are.
+
+For warm starts, for ablations, and for formats that lack a sharing strategy.
+"""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,18 +13,18 @@ import numpy as np
 from albert_jax.exchange.weights import Weights
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert
-from albert_jax.model.sharing import PARTS, Sets, layer_sets
+from albert_jax.model.sharing import PARTS, STRATEGIES, Sets, layer_sets
 
-CHANGES = ("sharing", "num_hidden_groups", "num_hidden_layers", "hidden_act")
-"""What a conversion may change of a model."""
+MAY_CHANGE_IN_CONVERSION = ("sharing", "num_hidden_groups", "num_hidden_layers", "hidden_act")
+"""The fields of `AlbertConfig` that a conversion may change."""
 
 
 def reshare(weights: Weights, **changes: Any) -> Weights:
-    """The model with other `CHANGES`.
+    """Change fields of the model, those of `MAY_CHANGE_IN_CONVERSION`.
 
-    A new parameter set is the mean of the old sets that its layers read; where they read one, it is that one, bit for
-    bit, so unsharing leaves the network as it was.  Layer i of a deeper or shallower network is the old layer i * L // L':
-    growing repeats each layer, cutting 12 to 6 keeps every other one.
+    A new parameter set is the mean of the old sets that its layers read.  Where they all read the same one it is an exact
+    copy, so unsharing keeps the outputs.  Layer i of L' layers is a copy of layer i * L // L' of the old L: growing
+    repeats each layer, and reducing 12 layers to 6 keeps every second one.
 
     Raises:
       InputError: a combination that `AlbertConfig` refuses.
@@ -31,47 +35,55 @@ def reshare(weights: Weights, **changes: Any) -> Weights:
     new = dataclasses.replace(old, **changes)
     if new == old:
         return weights
-    kept = _blocks([i * old.num_hidden_layers // new.num_hidden_layers for i in range(new.num_hidden_layers)], old)
-    before = {part: tuple(sets[block] for block in kept) for part, sets in _sets(old).items()}
-    return _gather(weights, new, before)
+    source_layers = [i * old.num_hidden_layers // new.num_hidden_layers for i in range(new.num_hidden_layers)]
+    blocks = blocks_of(source_layers, old)
+    old_sets = {part: tuple(sets[block] for block in blocks) for part, sets in block_sets(old).items()}
+    return _gather(weights, new, old_sets)
 
 
-def follow(weights: Weights, rule: Sets) -> Weights:
-    """The network whose layer i reads group `rule[i]`; by copying, where that is not what our integers give.
+def follow(weights: Weights, groups_of_layers: Sets) -> Weights:
+    """The same parameters, with layer i reading parameter group `groups_of_layers[i]`, under the strategy that says so.
 
-    Both released formulas are in floating point, and wrong for some numbers of layers and groups.
+    Google's and Hugging Face's code compute the group of a layer in floating point, and round wrongly for some numbers of
+    layers and groups.  Our strategies use integers; if none of them matches, each layer gets its own copy of its group.
     """
-    config = weights.model.config
-    blocks = _blocks(list(rule), config)
-    if all(blocks == sets for sets in _sets(config).values()):
-        return weights
-    note = f"layers read groups {list(rule)}, by the source's formula; stored unshared to keep that"
-    new = dataclasses.replace(config, sharing="none", num_hidden_groups=1)
-    weights = _gather(weights, new, dict.fromkeys(PARTS, blocks))
+    model = weights.model
+    blocks = blocks_of(groups_of_layers, model.config)
+    for name in STRATEGIES:
+        groups = model.config.num_hidden_groups if name == "groups" else 1
+        config = dataclasses.replace(model.config, sharing=name, num_hidden_groups=groups)
+        if set(block_sets(config).values()) == {blocks}:
+            return dataclasses.replace(weights, model=Albert(config, model.heads, model.labels))
+    note = f"layers read groups {list(groups_of_layers)} by the source's formula; stored unshared to keep that"
+    unshared = dataclasses.replace(model.config, sharing="none", num_hidden_groups=1)
+    weights = _gather(weights, unshared, dict.fromkeys(PARTS, blocks))
     return dataclasses.replace(weights, notes=[*weights.notes, note])
 
 
-def _sets(config: AlbertConfig) -> dict[str, Sets]:
+def block_sets(config: AlbertConfig) -> dict[str, Sets]:
+    """The parameter set that each block reads, for each part of a layer."""
     return layer_sets(config.sharing, config.num_hidden_layers, config.num_hidden_groups, config.inner_group_num)
 
 
-def _blocks(layers: list[int], config: AlbertConfig) -> Sets:
+def blocks_of(layers: Sequence[int], config: AlbertConfig) -> Sets:
+    """The numbers of the blocks of some layers, or of the parameter sets of some groups."""
     return tuple(layer * config.inner_group_num + j for layer in layers for j in range(config.inner_group_num))
 
 
-def _gather(weights: Weights, new: AlbertConfig, before: dict[str, Sets]) -> Weights:
-    """The parameters of `new`, whose block b of a part was set `before[part][b]`."""
+def _gather(weights: Weights, new: AlbertConfig, old_sets: dict[str, Sets]) -> Weights:
+    """The parameters of `new`, where block b of a part used to read set `old_sets[part][b]`."""
     encoder = dict(weights.params["encoder"])
-    for part, after in _sets(new).items():
-        uses: list[list[int]] = [[] for _ in range(max(after) + 1)]
-        for row, old in zip(after, before[part], strict=True):
-            uses[row].append(old)
+    for part, new_sets in block_sets(new).items():
+        sources: list[list[int]] = [[] for _ in range(max(new_sets) + 1)]
+        for number, old in zip(new_sets, old_sets[part], strict=True):
+            sources[number].append(old)
 
-        def gather(leaf: np.ndarray, uses: list[list[int]] = uses) -> np.ndarray:
-            made = np.empty((len(uses), *leaf.shape[1:]), leaf.dtype)
-            for row, old in enumerate(uses):
-                made[row] = leaf[old[0]] if len(set(old)) == 1 else np.mean(leaf[old], axis=0, dtype=np.float64)
-            return made
+        def gather(leaf: np.ndarray, sources: list[list[int]] = sources) -> np.ndarray:
+            gathered = np.empty((len(sources), *leaf.shape[1:]), leaf.dtype)
+            for number, old in enumerate(sources):
+                same = len(set(old)) == 1
+                gathered[number] = leaf[old[0]] if same else np.mean(leaf[old], axis=0, dtype=np.float64)
+            return gathered
 
         encoder[part] = jax.tree.map(gather, encoder[part])
     model = Albert(new, weights.model.heads, weights.model.labels)

@@ -1,74 +1,112 @@
-"""From named tensors to a parameter tree and back, by a table of names; strict both ways.
+"""Read named tensors into a parameter tree and write them back, by a table of names; strict in both directions.
 
-Knows nothing of formats: `huggingface.py` and `tf1.py` bring the tables, and something that reads a tensor by its name.
+Knows no file format: `huggingface_names.py` and `tf1.py` hold the tables, and a `Tensors` object reads the file.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from albert_jax.config import InputError, require
+from albert_jax.config import InputError
 from albert_jax.model.heads import HEADS, POOLED, Albert, param_shapes
 from albert_jax.model.sharing import is_stacked
-from albert_jax.model.tree import leaves, nested
+from albert_jax.model.tree import Path, leaves, nested
 
 Shape = tuple[int, ...]
 
 
 class Name(NamedTuple):
-    """What one of our parameters is called elsewhere."""
+    """The name of one of our parameters in another format."""
 
-    theirs: str
-    """With {group} and {inner} where there is one tensor a parameter set."""
+    tensor: str
+    """{group} and {inner} stand for the numbers of a parameter set, where the format has one tensor per set."""
     transposed: bool = False
-    """Whether they store it with its two axes the other way round."""
+    """Whether the format stores the two axes the other way round."""
 
 
 class Tensors(Protocol):
-    """A file of named tensors; nothing is read before `read`."""
+    """A file of named tensors, read one at a time."""
 
     path: str
-    shapes: Mapping[str, Shape]
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """Name -> shape."""
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, in its own dtype."""
+        """One tensor, in the dtype of the file."""
+
+
+class Renamed:
+    """The tensors of a file under other names."""
+
+    def __init__(self, tensors: Tensors, stored_names: Mapping[str, str]) -> None:
+        self.path = tensors.path
+        self.shapes: Mapping[str, Shape] = {name: tensors.shapes[stored] for name, stored in stored_names.items()}
+        self._tensors, self._stored_names = tensors, stored_names
+
+    def read(self, name: str) -> np.ndarray:
+        return self._tensors.read(self._stored_names[name])
 
 
 class Mapped(NamedTuple):
-    """A line of the report: one tensor there and what it is here."""
+    """One line of a conversion report: a tensor of a file and the parameter that it holds."""
 
-    theirs: str
+    tensor: str
     shape: Shape
-    ours: str
+    parameter: str
 
 
 @dataclass
 class Weights:
-    """A model with its parameters in host memory, and how they were come by."""
+    """A model with its parameters in host memory, and a record of where they came from."""
 
     model: Albert
     params: dict[str, Any]
     """Nested dict of float32 arrays."""
     mapped: list[Mapped] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
-    """Tensors and settings that were not taken, each with the reason."""
+    skipped: list[str] = field(default_factory=list)
+    """Tensors and settings of the source that the model does not have, each with the reason."""
     notes: list[str] = field(default_factory=list)
-    """What a user should know of this import."""
+    """What may surprise the user about this import."""
 
 
-def tensor_names(model: Albert, table: Mapping[str, Name]) -> dict[tuple[str, ...], tuple[Shape, list[str]]]:
-    """For each parameter of `model`, the shape of one set of it and the names of the tensors that hold its sets."""
+class Slot(NamedTuple):
+    """The place of one tensor in the parameter tree."""
+
+    tensor: str
+    shape: Shape
+    """Shape in the file."""
+    path: Path
+    set_number: int | None
+    """Row of a parameter that stacks parameter sets; None for other parameters."""
+    transposed: bool
+
+    def view(self, leaf: np.ndarray) -> np.ndarray:
+        """The part of the parameter `leaf` that the tensor holds, in the layout of the file."""
+        part = leaf if self.set_number is None else leaf[self.set_number]
+        return part.T if self.transposed else part
+
+    def mapped(self) -> Mapped:
+        """The line of the conversion report."""
+        number = "" if self.set_number is None else f"[{self.set_number}]"
+        return Mapped(self.tensor, self.shape, "/".join(self.path) + number)
+
+
+def slots(model: Albert, table: Mapping[str, Name]) -> list[Slot]:
+    """The place of every tensor of a model, for a format whose names are in `table`."""
     inner = model.config.inner_group_num
-    found = {}
+    found = []
     for path, leaf in leaves(param_shapes(model)).items():
-        theirs = table["/".join(path)].theirs
-        if is_stacked(path):
-            names = [theirs.format(group=i // inner, inner=i % inner) for i in range(leaf.shape[0])]
-            found[path] = (leaf.shape[1:], names)
-        else:
-            found[path] = (leaf.shape, [theirs])
+        name = table["/".join(path)]
+        stacked = is_stacked(path)
+        shape = leaf.shape[1:] if stacked else leaf.shape
+        for number in range(leaf.shape[0] if stacked else 1):
+            tensor = name.tensor.format(group=number // inner, inner=number % inner)
+            stored = shape[::-1] if name.transposed else shape
+            found.append(Slot(tensor, stored, path, number if stacked else None, name.transposed))
     return found
 
 
@@ -76,76 +114,69 @@ def present_heads(tensors: Tensors, table: Mapping[str, Name]) -> tuple[str, ...
     """The heads of which the file has any tensor, in the order of `HEADS`.
 
     Raises:
-      InputError: one that reads the pooler is there, and the pooler is not.
+      InputError: a head reads the pooler, and the file has no pooler.
     """
-    found = {ours.split("/")[0] for ours, name in table.items() if name.theirs in tensors.shapes}
-    needing = [head for head in POOLED if head in found]
-    pooler = table["pooler/kernel"].theirs
-    require("pooler" in found or not needing, f"{tensors.path}: 1 missing: '{pooler}', which {', '.join(needing)} read")
-    return tuple(name for name in HEADS if name in found)
+    present = {parameter.split("/")[0] for parameter, name in table.items() if name.tensor in tensors.shapes}
+    readers = [head for head in POOLED if head in present]
+    if readers and "pooler" not in present:
+        pooler = table["pooler/kernel"].tensor
+        raise InputError(f"{tensors.path}: 1 missing: '{pooler}', which {', '.join(readers)} reads")
+    return tuple(name for name in HEADS if name in present)
 
 
 def collect(model: Albert, tensors: Tensors, table: Mapping[str, Name]) -> tuple[dict[str, Any], list[Mapped]]:
-    """Reads every parameter of `model`, and checks that the file holds no others.
+    """Read every parameter of `model`; the file must hold these tensors and no others.
 
     Raises:
-      InputError: tensors that are missing, unknown or of another shape, all named, before any is read; one that holds
-        anything but finite numbers.
+      InputError: tensors are missing, unknown or of a different shape (all are named, before any is read), or a tensor
+        holds anything but finite numbers.
     """
-    wanted = tensor_names(model, table)
-    names = {name: path for path, (_, sets) in wanted.items() for name in sets}
-    missing = [name for name in names if name not in tensors.shapes]
-    unknown = [name for name in tensors.shapes if name not in names]
-    if len(missing) == len(names):
+    places = slots(model, table)
+    _check_names([slot.tensor for slot in places], tensors)
+    for slot in places:
+        shape = tuple(tensors.shapes[slot.tensor])
+        if shape != slot.shape:
+            message = f"{tensors.path}: {slot.tensor} has shape {shape}, config says {slot.shape}"
+            raise InputError(message + _shape_hint(shape, slot.shape))
+    flat = {path: np.empty(leaf.shape, np.float32) for path, leaf in leaves(param_shapes(model)).items()}
+    for slot in places:
+        value, target = tensors.read(slot.tensor), slot.view(flat[slot.path])
+        if value.dtype.kind != "f" and value.dtype.name != "bfloat16":
+            raise InputError(f"{tensors.path}: {slot.tensor} is {value.dtype}, not floating point")
+        target[...] = value
+        if not np.isfinite(target).all():
+            raise InputError(f"{tensors.path}: {slot.tensor} holds NaN or infinity")
+    return nested(flat), [slot.mapped() for slot in places]
+
+
+def named_tensors(weights: Weights, table: Mapping[str, Name]) -> list[tuple[Mapped, np.ndarray]]:
+    """The tensors of a parameter tree under the names of `table`, as views of its arrays."""
+    flat = leaves(weights.params)
+    return [(slot.mapped(), slot.view(flat[slot.path])) for slot in slots(weights.model, table)]
+
+
+def _check_names(expected: list[str], tensors: Tensors) -> None:
+    missing = [name for name in expected if name not in tensors.shapes]
+    known = set(expected)
+    unknown = [name for name in tensors.shapes if name not in known]
+    if len(missing) == len(expected):
         raise InputError(
-            f"{tensors.path}: 0 of {len(names)} expected tensors found; its names look like {_some(unknown)}, "
-            f"ALBERT's like {_some(list(names))}"
+            f"{tensors.path}: 0 of {len(expected)} expected tensors found; the file has names such as {_first(unknown)}, "
+            f"ALBERT has names such as {_first(expected)}"
         )
-    require(not missing, f"{tensors.path}: {len(missing)} missing: {_some(missing)}; unknown: {_some(unknown)}")
-    require(not unknown, f"{tensors.path}: {len(unknown)} unknown: {_some(unknown)}; nothing of ALBERT has these names")
-    for path, (shape, sets) in wanted.items():
-        stored = shape[::-1] if table["/".join(path)].transposed else shape
-        for name in sets:
-            have = tuple(tensors.shapes[name])
-            require(
-                have == stored, f"{tensors.path}: {name} has shape {have}, config says {stored}{_hint(have, stored)}"
-            )
-    flat: dict[tuple[str, ...], np.ndarray] = {}
-    mapped: list[Mapped] = []
-    for path, (shape, sets) in wanted.items():
-        transposed = table["/".join(path)].transposed
-        array = np.empty((len(sets), *shape), np.float32)
-        for number, name in enumerate(sets):
-            value = tensors.read(name)
-            require(
-                value.dtype.kind == "f" or value.dtype.name == "bfloat16", f"{tensors.path}: {name} is {value.dtype}"
-            )
-            array[number] = value.T if transposed else value
-            require(bool(np.isfinite(array[number]).all()), f"{tensors.path}: {name} holds NaN or infinity")
-            row = f"[{number}]" if is_stacked(path) else ""
-            mapped.append(Mapped(name, tuple(value.shape), "/".join(path) + row))
-        flat[path] = array if is_stacked(path) else array[0]
-    return nested(flat), mapped
+    if missing:
+        raise InputError(f"{tensors.path}: {len(missing)} missing: {_first(missing)}; unknown: {_first(unknown)}")
+    if unknown:
+        raise InputError(f"{tensors.path}: {len(unknown)} unknown: {_first(unknown)}; ALBERT has no such tensors")
 
 
-def spread(weights: Weights, table: Mapping[str, Name]) -> Iterator[tuple[Mapped, np.ndarray]]:
-    """The tensors of a parameter tree by the names of `table`, as views: nothing is copied."""
-    wanted = tensor_names(weights.model, table)
-    for path, leaf in leaves(weights.params).items():
-        ours = "/".join(path)
-        for number, name in enumerate(wanted[path][1]):
-            value = leaf[number] if is_stacked(path) else leaf
-            value = value.T if table[ours].transposed else value
-            yield Mapped(name, value.shape, f"{ours}[{number}]" if is_stacked(path) else ours), value
-
-
-def _some(names: list[str]) -> str:
+def _first(names: list[str]) -> str:
     shown = ", ".join(f"'{name}'" for name in names[:4])
     return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown or "none"
 
 
-def _hint(have: Shape, want: Shape) -> str:
-    if have == want[::-1]:
+def _shape_hint(stored: Shape, expected: Shape) -> str:
+    if stored == expected[::-1]:
         return "; it is transposed"
-    differ = [f"{a} for {b}" for a, b in zip(have, want, strict=False) if a != b]
-    return f"; config.json and weights are of two models ({', '.join(differ)})" if differ else ""
+    differ = [f"{a} for {b}" for a, b in zip(stored, expected, strict=False) if a != b]
+    return f"; config.json and weights belong to different models ({', '.join(differ)})" if differ else ""
