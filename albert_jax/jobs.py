@@ -205,13 +205,13 @@ def _bench_config(arguments: argparse.Namespace, overrides: list[str]) -> Any:
 def vocab(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Trains a vocabulary."""
     from albert_jax.config import check_writable
-    from albert_jax.data.prepare import vocabulary
+    from albert_jax.data.prepare import train_source_vocabulary
     from albert_jax.pretraining.run import PretrainConfig
 
     config = load(PretrainConfig, arguments.experiment, overrides)
     require(not arguments.target.exists(), f"{arguments.target} exists; name another file, or remove it first")
     check_writable(arguments.target, "target")
-    vocabulary(dataclasses.replace(config.data, vocab=""), arguments.target, config.model.vocab_size)
+    train_source_vocabulary(dataclasses.replace(config.data, vocab=""), arguments.target, config.model.vocab_size)
     return 0
 
 

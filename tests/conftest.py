@@ -19,14 +19,31 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers and child processes inher
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compilation_cache.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
+import numpy as np
 import pytest
 
 from albert_jax.cli import main
+from albert_jax.config import InputError
 from albert_jax.data import sources
 from albert_jax.training.progress import Meter
 
 ROOT = Path(__file__).parent.parent
 TINY = str(ROOT / "experiments" / "pretrain" / "tiny.py")
+GOLDEN_TOKENIZER = ROOT / "tests" / "golden" / "tokenizer"
+RELEASED_VOCABULARY = Path(os.environ.get("ALBERT_SPIECE_MODEL", ROOT / "../shared/data/tokenizer/spiece.model"))
+needs_released_vocabulary = pytest.mark.skipif(
+    not RELEASED_VOCABULARY.is_file(),
+    reason="set ALBERT_SPIECE_MODEL to ALBERT's spiece.model (30,000 pieces) to run this",
+)
+# The small vocabularies of the tests know é only as e, because NFKD drops accents.  İ, ﬁ and ½ change their length.
+HARD_TEXTS = ["", " \t\r\n ", "$1,234,567, (x7,y7,)", "Café cafe\u0301 naïve \u0301x ÅNGSTRÖM", "word" * 5000]
+HARD_TEXTS += [
+    "漢字かな ｶﾞ 각 \u1100\u1161\u11a8",
+    "🙂👩‍👩‍👧 🇫🇮",
+    "a\x01b\x07 c\x7f\x00d \x00 e\x00",
+    "\ufeffbom\r\ncrlf\r\n",
+]
+HARD_TEXTS += ["ﬁrst ﬃ ½ ﷺ İstanbul ΟΔΟΣ ¨x ▁y…", "“quoted” – it’s — a−b 5″ n´t x", "\u200b\u00ad\u2028x\u2029 \u3000"]
 
 
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -35,6 +52,43 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     lines = [line for line in capsys.readouterr().err.splitlines() if "albert-jax: error: " in line]
     assert len(lines) == 1
     return lines[0].removeprefix("albert-jax: error: ")
+
+
+def assert_input_error(call: Callable[[], object], *parts: str) -> None:
+    """Check that `call` raises an `InputError` of one line that contains all `parts`."""
+    with pytest.raises(InputError) as error:
+        call()
+    message = str(error.value)
+    assert "\n" not in message
+    assert [part for part in parts if part not in message] == [], message
+
+
+def write_tfds_set(folder: Path, splits: dict[str, list[Any]], shards: int = 1) -> Path:
+    """Prepare the TFDS data set `made_texts`; its features are `text`, `other` (the same text), `number` and `list`."""
+    import tensorflow_datasets as tfds
+
+    class MadeTexts(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> Any:
+            features: dict[str, Any] = {
+                "text": tfds.features.Text(),
+                "other": np.object_,
+                "number": np.int64,
+                "list": tfds.features.Sequence(np.int64),
+            }
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, manager: Any) -> Any:
+            return {name: self._generate_examples(texts) for name, texts in splits.items()}
+
+        def _generate_examples(self, texts: Any) -> Any:
+            for i, text in enumerate(texts):
+                yield i, {"text": text, "other": text, "number": i, "list": [i]}
+
+    builder = MadeTexts(data_dir=folder, file_format="array_record")
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))
+    return Path(builder.data_dir)
 
 
 def free_port() -> int:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from albert_jax.data import loader
-from albert_jax.data.sequences import spans
+from albert_jax.data.sequences import sequence_ranges
 from albert_jax.pretraining.objective import ObjectiveConfig
 
 Rows = dict[str, np.ndarray]
@@ -147,7 +147,7 @@ def text_sequences(count: int, max_seq_length: int, seed: int = 0, vocab_size: i
         tokens = FIRST + (used + np.arange(ends[-1])) % (vocab_size - FIRST)
         kept = [end for end in ends[:-1] if STARTS_WORD[tokens[end]]]
         lengths = np.diff([0, *kept, ends[-1]])
-        index += [(len(records), *span) for span in spans(lengths, max_seq_length)]
+        index += [(len(records), *span) for span in sequence_ranges(lengths, max_seq_length)]
         records.append({"tokens": tokens, "sentence_lengths": lengths})
         used += ends[-1]
     return loader.Sequences(records, np.array(index[:count], np.uint32), max_seq_length)

@@ -10,14 +10,13 @@ import pytest
 import albert_jax
 from albert_jax.cli import main
 
-from .conftest import ROOT
+from .conftest import GOLDEN_TOKENIZER, ROOT
 from .synthetic_tasks import WRITE, hinted
-from .test_tokenizer import GOLDEN
 
 pytestmark = pytest.mark.slow
 
 FIELDS = {
-    "data.vocab": GOLDEN / "spiece.model",
+    "data.vocab": GOLDEN_TOKENIZER / "spiece.model",
     "data.max_seq_length": 32,
     "data.max_qa_length": 16,
     "model.embedding_size": 16,

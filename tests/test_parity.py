@@ -23,8 +23,8 @@ from albert_jax.exchange.weights import Weights
 from albert_jax.model.albert import PRESETS, AlbertConfig
 from albert_jax.model.heads import PRETRAINING, Albert, param_shapes
 
+from .conftest import HARD_TEXTS, RELEASED_VOCABULARY
 from .test_exchange import SMALL, TEXT, assert_near, assert_same, vocabulary  # noqa: F401
-from .test_tokenizer import HARD, RELEASED
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 torch = pytest.importorskip("torch", reason="live parity needs torch and transformers")
@@ -103,7 +103,7 @@ def test_tokenizer_gives_the_same_ids(
     vocabulary: Path,  # noqa: F811
 ) -> None:
     """By AlbertTokenizer on hard text and a real document, with segments; and ours of what transformers saves again."""
-    ours = Tokenizer(RELEASED if RELEASED.is_file() else vocabulary, **switches)
+    ours = Tokenizer(RELEASED_VOCABULARY if RELEASED_VOCABULARY.is_file() else vocabulary, **switches)
     tokenizer_json.write(ours, 512, tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "albert"}')
     # AlbertTokenizer builds its own normalizer; what that lacks, the general class takes from tokenizer.json.
@@ -112,7 +112,7 @@ def test_tokenizer_gives_the_same_ids(
     assert not warned
     prose = [line for line in (os.__doc__ or "").splitlines() if line] + [TEXT, '(born 1,999, in X-Y; ‘so’) "quoted".']
     # AlbertTokenizer keeps NUL, which becomes <unk>; we drop it.
-    texts = [text for text in [*HARD, *prose] if "\0" not in text]
+    texts = [text for text in [*HARD_TEXTS, *prose] if "\0" not in text]
     for text in texts:
         assert theirs.encode(text, add_special_tokens=False) == ours.encode(text), text
     one, pair = theirs("a [MASK] cat", "in 2010, (x)"), ours("a [MASK] cat", "in 2010, (x)")

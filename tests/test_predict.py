@@ -24,8 +24,7 @@ from albert_jax.inference import text as predict
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import PRETRAINING, Albert, param_shapes
 
-from .conftest import refused
-from .test_tokenizer import GOLDEN
+from .conftest import GOLDEN_TOKENIZER, refused
 
 Loaded = tuple[Albert, Any, Tokenizer]
 TEXTS = ["the [MASK] text", "[MASK] in 2010, it cost [MASK] dollars, and so on and so on", "a random [MASK]."]
@@ -45,7 +44,7 @@ def made(heads: tuple[str, ...] = PRETRAINING, labels: tuple[str, ...] = ()) -> 
     )
     model, random = Albert(config, heads, labels), np.random.default_rng(3)
     params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32) * 0.3, param_shapes(model))
-    return model, params, Tokenizer(GOLDEN / "spiece.model")
+    return model, params, Tokenizer(GOLDEN_TOKENIZER / "spiece.model")
 
 
 @pytest.fixture(scope="module")

@@ -35,11 +35,10 @@ from albert_jax.model.heads import HEADS, Albert, param_shapes
 from albert_jax.model.tree import leaves
 from albert_jax.training.optim import decays
 
-from .conftest import ROOT, refused
+from .conftest import GOLDEN_TOKENIZER, ROOT, refused
 from .synthetic_tasks import WRITE
-from .test_tokenizer import GOLDEN
 
-TOKENIZER = Tokenizer(GOLDEN / "spiece.model")
+TOKENIZER = Tokenizer(GOLDEN_TOKENIZER / "spiece.model")
 
 
 def config(**fields: Any) -> TaskDataConfig:
@@ -648,7 +647,7 @@ def test_bad_input(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     folder, run_dir = tmp_path / "data", tmp_path / "run"
     folder.mkdir()
     (tmp_path / "spiece.bin").write_bytes(b"x")
-    words = ["--data.vocab", str(GOLDEN / "spiece.model"), "--run-dir", str(run_dir)]
+    words = ["--data.vocab", str(GOLDEN_TOKENIZER / "spiece.model"), "--run-dir", str(run_dir)]
     # Room enough for the question, and none that a computer would have to train with.
     words += ["--data.max-seq-length", "32", "--data.max-query-length", "5", "--data.max-qa-length", "16"]
     own = [word.replace("{folder}", str(folder)) for word in more]

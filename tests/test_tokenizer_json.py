@@ -1,4 +1,4 @@
-"""Hugging Face's tokenizer files: the `tokenizers` library, which transformers runs on, gives our ids by them; and back."""
+"""Hugging Face's tokenizer files: the `tokenizers` library, which transformers uses, gives the same ids; reading them back."""
 
 import dataclasses
 import json
@@ -13,40 +13,40 @@ from albert_jax.config import InputError
 from albert_jax.data import tokenizer_json
 from albert_jax.data.tokenizer import Tokenizer
 
+from .conftest import GOLDEN_TOKENIZER, RELEASED_VOCABULARY, needs_released_vocabulary
 from .golden.make_tokenizer import TEXTS
-from .test_tokenizer import GOLDEN, RELEASED, needs_released
 
-SWITCHES: list[dict[str, bool]] = [
+OPTIONS: list[dict[str, bool]] = [
     {},
     {"keep_accents": True},
     {"keep_accents": True, "lower_case": False},
     {"map_punctuation": True},
 ]
-PATHS = {"small": GOLDEN / "spiece.model", "released": RELEASED}
+PATHS = {"small": GOLDEN_TOKENIZER / "spiece.model", "released": RELEASED_VOCABULARY}
 
 
-@pytest.mark.parametrize("switches", SWITCHES, ids=str)
-@pytest.mark.parametrize("vocabulary", ["small", pytest.param("released", marks=needs_released)])
-def test_the_same_ids(vocabulary: str, switches: dict[str, bool], tmp_path: Path) -> None:
-    """On hard text; fails if '2010,' keeps its score, or a user-defined symbol such as '-' is not cut off first."""
-    ours = Tokenizer(PATHS[vocabulary], **switches)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("vocabulary", ["small", pytest.param("released", marks=needs_released_vocabulary)])
+def test_tokenizers_library_gives_the_same_ids(vocabulary: str, options: dict[str, bool], tmp_path: Path) -> None:
+    """On hard text; fails if '2010,' keeps its score, or if text is not split at user-defined symbols such as '-' first."""
+    ours = Tokenizer(PATHS[vocabulary], **options)
     tokenizer_json.write(ours, 512, tmp_path)
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     for text, ids in zip(TEXTS, ours.encode_batch(TEXTS), strict=True):
         assert theirs.encode(text, add_special_tokens=False).ids == ids, text
     for pair in (("a [MASK] cat", "in 2010, (x)"), ("alone [MASK], 7,",)):
-        found, wanted = theirs.encode(*pair), ours(*pair)
-        assert found.ids == wanted["input_ids"][0].tolist()
-        assert found.type_ids == wanted["token_type_ids"][0].tolist()
+        encoding, expected = theirs.encode(*pair), ours(*pair)
+        assert encoding.ids == expected["input_ids"][0].tolist()
+        assert encoding.type_ids == expected["token_type_ids"][0].tolist()
 
 
-@pytest.mark.parametrize("switches", SWITCHES, ids=str)
-@pytest.mark.parametrize("kept", ["spiece.model", "tokenizer.json"])
-def test_read_back(kept: str, switches: dict[str, bool], tmp_path: Path) -> None:
-    """From either file; transformers 5 saves tokenizer.json alone."""
-    ours = Tokenizer(PATHS["small"], **switches)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("file", ["spiece.model", "tokenizer.json"])
+def test_read_back(file: str, options: dict[str, bool], tmp_path: Path) -> None:
+    """From either file alone; transformers 5 saves only tokenizer.json."""
+    ours = Tokenizer(PATHS["small"], **options)
     tokenizer_json.write(ours, 128, tmp_path)
-    for name in {"spiece.model", "tokenizer.json"} - {kept}:
+    for name in {"spiece.model", "tokenizer.json"} - {file}:
         (tmp_path / name).unlink()
     back = tokenizer_json.read(tmp_path)
     assert back is not None
@@ -57,10 +57,10 @@ def test_read_back(kept: str, switches: dict[str, bool], tmp_path: Path) -> None
     assert [getattr(back, name) for name in names] == [getattr(ours, name) for name in names]
 
 
-@pytest.mark.parametrize("switches", SWITCHES, ids=str)
-def test_tokenizer_json_says_how_text_is_cleaned(switches: dict[str, bool], tmp_path: Path) -> None:
-    """Without tokenizer_config.json; fails if the switches are the defaults then."""
-    ours = Tokenizer(PATHS["small"], **switches)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_options_are_read_from_tokenizer_json(options: dict[str, bool], tmp_path: Path) -> None:
+    """Without tokenizer_config.json; fails if the defaults are used then."""
+    ours = Tokenizer(PATHS["small"], **options)
     tokenizer_json.write(ours, 128, tmp_path)
     (tmp_path / "spiece.model").unlink()
     (tmp_path / "tokenizer_config.json").unlink()
@@ -69,25 +69,25 @@ def test_tokenizer_json_says_how_text_is_cleaned(switches: dict[str, bool], tmp_
     assert back.encode_batch(TEXTS) == ours.encode_batch(TEXTS)
 
 
-def test_one_normalizer_without_a_list(tmp_path: Path) -> None:
+def test_single_normalizer_that_is_not_in_a_sequence(tmp_path: Path) -> None:
     tokenizer_json.write(Tokenizer(PATHS["small"], keep_accents=True, lower_case=False), 128, tmp_path)
     (tmp_path / "spiece.model").unlink()
-    wanted = tokenizer_json.read(tmp_path)
-    vocabulary(lambda t: t.update(normalizer=t["normalizer"]["normalizers"][0]))(tmp_path / "tokenizer.json")
-    found = tokenizer_json.read(tmp_path)
-    assert found is not None
-    assert wanted is not None
-    assert found.model_proto == wanted.model_proto
+    expected = tokenizer_json.read(tmp_path)
+    rewrite_json(lambda t: t.update(normalizer=t["normalizer"]["normalizers"][0]))(tmp_path / "tokenizer.json")
+    actual = tokenizer_json.read(tmp_path)
+    assert actual is not None
+    assert expected is not None
+    assert actual.model_proto == expected.model_proto
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_folder_without_tokenizer_files(tmp_path: Path) -> None:
     assert tokenizer_json.read(tmp_path) is None
-    other = tokenizer_json.read(tmp_path, PATHS["small"])
-    assert other is not None
-    assert other.path == PATHS["small"]
+    tokenizer = tokenizer_json.read(tmp_path, PATHS["small"])
+    assert tokenizer is not None
+    assert tokenizer.path == PATHS["small"]
 
 
-def vocabulary(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
+def rewrite_json(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
     def rewrite(path: Path) -> None:
         stored = json.loads(path.read_text())
         change(stored)
@@ -106,30 +106,34 @@ BAD = {
     "no JSON": Bad(lambda path: path.write_text("{"), "tokenizer.json:1: not JSON"),
     "cut short": Bad(lambda path: path.write_text(path.read_text()[:-9]), "not JSON"),
     "not UTF-8": Bad(lambda path: path.write_bytes(b'{"a": "\xff"}'), "not UTF-8"),
-    "another kind": Bad(vocabulary(lambda t: t["model"].update(type="WordPiece")), "is a Unigram model"),
-    "no model": Bad(vocabulary(lambda t: t.pop("model")), "is a Unigram model"),
-    "no unk_id": Bad(vocabulary(lambda t: t["model"].pop("unk_id")), "damaged: unk_id is None"),
-    "unk_id": Bad(vocabulary(lambda t: t["model"].update(unk_id="1")), "damaged: unk_id is '1'"),
-    "another normalizer": Bad(
-        vocabulary(lambda t: t["normalizer"]["normalizers"].insert(0, {"type": "Prepend", "prepend": "x"})),
-        "normalizer 'Prepend' is no ALBERT tokenizer's",
+    "different model type": Bad(
+        rewrite_json(lambda t: t["model"].update(type="WordPiece")), "does not hold a Unigram model"
     ),
-    "a large score": Bad(vocabulary(lambda t: t["model"]["vocab"].__setitem__(9, ["x", 10**400])), "damaged"),
-    "a piece": Bad(vocabulary(lambda t: t["model"]["vocab"].__setitem__(9, [7, 0.0])), "damaged"),
-    "a score": Bad(vocabulary(lambda t: t["model"]["vocab"].__setitem__(9, ["x", "high"])), "damaged"),
-    "rows": Bad(vocabulary(lambda t: t["model"].update(vocab=[1, 2])), "damaged"),
-    "charsmap": Bad(vocabulary(lambda t: t["normalizer"]["normalizers"][-1].update(precompiled_charsmap="?")), "damag"),
+    "no model": Bad(rewrite_json(lambda t: t.pop("model")), "does not hold a Unigram model"),
+    "no unk_id": Bad(rewrite_json(lambda t: t["model"].pop("unk_id")), "corrupted: unk_id is None"),
+    "unk_id": Bad(rewrite_json(lambda t: t["model"].update(unk_id="1")), "corrupted: unk_id is '1'"),
+    "unknown normalizer": Bad(
+        rewrite_json(lambda t: t["normalizer"]["normalizers"].insert(0, {"type": "Prepend", "prepend": "x"})),
+        "normalizer 'Prepend' is not one of an ALBERT tokenizer",
+    ),
+    "score too large": Bad(rewrite_json(lambda t: t["model"]["vocab"].__setitem__(9, ["x", 10**400])), "corrupted"),
+    "piece is a number": Bad(rewrite_json(lambda t: t["model"]["vocab"].__setitem__(9, [7, 0.0])), "corrupted"),
+    "score is text": Bad(rewrite_json(lambda t: t["model"]["vocab"].__setitem__(9, ["x", "high"])), "corrupted"),
+    "rows": Bad(rewrite_json(lambda t: t["model"].update(vocab=[1, 2])), "corrupted"),
+    "charsmap": Bad(
+        rewrite_json(lambda t: t["normalizer"]["normalizers"][-1].update(precompiled_charsmap="?")), "corrupted"
+    ),
     "specials": Bad(
-        vocabulary(lambda t: t["model"]["vocab"].__setitem__(4, ["xyzzy", 0.0])), "lacks the special piece"
+        rewrite_json(lambda t: t["model"]["vocab"].__setitem__(4, ["xyzzy", 0.0])), "lacks the special piece"
     ),
-    "a piece twice": Bad(
-        vocabulary(lambda t: t["model"]["vocab"].__setitem__(20, ["x", 0.0])), "not a SentencePiece model"
+    "duplicate piece": Bad(
+        rewrite_json(lambda t: t["model"]["vocab"].__setitem__(20, ["x", 0.0])), "not a SentencePiece model"
     ),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_file_is_told_in_one_line(case: str, tmp_path: Path) -> None:
+def test_bad_file_gives_a_one_line_error(case: str, tmp_path: Path) -> None:
     tokenizer_json.write(Tokenizer(PATHS["small"]), 512, tmp_path)
     (tmp_path / "spiece.model").unlink()
     BAD[case].change(tmp_path / "tokenizer.json")

@@ -1,1 +1,1 @@
-"""The host's side: text to token ids to batches of numpy arrays.  No jax here."""
+"""Host-side data code: text to token ids to batches of numpy arrays.  Does not use jax."""

@@ -1,65 +1,80 @@
-"""Rows of unequal length to padded batches of few shapes: shuffled every epoch for training, in order of length to evaluate.
+"""Padded batches of rows that have unequal lengths.
 
-For data that fits in memory as tokens, as fine-tuning's does; `plan` and `width_of` are pretraining's, too.
-Batch k is a pure function of (rows, seed, k).
+A training batch holds rows of similar length and is padded to one of a few widths, so there is little padding and there
+are few compilations.  Batch k depends only on the rows, the seed and k.  Fine-tuning uses `train_batches` and
+`eval_batches`; pretraining with length buckets uses `length_buckets` (see `loader.py`).
 """
 
-from collections.abc import Iterator, Mapping
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sized
 from typing import Any, Protocol
 
 import numpy as np
 
-from albert_jax.config import require
+from albert_jax.config import InputError
 
 WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448)
-"""Widths that batches are padded to, beside the longest that is allowed: each is one compilation."""
+"""Padded widths in addition to the maximum length.  Each width needs one compilation."""
 
 POOL = 32
-"""Batches whose rows are sorted by length together: neighbours in length share a batch, and little is padding."""
+"""Number of batches whose rows are sorted by length together, so that each batch holds rows of similar length."""
 
 Row = Mapping[str, Any]
 """Name -> array or numpy scalar."""
 
 
 class Rows(Protocol):
-    """Random access to rows: dicts of arrays; the last axis of every array with axes is that of tokens."""
+    """Random access to rows.  The last axis of every array that has axes is the token axis."""
 
     @property
     def lengths(self) -> np.ndarray:
-        """[rows]: tokens of each; a row of several inputs counts its longest."""
+        """[rows]: number of tokens of each row; for a row with several inputs, of the longest one."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, item: int) -> Row: ...
 
 
-def collate(rows: list[Row], batch_size: int, width: int) -> dict[str, np.ndarray]:
-    """One batch: rows padded with zeros to `width` tokens, and with empty rows, whose `weights` are 0, to `batch_size`.
+def check_enough_rows(rows: Sized, global_batch_size: int) -> None:
+    """Raise `InputError` if the training rows do not fill one batch."""
+    if len(rows) < global_batch_size:
+        raise InputError(
+            f"train.global_batch_size is {global_batch_size}, but there are only {len(rows)} training examples; "
+            "lower the batch size or add data"
+        )
 
-    `attention_mask` is added where rows have none: 1 at every token of `input_ids`.
+
+def collate(rows: list[Row], batch_size: int, width: int) -> dict[str, np.ndarray]:
+    """Pad rows with zeros to `width` tokens, and add empty rows up to `batch_size`.
+
+    Rows without an `attention_mask` get one: 1 at every token of `input_ids`.
     """
-    named = [{"attention_mask": np.ones_like(row["input_ids"])} | dict(row) for row in rows]
+    rows = [{"attention_mask": np.ones_like(row["input_ids"])} | dict(row) for row in rows]
     batch = {}
-    for name, first in named[0].items():
+    for name, first in rows[0].items():
+        values = [row[name] for row in rows]
         if first.ndim == 0:
-            whole = np.zeros(batch_size, first.dtype)
-            whole[: len(rows)] = [row[name] for row in named]
+            shape: tuple[int, ...] = (batch_size,)
         else:
-            outer = [max(row[name].shape[axis] for row in named) for axis in range(first.ndim - 1)]
-            whole = np.zeros((batch_size, *outer, width), first.dtype)
-            for place, row in zip(whole, named, strict=False):
-                place[tuple(slice(size) for size in row[name].shape)] = row[name]
-        batch[name] = whole
+            outer_sizes = [max(value.shape[axis] for value in values) for axis in range(first.ndim - 1)]
+            shape = (batch_size, *outer_sizes, width)
+        batch[name] = np.zeros(shape, first.dtype)
+        for number, value in enumerate(values):
+            batch[name][(number, *map(slice, value.shape))] = value
     return batch
 
 
-def width_of(longest: int, max_seq_length: int) -> int:
+def padded_width(longest: int, max_seq_length: int) -> int:
     """The width of a batch whose longest row has `longest` tokens."""
     return next((width for width in WIDTHS if longest <= width < max_seq_length), max_seq_length)
 
 
-def plan(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:
-    """[batches, B]: the rows of an epoch's batches.  Less than a batch is left over, other rows in every epoch."""
+def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+    """[batches, B]: row numbers of the batches of one epoch.
+
+    Drops the rows that do not fill a batch; which rows are dropped changes every epoch.
+    """
     random = np.random.default_rng((seed, epoch))
     count = len(lengths) // batch_size
     order = random.permutation(len(lengths))[: count * batch_size]
@@ -68,14 +83,22 @@ def plan(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndar
     return random.permutation(np.concatenate(by_length))
 
 
-def check_batch(rows: Rows, batch_size: int) -> None:
-    """Refuses data of less than a batch.
+def length_buckets(
+    lengths: np.ndarray, batch_size: int, max_seq_length: int, seed: int
+) -> Callable[[int], tuple[np.ndarray, int]]:
+    """A function from a batch's number to its row numbers [B] and its padded width."""
+    batches_per_epoch = len(lengths) // batch_size
 
-    Raises:
-      InputError: with both numbers.
-    """
-    told = f"the training data has {len(rows)} rows, train.global_batch_size needs {batch_size}; make it smaller"
-    require(len(rows) >= batch_size, told)
+    @functools.lru_cache(maxsize=1)
+    def batches_of(epoch: int) -> np.ndarray:
+        return epoch_batches(lengths, batch_size, seed, epoch)
+
+    def rows_and_width(number: int) -> tuple[np.ndarray, int]:
+        epoch, place = divmod(number, batches_per_epoch)
+        rows = batches_of(epoch)[place]
+        return rows, padded_width(int(lengths[rows].max()), max_seq_length)
+
+    return rows_and_width
 
 
 def train_batches(
@@ -87,24 +110,21 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """This process' rows of the batches start, start + 1, ..., without end; all processes pad to the same width."""
-    count = len(rows) // batch_size
+    """This process's rows of batches start, start + 1, ... without end.  All processes pad to the same width."""
+    buckets = length_buckets(rows.lengths, batch_size, max_seq_length, seed)
     share = batch_size // process_count
-    epoch, number = divmod(start, count)
-    while True:
-        for chosen in plan(rows.lengths, batch_size, seed, epoch)[number:]:
-            width = width_of(int(rows.lengths[chosen].max()), max_seq_length)
-            own = chosen[process_index * share : (process_index + 1) * share].tolist()
-            yield collate([rows[i] for i in own], share, width)
-        epoch, number = epoch + 1, 0
+    first = process_index * share
+    for number in itertools.count(start):
+        numbers, width = buckets(number)
+        yield collate([rows[i] for i in numbers[first : first + share].tolist()], share, width)
 
 
 def eval_batches(
     rows: Rows, batch_size: int, max_seq_length: int
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Every row once, by length, the longest first: the rows' numbers, and the batch, filled up with empty rows."""
+    """Every row once, the longest first: row numbers and batch.  The `weights` of rows added as padding are 0."""
     order = np.argsort(-rows.lengths, kind="stable")
     for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        width = width_of(int(rows.lengths[chosen].max()), max_seq_length)
-        yield chosen, collate([rows[i] for i in chosen.tolist()], batch_size, width)
+        numbers = order[start : start + batch_size]
+        width = padded_width(int(rows.lengths[numbers].max()), max_seq_length)
+        yield numbers, collate([rows[i] for i in numbers.tolist()], batch_size, width)

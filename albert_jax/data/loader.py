@@ -1,11 +1,10 @@
-"""Prepared documents to batches of sequences: indexed, shuffled every epoch, cut by process, read ahead (grain).
+"""Pretraining batches from prepared documents: indexed, shuffled every epoch, split over processes, read ahead.
 
-A sequence is a run of whole sentences of one document, long enough to fill the model's input.  Batch k is a pure function
-of (data, seed, k): a resumed run asks for batch k and gets it, whatever the number of processes.
+A sequence is a run of whole sentences of one document, long enough to fill the model's input.  Batch k depends only on
+the data, the seed and k, so a resumed run reads the same batches, whatever the number of processes.
 """
 
 import dataclasses
-import functools
 import sys
 from array import array
 from collections.abc import Callable, Iterator
@@ -15,27 +14,28 @@ import grain
 import numpy as np
 from grain.experimental import index_shuffle
 
-from albert_jax.config import require
-from albert_jax.data import batches
+from albert_jax.config import InputError
+from albert_jax.data.batches import length_buckets
 from albert_jax.data.prepare import Prepared, read_split, save_array
 from albert_jax.data.records import Records
-from albert_jax.data.sequences import SPECIAL_TOKENS, capacity, pieces, spans
+from albert_jax.data.sequences import SPECIAL_TOKENS, capacity, sequence_ranges, split_long_sentences
 
 Batch = dict[str, Any]
-"""Name -> numpy array, as `Sequences` names them; batched along a leading axis."""
+"""Name -> numpy array, with the names of `Sequences` and a leading batch axis."""
 
 INDEX_VERSION = 1
-"""To be raised with any change of `pieces` or `spans`: indices lie beside prepared data."""
+"""Increase it with any change of `sequences.py`: indices are stored beside prepared data."""
 
-EMPTY = {"tokens": 0, "sentence": -1, "document": -1}
-"""What fills up a batch of too few sequences."""
+EMPTY_ROW = {"tokens": 0, "sentence": -1, "document": -1}
+"""Values of the rows that fill up the last evaluation batch."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sequences:
-    """Random access to the sequences of a split, each a dict of
-    tokens [C] int32, zero beyond its end; sentence [C] int32, the number of each token's sentence, -1 beyond the end;
-    document int32, the record it comes from.
+    """Random access to the sequences of a split.
+
+    Each is a dict of `tokens` [C] int32, zero beyond its end; `sentence` [C] int32, the number of each token's sentence,
+    -1 beyond the end; and `document` int32, the record it comes from.
     """
 
     documents: Records
@@ -48,7 +48,7 @@ class Sequences:
 
     @property
     def widths(self) -> np.ndarray:
-        """[sequences]: what each needs of a row's length, at most `max_seq_length`."""
+        """[sequences]: length of the row that holds the sequence and its special tokens, at most `max_seq_length`."""
         tokens = self.index[:, 2] - self.index[:, 1]
         return np.minimum(tokens + SPECIAL_TOKENS, self.max_seq_length)
 
@@ -56,17 +56,19 @@ class Sequences:
         return {name: rows[0] for name, rows in self.batch(np.array([item])).items()}
 
     def batch(self, numbers: np.ndarray, columns: int | None = None) -> Batch:
-        """Those of these numbers, [B, ...], cut to so many columns, none of whose tokens is beyond them."""
+        """The sequences with these numbers [B], as arrays with `columns` columns (default C), which must hold the longest."""
         documents, starts, ends = np.asarray(self.index[numbers], np.int64).T
         records = [self.documents[number] for number in documents.tolist()]
         rows = zip(records, starts.tolist(), ends.tolist(), strict=True)
         tokens = np.zeros((len(numbers), columns or capacity(self.max_seq_length)), np.int32)
         used = np.arange(tokens.shape[1]) < (ends - starts)[:, None]
         tokens[used] = np.concatenate([record["tokens"][start:end] for record, start, end in rows])
-        # The documents one after another, for numpy's calls are what costs.
-        before = np.cumsum([0, *(len(record["tokens"]) for record in records[:-1])])
-        lengths = pieces(np.concatenate([record["sentence_lengths"] for record in records]), self.max_seq_length)
-        first, last = np.searchsorted(np.cumsum(lengths), before + np.stack([starts, ends]), side="right").tolist()
+        # The documents are concatenated, so that each numpy function is called once a batch.
+        offsets = np.cumsum([0, *(len(record["tokens"]) for record in records[:-1])])
+        lengths = np.concatenate([record["sentence_lengths"] for record in records])
+        lengths = split_long_sentences(lengths, self.max_seq_length)
+        sentence_ends = np.cumsum(lengths)
+        first, last = np.searchsorted(sentence_ends, offsets + np.stack([starts, ends]), side="right").tolist()
         sentence = np.full_like(tokens, -1)
         sentence[used] = np.concatenate(
             [np.repeat(np.arange(b - a), lengths[a:b]) for a, b in zip(first, last, strict=True)]
@@ -75,10 +77,12 @@ class Sequences:
 
 
 def open_split(prepared: Prepared, split: str, max_seq_length: int) -> Sequences:
-    """The sequences of `train` or `heldout`.  The index, 12 bytes a sequence, is made once a length and kept beside the data.
+    """The sequences of `train` or `heldout`.
+
+    The index (12 bytes a sequence) is computed once per length and stored beside the data.
 
     Raises:
-      InputError: no document of the split has two sentences, or a shard is damaged.
+      InputError: no document of the split has two sentences, or a shard is corrupted.
     """
     documents = read_split(prepared, split)
     path = prepared.folder / f"sequences-{INDEX_VERSION}-{split}-{max_seq_length}.npy"
@@ -86,85 +90,74 @@ def open_split(prepared: Prepared, split: str, max_seq_length: int) -> Sequences
         return Sequences(documents, np.load(path, mmap_mode="r"), max_seq_length)
     rows = array("I")
     for number, record in enumerate(documents):
-        for start, end in spans(record["sentence_lengths"], max_seq_length):
+        for start, end in sequence_ranges(record["sentence_lengths"], max_seq_length):
             rows.extend((number, start, end))
-    require(
-        len(rows) > 0,
-        f"0 of {len(documents)} documents of '{split}' have two sentences; no pair can be made: is each sentence a document of its own?",
-    )
+    if not rows:
+        raise InputError(
+            f"{prepared.folder}: 0 of {len(documents)} documents of '{split}' have two sentences, so no pair can be made; "
+            "check that the source does not hold one sentence per document"
+        )
     index = np.array(rows, np.uint32).reshape(-1, 3)
     save_array(path, index)
     return Sequences(documents, index, max_seq_length)
 
 
-def check_batch(sequences: Sequences, global_batch_size: int) -> None:
-    """Refuses data of less than a batch.
-
-    Raises:
-      InputError: with both numbers.
-    """
-    require(
-        len(sequences) >= global_batch_size,
-        f"the data has {len(sequences)} sequences, train.global_batch_size needs {global_batch_size}; make it smaller or the data larger",
-    )
-
-
 def train_batches(
     sequences: Sequences, global_batch_size: int, seed: int, start: int, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Batch]:
-    """This process' rows of the batches start, start + 1, ...; [B / processes, ...], without end, reshuffled every epoch."""
+    """This process's rows of batches start, start + 1, ...: [B / processes, ...], without end, reshuffled every epoch."""
     count, share = len(sequences), global_batch_size // process_count
-    first_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])  # grain's own `seed(seed).shuffle()`
+    # The order of grain's `.seed(seed).shuffle().repeat()`, without its chain of datasets, which takes most of the time.
+    first_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
 
-    def shuffled(place: int) -> int:
-        epoch, within = divmod(place, count)
+    def shuffled(position: int) -> int:
+        epoch, within = divmod(position, count)
         return index_shuffle(within, max_index=count - 1, seed=(first_seed + epoch) % 2**32, rounds=4)
 
     def fetch(number: int) -> Batch:
-        own = (number * process_count + process_index) * share
-        return sequences.batch(np.array([shuffled(place) for place in range(own, own + share)]))
+        first = (number * process_count + process_index) * share
+        return sequences.batch(np.array([shuffled(position) for position in range(first, first + share)]))
 
-    return _ahead(fetch, start)
+    return _read_ahead(fetch, start)
 
 
 def bucketed_batches(
     sequences: Sequences, global_batch_size: int, seed: int, start: int, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Batch]:
-    """As `train_batches`, but those of a batch are of nearly the same length, and have the columns that the longest needs:
-    `capacity` of one of `batches.WIDTHS`, or of `max_seq_length`; the same in all processes.
-    """
-    widths, share = sequences.widths, global_batch_size // process_count
-    count = len(sequences) // global_batch_size
-    own = slice(process_index * share, (process_index + 1) * share)
+    """Like `train_batches`, but a batch holds sequences of similar length and only the columns that the longest needs.
 
-    @functools.lru_cache(maxsize=1)
-    def epoch_plan(epoch: int) -> np.ndarray:
-        return batches.plan(widths, global_batch_size, seed, epoch)
+    The number of columns is `capacity(width)` for one of `batches.WIDTHS` or `max_seq_length`, and the same in all
+    processes.  Short documents are not packed into one row: each row keeps its own [CLS] for the sentence head, and
+    attention cannot cross documents.  The cost is one compilation per width and steps of unequal numbers of tokens.
+    """
+    share = global_batch_size // process_count
+    rows = slice(process_index * share, (process_index + 1) * share)
+    buckets = length_buckets(sequences.widths, global_batch_size, sequences.max_seq_length, seed)
 
     def fetch(number: int) -> Batch:
-        epoch, place = divmod(number, count)
-        chosen = epoch_plan(epoch)[place]
-        columns = capacity(batches.width_of(int(widths[chosen].max()), sequences.max_seq_length))
-        return sequences.batch(chosen[own], columns)
+        numbers, width = buckets(number)
+        return sequences.batch(numbers[rows], capacity(width))
 
-    return _ahead(fetch, start)
+    return _read_ahead(fetch, start)
 
 
-def _ahead(fetch: Callable[[int], Batch], start: int) -> Iterator[Batch]:
-    """`fetch` of start, start + 1, ..., in this order, some batches ahead."""
+def _read_ahead(fetch: Callable[[int], Batch], start: int) -> Iterator[Batch]:
+    """`fetch(start)`, `fetch(start + 1)`, ... in order, with some batches fetched ahead."""
     dataset = grain.MapDataset.range(start, sys.maxsize).map(fetch)
+    # More threads would only wait for Python's global lock.
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
 
-def eval_batches(sequences: Sequences, batch_size: int, most: int) -> Iterator[Batch]:
-    """At most `most` batches of a split, always the same; the last is filled up with empty rows (sentence = -1 throughout).
+def eval_batches(sequences: Sequences, batch_size: int, max_batches: int) -> Iterator[Batch]:
+    """The same batches of a split every time, at most `max_batches`; empty rows fill up the last one.
 
-    In a fixed random order: neighbours in the split are of one document, and NSP wants others beside them.
+    The order is random but fixed: sequences that are neighbors in the split come from one document, and NSP needs
+    different documents in a batch.
     """
     order = np.random.default_rng(0).permutation(len(sequences))
-    for start in range(0, min(len(sequences), most * batch_size), batch_size):
+    for start in range(0, min(len(sequences), max_batches * batch_size), batch_size):
         batch = {}
         for name, rows in sequences.batch(order[start : start + batch_size]).items():
-            batch[name] = np.full((batch_size, *rows.shape[1:]), EMPTY[name], np.int32)
+            batch[name] = np.full((batch_size, *rows.shape[1:]), EMPTY_ROW[name], np.int32)
             batch[name][: len(rows)] = rows
         yield batch

@@ -1,4 +1,4 @@
-"""Where a document is cut into sequences, as numbers alone: whole sentences, long enough together to fill the model's input."""
+"""How a document is divided into sequences: whole sentences, until the model's input is full.  Works on lengths only."""
 
 from collections.abc import Iterator
 
@@ -9,29 +9,35 @@ SPECIAL_TOKENS = 3
 
 
 def capacity(max_seq_length: int) -> int:
-    """C: the most tokens a sequence can have before pairing cuts it to fit: every piece is at most half an input long."""
+    """C: the largest number of tokens of a sequence before it is paired and truncated.
+
+    Its last sentence may not fit; `split_long_sentences` limits a sentence to half an input.
+    """
     room = max_seq_length - SPECIAL_TOKENS
     return room + room // 2
 
 
-def pieces(sentence_lengths: np.ndarray, max_seq_length: int) -> np.ndarray:
-    """Sentence lengths with every sentence longer than half an input cut up, so that a full sequence has two pieces at least."""
-    limit = (max_seq_length - SPECIAL_TOKENS) // 2
-    cuts = -(-sentence_lengths // limit)
-    if cuts.max(initial=1) == 1:
-        return sentence_lengths
-    cut = np.repeat(limit, cuts.sum())
-    cut[np.cumsum(cuts) - 1] = sentence_lengths - (cuts - 1) * limit
-    return cut
+def split_long_sentences(sentence_lengths: np.ndarray, max_seq_length: int) -> np.ndarray:
+    """Sentence lengths after splitting each sentence that is longer than half an input.
 
-
-def spans(sentence_lengths: np.ndarray, max_seq_length: int) -> Iterator[tuple[int, int]]:
-    """The token ranges [start, end) of a document's sequences: sentences are added until the input is full or none is left.
-
-    A remainder of one sentence makes no pair and is left out.  (google-research/albert create_pretraining_data.py, which
-    pairs such a sentence with another document's and labels it as swapped.)
+    Thus a full sequence has at least two sentences and can make a pair, and its length is bounded.
     """
-    ends = np.concatenate([[0], np.cumsum(pieces(sentence_lengths, max_seq_length))])
+    limit = (max_seq_length - SPECIAL_TOKENS) // 2
+    parts = -(-sentence_lengths // limit)
+    if parts.max(initial=1) == 1:
+        return sentence_lengths
+    lengths = np.repeat(limit, parts.sum())
+    lengths[np.cumsum(parts) - 1] = sentence_lengths - (parts - 1) * limit
+    return lengths
+
+
+def sequence_ranges(sentence_lengths: np.ndarray, max_seq_length: int) -> Iterator[tuple[int, int]]:
+    """Token ranges [start, end) of a document's sequences: sentences are added until the input is full.
+
+    A single sentence that remains at the end cannot make a pair and is left out.  The released code
+    (create_pretraining_data.py) pairs it with a sentence of a different document and labels the pair as swapped.
+    """
+    ends = np.concatenate([[0], np.cumsum(split_long_sentences(sentence_lengths, max_seq_length))])
     first = 0
     while first < len(ends) - 1:
         last = int(np.searchsorted(ends, ends[first] + max_seq_length - SPECIAL_TOKENS))

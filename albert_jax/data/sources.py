@@ -1,6 +1,6 @@
-"""Where text comes from: a source is a stream of documents, each a string whose newlines end sentences.
+"""Text sources: each is a stream of documents, a document being a string whose newlines end sentences.
 
-A new source is a new entry of `SOURCES`.  What becomes of the text is `prepare.py`'s business.
+To support a new file format, add an entry to `SOURCES`.  `prepare.py` turns the documents into tokens.
 """
 
 import ast
@@ -22,125 +22,139 @@ from typing import IO
 
 import sentencex
 
-from albert_jax.config import InputError, check_fields, choice, require
-from albert_jax.data import tfds as tfds_sets
+from albert_jax.config import InputError, check_fields, choice, first_line
+from albert_jax.data.tfds import PREFIX, SUFFIX, dataset_shards, shard_texts
 
 MAX_LINE_BYTES = 64 * 2**20
-"""A line (or, one document a file, a file) beyond this is refused: it has to fit in memory several times."""
+"""Maximum size of a line, and of a document in .txt: several copies of it must fit in memory."""
 
-PROSE_DOCSTRING = 150
-"""Characters from which a docstring of the standard library counts as text."""
+MIN_DOCSTRING = 150
+"""Minimum number of characters of a docstring in the source 'python-docs'."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The text and how it becomes tokens."""
+    """The text, and how it becomes tokens."""
 
     source: str = "python-docs"
-    """'python-docs' (what ships with Python); globs of .txt, .jsonl, either with .gz, and 'tfds:NAME' or 'tfds:FOLDER' of data sets that TFDS has prepared (as array_record; of one split: 'tfds:lm1b:train'), with commas between; or a folder that `albert-jax prepare` wrote."""
+    """'python-docs' (documentation that ships with Python); or a comma-separated list of globs (.txt, .jsonl, .txt.gz, .jsonl.gz) and of data sets that TFDS has prepared as array_record ('tfds:NAME', 'tfds:FOLDER', one split: 'tfds:lm1b:train'); or a folder written by `albert-jax prepare`."""
     vocab: str = ""
-    """SentencePiece model; empty: one of model.vocab_size pieces is trained on the source."""
+    """SentencePiece model. If empty, one with model.vocab_size pieces is trained on the source."""
     map_punctuation: bool = False
-    """Map curly quotes and dashes, which the released vocabulary lacks, to ones it has."""
+    """Replace curly quotes and dashes, which the released vocabulary lacks, with ones it has."""
     text_field: str = "text"
-    """The field of a .jsonl line, or the feature of a TFDS data set, that holds the document."""
+    """Field of a .jsonl line, or feature of a TFDS data set, that holds the document."""
     txt_documents: str = choice("file", ("file", "blank-line"))
-    """In .txt, a document is a whole file, or ends at a blank line."""
+    """In .txt, a document is the whole file, or ends at a blank line."""
     encoding_errors: str = choice("error", ("error", "replace"))
-    """Stop at invalid UTF-8, or replace and count it."""
+    """Invalid UTF-8 is an error, or is replaced and counted."""
     language: str = "en"
     """ISO 639-1 code for the sentence splitter."""
     eval_fraction: float = 0.01
-    """Share of documents held out for evaluation, chosen by a hash of their text."""
+    """Fraction of the documents held out for evaluation, selected by a hash of their text."""
     cache_dir: str = "~/.cache/albert_jax"
-    """Where prepared data and trained vocabularies are kept."""
+    """Folder for prepared data and trained vocabularies."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        require(self.source != "", "source is empty: 'python-docs', a glob, or a prepared folder")
-        require(0 < self.eval_fraction < 1, f"eval_fraction must be in (0, 1), got {self.eval_fraction}")
+        if not self.source:
+            raise InputError("source is empty; name 'python-docs', a glob, or a prepared folder")
+        if not 0 < self.eval_fraction < 1:
+            raise InputError(f"eval_fraction must be in (0, 1), got {self.eval_fraction}")
 
 
 def sentences(document: str, language: str) -> Iterator[str]:
-    """The sentences of a document, blank ones left out; a newline always ends one."""
+    """The non-blank sentences of a document.
+
+    sentencex splits lines, because it knows some 300 languages and is fast (72 MB/s).  A newline always ends a sentence.
+    """
     for line in document.split("\n"):
-        yield from (sentence for sentence in sentencex.segment(language, line) if not sentence.isspace() and sentence)
+        yield from (sentence for sentence in sentencex.segment(language, line) if sentence and not sentence.isspace())
 
 
 def documents(config: DataConfig, repairs: Counter[str] | None = None) -> Iterator[str]:
-    """The documents of `config.source`, in a fixed order; what had to be mended is counted in `repairs`.
+    """The documents of `config.source`, in a fixed order.
+
+    Args:
+      config: the source and how it is read.
+      repairs: counts the problems that were repaired, by description.
 
     Raises:
-      InputError: no such source, or a file and line that cannot be read as text.
+      InputError: the source does not exist, or a file cannot be read as text; names file and line.
     """
     repairs = Counter() if repairs is None else repairs
     if config.source == "python-docs":
         yield from _python_docs()
         return
     for path in files(config):
-        yield from documents_of(path, config, repairs)
+        yield from file_documents(path, config, repairs)
 
 
-def documents_of(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[str]:
-    """The documents of one file of the source; otherwise as `documents`."""
-    found = 0
-    for document in SOURCES[_kind(path)](path, config, repairs):
-        found += 1
+def file_documents(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[str]:
+    """The documents of one file of the source, as in `documents`."""
+    count = 0
+    for document in SOURCES[_file_type(path)](path, config, repairs):
+        count += 1
         yield document
-    repairs["files without a document"] += found == 0
+    repairs["files without a document"] += count == 0
 
 
 def fingerprint(config: DataConfig) -> str:
-    """SHA-256 of the source's bytes and kinds of file, whatever the files are called."""
+    """SHA-256 of the contents and types of the source's files; does not depend on their names."""
     if config.source == "python-docs":
-        return hashlib.sha256(f"python-docs {PROSE_DOCSTRING} {sys.version}".encode()).hexdigest()
-    return fingerprint_of(map(digest_of, files(config)))
+        return hashlib.sha256(f"python-docs {MIN_DOCSTRING} {sys.version}".encode()).hexdigest()
+    return combine_digests(map(file_digest, files(config)))
 
 
-def fingerprint_of(digests: Iterable[bytes]) -> str:
-    """`fingerprint` of a source of files, from `digest_of` each in its order."""
+def combine_digests(digests: Iterable[bytes]) -> str:
+    """`fingerprint` from the `file_digest` of each file, in order."""
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def digest_of(path: Path) -> bytes:
-    """A file's share in the fingerprint: its bytes and kind."""
+def file_digest(path: Path) -> bytes:
+    """The type of a file and the SHA-256 of its contents."""
     with path.open("rb") as file:
-        return _kind(path).encode() + hashlib.file_digest(file, "sha256").digest()
+        return _file_type(path).encode() + hashlib.file_digest(file, "sha256").digest()
 
 
 def files(config: DataConfig) -> list[Path]:
-    """The files of the source: of globs and data sets in the order given, those of a glob sorted."""
+    """The files of the source: globs and data sets in the order of `config.source`, the matches of a glob sorted.
+
+    Raises:
+      InputError: a glob without a match, a data set that is not prepared, or a file that cannot be read.
+    """
     paths: list[Path] = []
     for pattern in map(str.strip, config.source.split(",")):
-        if pattern.startswith(tfds_sets.PREFIX):
-            paths += tfds_sets.shards(pattern.removeprefix(tfds_sets.PREFIX), config.text_field)
+        if pattern.startswith(PREFIX):
+            paths += dataset_shards(pattern.removeprefix(PREFIX), config.text_field)
             continue
         pattern = str(Path(pattern).expanduser())
-        matched = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
-        require(
-            bool(matched),
-            f"data.source '{pattern}' matches no file (nor is it 'python-docs', 'tfds:NAME' or a prepared folder)",
-        )
-        paths += matched
+        matches = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
+        if not matches:
+            choices = "'python-docs', 'tfds:NAME' or a prepared folder"
+            raise InputError(f"data.source '{pattern}' matches no file; name other files, {choices}")
+        paths += matches
     for path in paths:
-        require(os.access(path, os.R_OK), f"data.source {path}: cannot be read; check its permissions")
-        require(
-            _kind(path) in SOURCES,
-            f"data.source {path}: cannot read '{_kind(path)}'; known: {', '.join(SOURCES)}, each also with .gz",
-        )
+        if not os.access(path, os.R_OK):
+            raise InputError(f"data.source {path}: cannot be read; check its permissions")
+        if _file_type(path) not in SOURCES:
+            known = ", ".join(SOURCES)
+            raise InputError(
+                f"data.source {path}: unknown file type '{_file_type(path)}'; known: {known}, also with .gz"
+            )
     return paths
 
 
-def _kind(path: Path) -> str:
+def _file_type(path: Path) -> str:
     suffix = Path(path.name.removesuffix(".gz")).suffix
-    return tfds_sets.SUFFIX if suffix.startswith(f"{tfds_sets.SUFFIX}-") else suffix  # its number follows
+    return SUFFIX if suffix.startswith(f"{SUFFIX}-") else suffix  # shards end in .array_record-00000-of-00001
 
 
 def lines(path: Path, encoding_errors: str, repairs: Counter[str]) -> Iterator[tuple[int, str]]:
-    """Numbered lines as text, without line ends, byte-order mark and NUL; one line is in memory at a time.
+    """Line numbers and lines as text, without line ends, byte-order mark and NUL.  Reads one line at a time.
 
     Raises:
-      InputError: a damaged archive, a line too long, or invalid UTF-8 where `encoding_errors` is "error".
+      InputError: the archive is corrupted, a line is too long, or UTF-8 is invalid and `encoding_errors` is "error".
     """
     offset = 0
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as opened:
@@ -149,16 +163,17 @@ def lines(path: Path, encoding_errors: str, repairs: Counter[str]) -> Iterator[t
             try:
                 raw = file.readline(MAX_LINE_BYTES + 1)
             except (OSError, EOFError, zlib.error) as error:
-                raise InputError(
-                    f"{path}:{number}: cannot be read further ({error}): the file is damaged or cut off"
-                ) from None
+                raise InputError(f"{path}:{number}: corrupted or truncated ({error}); replace the file") from None
             if not raw:
                 return
-            require(
-                len(raw) <= MAX_LINE_BYTES,
-                f"{path}:{number}: line longer than {MAX_LINE_BYTES} bytes; put one document on a line",
-            )
-            line = _decoded(raw, f"{path}:{number}", encoding_errors, offset, repairs)
+            if len(raw) > MAX_LINE_BYTES:
+                raise InputError(
+                    f"{path}:{number}: line longer than {MAX_LINE_BYTES} bytes; put one document on a line"
+                )
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                line = _replace_invalid(error, f"{path}:{number}", offset, encoding_errors, repairs)
             if offset == 0 and line.startswith("\ufeff"):
                 line = line[1:]
                 repairs["byte-order marks dropped"] += 1
@@ -171,91 +186,95 @@ def lines(path: Path, encoding_errors: str, repairs: Counter[str]) -> Iterator[t
             yield number, line.rstrip("\r\n")
 
 
-def _decoded(raw: bytes, where: str, encoding_errors: str, offset: int, repairs: Counter[str]) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        at = offset + error.start
-        require(
-            encoding_errors != "error",
-            f"{where}: invalid UTF-8 at byte {at}; mend it or pass --data.encoding-errors replace",
-        )
-        repairs["lines with invalid UTF-8 replaced"] += 1
-        return raw.decode("utf-8", errors="replace")
+def _replace_invalid(
+    error: UnicodeDecodeError, location: str, offset: int, encoding_errors: str, repairs: Counter[str]
+) -> str:
+    """The text with invalid bytes replaced; an `InputError` if `encoding_errors` is "error"."""
+    if encoding_errors == "error":
+        byte = offset + error.start
+        advice = "correct the text or pass --data.encoding-errors replace"
+        raise InputError(f"{location}: invalid UTF-8 at byte {byte}; {advice}") from None
+    repairs["lines with invalid UTF-8 replaced"] += 1
+    return error.object.decode("utf-8", errors="replace")
 
 
-def _text(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[str]:
-    held: list[str] = []
+def _read_txt(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[str]:
+    document: list[str] = []
     size = 0
     for number, line in lines(path, config.encoding_errors, repairs):
         if config.txt_documents == "blank-line" and not line.strip():
-            if held:
-                yield "\n".join(held)
-            held, size = [], 0
+            if document:
+                yield "\n".join(document)
+            document, size = [], 0
             continue
-        held.append(line)
+        document.append(line)
         size += len(line)
-        require(
-            size <= MAX_LINE_BYTES,
-            f"{path}:{number}: document longer than {MAX_LINE_BYTES} characters; end documents by blank lines and pass --data.txt-documents blank-line",
-        )
-    if any(line.strip() for line in held):
-        yield "\n".join(held)
+        if size > MAX_LINE_BYTES:
+            advice = "end documents with blank lines and pass --data.txt-documents blank-line"
+            raise InputError(f"{path}:{number}: document longer than {MAX_LINE_BYTES} characters; {advice}")
+    if any(line.strip() for line in document):
+        yield "\n".join(document)
 
 
-def _jsonl(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[str]:
+def _read_jsonl(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[str]:
     for number, line in lines(path, config.encoding_errors, repairs):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
-            raise InputError(f"{path}:{number}: not JSON: {str(error).splitlines()[0]}") from None
+        except (ValueError, RecursionError) as error:  # a number with thousands of digits is a plain ValueError
+            raise InputError(f"{path}:{number}: not JSON: {first_line(error)}") from None
         text = record.get(config.text_field) if isinstance(record, dict) else None
         if not isinstance(text, str):
             raise InputError(f"{path}:{number}: no text field '{config.text_field}'; name it with --data.text-field")
-        # A surrogate half can be written in JSON but is no character: nothing later could encode it.
-        clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "")
-        repairs["documents with broken characters mended"] += clean != text
-        if clean.strip():
-            yield clean
+        if document := _repair_characters(text, repairs):
+            yield document
 
 
-def _shard(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[str]:
-    for number, raw in tfds_sets.texts(path, config.text_field):
-        text = _decoded(raw, f"{path}: record {number}", config.encoding_errors, 0, repairs)
-        clean = text.replace("\0", "")
-        repairs["documents with broken characters mended"] += clean != text
-        if clean.strip():
-            yield clean
+def _read_array_record(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[str]:
+    for number, raw in shard_texts(path, config.text_field):
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            text = _replace_invalid(error, f"{path}: record {number}", 0, config.encoding_errors, repairs)
+        if document := _repair_characters(text, repairs):
+            yield document
+
+
+def _repair_characters(text: str, repairs: Counter[str]) -> str:
+    """`text` without NUL and lone surrogates, which JSON can express but UTF-8 cannot; empty if it is blank."""
+    document = text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    document = document.replace("\0", "")
+    repairs["documents with invalid characters repaired"] += document != text
+    return document if document.strip() else ""
 
 
 SOURCES: dict[str, Callable[[Path, DataConfig, Counter[str]], Iterator[str]]] = {
-    ".txt": _text,
-    ".jsonl": _jsonl,
-    tfds_sets.SUFFIX: _shard,
+    ".txt": _read_txt,
+    ".jsonl": _read_jsonl,
+    SUFFIX: _read_array_record,
 }
-"""File suffix -> reader of that file's documents."""
+"""File suffix -> function that reads the documents of such a file."""
 
 
 @functools.cache
 def _python_docs() -> tuple[str, ...]:
-    """The help topics that ship with Python and the long docstrings of its standard library: about 1.8 M characters."""
+    """Python's help topics and the long docstrings of its standard library: about 1.8 M characters."""
     from pydoc_data.topics import topics
 
-    found = [_unwrapped(topics[name]) for name in sorted(topics)]
+    texts = [topics[name] for name in sorted(topics)]
     root = Path(sysconfig.get_paths()["stdlib"])
-    left_out = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data", "turtledemo"}
+    excluded = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data", "turtledemo"}
     for path in sorted(root.rglob("*.py")):
-        if left_out.isdisjoint(path.relative_to(root).parts):
+        if excluded.isdisjoint(path.relative_to(root).parts):
             for node in ast.walk(ast.parse(path.read_bytes())):
                 if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                    text = inspect.cleandoc(ast.get_docstring(node) or "")
-                    if len(text) >= PROSE_DOCSTRING:
-                        found.append(_unwrapped(text))
-    return tuple(found)
+                    docstring = inspect.cleandoc(ast.get_docstring(node) or "")
+                    if len(docstring) >= MIN_DOCSTRING:
+                        texts.append(docstring)
+    return tuple(map(_unwrap, texts))
 
 
-def _unwrapped(text: str) -> str:
-    """Hard-wrapped text with each paragraph on one line."""
+def _unwrap(text: str) -> str:
+    """Join the lines of each paragraph of a hard-wrapped text."""
     return "\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n") if paragraph.strip())

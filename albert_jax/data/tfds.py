@@ -1,4 +1,4 @@
-"""Data sets that TFDS has prepared, without TensorFlow: how they are named and found, and the text in their shards."""
+"""Data sets prepared by TFDS, read without TensorFlow: finding them, checking their shards, reading their text."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,24 +6,28 @@ from typing import Any
 
 import numpy as np
 
-from albert_jax.config import InputError, require
+from albert_jax.config import InputError, first_line
 
 PREFIX = "tfds:"
-"""What the name of such a data set begins with."""
+"""Prefix of the name of a TFDS data set."""
 
 SUFFIX = ".array_record"
-"""Of a shard's name, before its number: the one format that is read without TensorFlow."""
+"""File suffix of the only shard format that can be read without TensorFlow."""
+
+MAX_REASON = 120
+"""Number of characters quoted from errors of TFDS, which contain pages of advice."""
 
 
 def builder_of(name: str, field: str = "data.dir") -> Any:
-    """The builder of a data set by its name, or by the folder that it was prepared in.
+    """The TFDS builder of a prepared data set.
 
     Args:
-      name: as TFDS has it, `wikipedia/20230601.en` or `lm1b:1.1.0`, found where TFDS looks (`$TFDS_DATA_DIR`); or a folder.
-      field: where it was named, for the error.
+      name: TFDS's name, such as `wikipedia/20230601.en` or `lm1b:1.1.0`, looked up where TFDS does (`$TFDS_DATA_DIR`); or
+        the folder that holds the prepared data.
+      field: the configuration field that has the name, for the error message.
 
     Raises:
-      InputError: nothing of that name is prepared here.
+      InputError: the data set is not prepared on this machine.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.utils import file_utils
@@ -31,96 +35,107 @@ def builder_of(name: str, field: str = "data.dir") -> Any:
     folder = Path(name).expanduser()
     try:
         return tfds.builder_from_directory(str(folder)) if folder.is_dir() else tfds.builder(name, try_gcs=False)
-    except Exception as error:  # it raises many kinds, with pages of advice
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
-        looked = folder if folder.is_dir() else ", ".join(map(str, file_utils.list_data_dirs()))
-        told = f"{field} {PREFIX}{name}: TFDS has no such data set prepared here ({reason}; looked into {looked})"
-        raise InputError(f"{told}; prepare it with file_format=array_record, or name its folder") from None
+    except Exception as error:  # TFDS raises exceptions of many types
+        searched = folder if folder.is_dir() else ", ".join(map(str, file_utils.list_data_dirs()))
+        raise InputError(
+            f"{field} {PREFIX}{name}: no such prepared data set in {searched} ({first_line(error)[:MAX_REASON]}); "
+            "prepare it with file_format=array_record, or name its folder"
+        ) from None
 
 
-def shards(name: str, text_field: str) -> list[Path]:
-    """The files of a data set in their order: of all splits, or of those after a colon, as in `lm1b:test` or `lm1b:train+test`.
+def dataset_shards(name: str, text_field: str) -> list[Path]:
+    """The files of a data set in order: of all splits, or of those named after a colon (`lm1b:test`, `lm1b:train+test`).
 
     Raises:
-      InputError: it or such a split is not prepared here, in another format, without that text; or as `check_shards`.
+      InputError: the data set or split is not prepared here, has a different format, or lacks the text field; or as in
+        `check_shards`.
     """
     import tensorflow_datasets as tfds
 
-    told = f"data.source {PREFIX}{name}"
-    head, _, last = name.rpartition(":")
-    chosen = last.split("+") if head and last[:1].isalpha() else []  # what begins with a digit is TFDS's version
+    source = f"data.source {PREFIX}{name}"
+    head, _, tail = name.rpartition(":")
+    chosen = tail.split("+") if head and tail[:1].isalpha() else []  # a tail that starts with a digit is a version
     builder = builder_of(head if chosen else name, "data.source")
-    there = builder.info.splits
-    way = "prepare it with file_format=array_record, or name the folder that it was prepared in"
-    require(bool(there), f"{told}: no split is prepared in {builder.data_dir}; {way}")
-    found = builder.info.file_format
-    require(
-        found == tfds.core.FileFormat.ARRAY_RECORD,
-        f"{told}: {builder.data_dir} is {found and found.value}, which only TensorFlow reads; {way}",
-    )
+    folder, splits, file_format = builder.data_dir, builder.info.splits, builder.info.file_format
+    advice = "prepare it with file_format=array_record, or name the folder that holds the prepared data"
+    if not splits:
+        raise InputError(f"{source}: no split is prepared in {folder}; {advice}")
+    if file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        format_name = file_format and file_format.value
+        raise InputError(f"{source}: {folder} has the format {format_name}, which needs TensorFlow; {advice}")
     for split in chosen:
-        require(split in there, f"{told}: no split '{split}' in {builder.data_dir}; known: {', '.join(there)}")
-    feature(Path(builder.data_dir), text_field)
-    for split in chosen or there:
-        check_shards(there[split], "prepare the data set again")
-    return [Path(path) for split in chosen or there for path in there[split].filepaths]
+        if split not in splits:
+            raise InputError(f"{source}: no split '{split}' in {folder}; known: {', '.join(splits)}")
+    _text_feature(Path(folder), text_field)
+    chosen = chosen or list(splits)
+    for split in chosen:
+        check_shards(splits[split], "prepare the data set again")
+    return [Path(path) for split in chosen for path in splits[split].filepaths]
 
 
-def check_shards(split: Any, way: str) -> None:
-    """Compares the shards of a TFDS split with what was written: a file cut off can look like one without records.
+def check_shards(split: Any, advice: str) -> None:
+    """Compare the number of records in each shard of a TFDS split with the number written.
+
+    A truncated file can look like one without records.
+
+    Args:
+      split: of `builder.info.splits`.
+      advice: what to do, for the error message.
 
     Raises:
-      InputError: a shard is missing, cut off, or holds another number of records than was written; ends with the `way` out.
+      InputError: a shard is missing, corrupted, or has a wrong number of records.
     """
     from array_record.python import array_record_module
 
     for number, (path, expected) in enumerate(zip(split.filepaths, split.shard_lengths, strict=True), 1):
-        found: int | str
+        actual: int | str = "no file"
         try:
-            found = array_record_module.ArrayRecordReader(str(path)).num_records() if Path(path).exists() else "no file"
+            if Path(path).exists():
+                actual = array_record_module.ArrayRecordReader(str(path)).num_records()
         except (RuntimeError, ValueError) as error:
-            found = f"no readable records ({str(error).splitlines()[0]})"
-        require(
-            found == expected,
-            f"{path}: shard {number}/{len(split.shard_lengths)}: expected {expected} records, found {found}; {way}",
-        )
+            actual = f"no readable records ({first_line(error)})"
+        if actual != expected:
+            shard = f"shard {number}/{len(split.shard_lengths)}"
+            raise InputError(f"{path}: {shard}: expected {expected} records, found {actual}; {advice}")
 
 
-def feature(folder: Path, text_field: str) -> Any:
-    """The feature that holds the text, alone: what is needed to read it out of records.
-
-    Raises:
-      InputError: no such feature, or one that is not one text a record.
-    """
+def _text_feature(folder: Path, text_field: str) -> Any:
+    """The features of a data set reduced to the one that holds the text."""
     import tensorflow_datasets as tfds
 
     try:
         features = tfds.features.FeatureConnector.from_config(str(folder))
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
-        raise InputError(f"data.source: {folder} is no folder that TFDS prepared ({reason})") from None
+        reason = first_line(error)[:MAX_REASON]
+        raise InputError(
+            f"data.source: {folder} was not prepared by TFDS ({reason}); name a different folder"
+        ) from None
     texts = sorted(key for key, value in features.items() if value.shape == () and np.dtype(value.np_dtype).kind == "O")
-    there = f"text in {folder}: {', '.join(texts) or 'none'}; name it with --data.text-field"
-    require(text_field in features, f"data.text_field '{text_field}' is no feature; {there}")
-    found = features[text_field]
-    require(
-        text_field in texts, f"data.text_field '{text_field}' is a feature {type(found).__name__}, no text; {there}"
-    )
-    return tfds.features.FeaturesDict({text_field: found})
+    if text_field not in texts:
+        problem = (
+            f"is a {type(features[text_field]).__name__}, not text" if text_field in features else "does not exist"
+        )
+        raise InputError(
+            f"data.text_field '{text_field}': this feature of {folder} {problem}; "
+            f"name a text feature with --data.text-field: {', '.join(texts) or 'there is none'}"
+        )
+    return tfds.features.FeaturesDict({text_field: features[text_field]})
 
 
-def texts(path: Path, text_field: str) -> Iterator[tuple[int, bytes]]:
-    """Numbered texts of a shard as they are stored, one in memory at a time; raises as `feature`, or where it is damaged."""
+def shard_texts(path: Path, text_field: str) -> Iterator[tuple[int, bytes]]:
+    """Record numbers and undecoded texts of a shard, one in memory at a time.
+
+    Raises:
+      InputError: the shard is corrupted, or the data set lacks the text field.
+    """
     from array_record.python import array_record_module
 
-    wanted = feature(path.parent, text_field)
+    feature = _text_feature(path.parent, text_field)
     number = 0
     try:
         reader = array_record_module.ArrayRecordReader(str(path))
         for number in range(reader.num_records()):
-            yield number, wanted.deserialize_example_np(reader.read())[text_field]
+            yield number, feature.deserialize_example_np(reader.read())[text_field]
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise InputError(
-            f"{path}: record {number}: cannot be read ({reason}): the file is damaged or cut off"
-        ) from None
+        reason = first_line(error)[:MAX_REASON]
+        raise InputError(f"{path}: record {number}: corrupted or truncated ({reason}); replace the file") from None

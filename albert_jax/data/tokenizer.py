@@ -1,8 +1,7 @@
 """Text to token ids and back: SentencePiece with ALBERT's preprocessing, and training of a vocabulary.
 
-Decides how text is cleaned, how it is cut into pieces, and which pieces start a word.  Does not decide where text comes
-from or how undecodable bytes are treated (`sources.py`), nor where [CLS] and [SEP] go: special tokens are never made
-from text.  Host side only.
+Decides how text is cleaned, how it is split into pieces, and which pieces start a word.  `sources.py` reads the text;
+[CLS] and [SEP] are never made from text.
 """
 
 import hashlib
@@ -17,61 +16,70 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from albert_jax.config import InputError, require
+from albert_jax.config import InputError
 
 SPECIAL_PIECES = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
 """Ids 0 to 4 in every ALBERT vocabulary."""
 SYMBOLS = ("(", ")", '"', "-", ".", "–", "£", "€")
-"""Ids 5 to 12: always pieces of their own."""
+"""Ids 5 to 12: user-defined symbols, always separate pieces."""
 
 VOCABULARY = "spiece.model"
-"""What the file is called in the folder of a model or a run."""
+"""Name of the vocabulary file in the folder of a model, a run or prepared data."""
 
 SPACE = "▁"  # U+2581, SentencePiece's visible space
-# One character to one, so that offsets stay simple.  The em dash goes to the en dash, which does its work in prose.
-STOCK_PUNCTUATION = str.maketrans("“”„‟«»″‘’‚‛‹›′´‒‐‑−—―", '"' * 7 + "'" * 8 + "-" * 4 + "–" * 2)
-# Of the start-piece rule.  The apostrophe and < = > are missing from the released set too.
+# Each character maps to one character, so that offsets stay simple.  The em dash becomes the en dash, its usual substitute.
+PUNCTUATION = str.maketrans("“”„‟«»″‘’‚‛‹›′´‒‐‑−—―", '"' * 7 + "'" * 8 + "-" * 4 + "–" * 2)
+# Used to find pieces that start a word.  The released set also lacks the apostrophe and < = >.
 ASCII_SYMBOLS = frozenset(string.punctuation) - frozenset("'<=>")
 
 
 def preprocess(text: str, *, map_punctuation: bool = False, keep_accents: bool = False, lower_case: bool = True) -> str:
-    """`text` as ALBERT's vocabulary expects it (google-research/albert tokenization.py, preprocess_text).
+    """Clean `text` like the released code (google-research/albert tokenization.py, preprocess_text).
 
-    Whitespace is stripped and collapsed, accents go by NFKD, letters become small.  Unlike the released code it
-    drops NUL, which would become <unk>: SentencePiece drops the other control characters itself.
+    Collapses whitespace, removes accents (NFKD) and converts to lower case.  Unlike the released code it drops NUL, which
+    would become <unk>; SentencePiece drops the other control characters.
 
     Raises:
-      InputError: a lone surrogate, which no encoding can write; where files are read is the place to replace it.
+      InputError: the text has a lone surrogate, which cannot be encoded; replace it where the file is read.
     """
     text = " ".join(text.replace("\0", "").split())
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError as e:
-            bad, before = text[e.start], text[max(0, e.start - 20) : e.start]
-            raise InputError(f"lone surrogate {bad!r} after {before!r} in a text; read it with errors='replace'") from e
+            character, before = text[e.start], text[max(0, e.start - 20) : e.start]
+            raise InputError(
+                f"lone surrogate {character!r} after {before!r} in a text; read it with errors='replace'"
+            ) from None
         if map_punctuation:
-            text = text.translate(STOCK_PUNCTUATION)  # before NFKD, which turns ´ into a space and an accent
+            text = text.translate(PUNCTUATION)  # before NFKD, which turns ´ into a space and an accent
         if not keep_accents:
             text = unicodedata.normalize("NFKD", text)
-            for mark in filter(unicodedata.combining, set(text)):  # texts are long, their alphabets short
+            for mark in filter(unicodedata.combining, set(text)):  # a long text has few distinct characters
                 text = text.replace(mark, "")
     return text.lower() if lower_case else text
 
 
 class Tokenizer:
-    """SentencePiece with ALBERT's preprocessing and its digit-comma rule; immutable, picklable, without randomness.
+    """SentencePiece with ALBERT's preprocessing and digit-comma rule.  Immutable, deterministic and picklable.
 
     Args:
       path: a SentencePiece model, such as the released `spiece.model`.
-      map_punctuation: replace curly quotes and the dashes that the stock vocabulary lacks (all <unk> there) by ones it
-        has.  Off as released; turn it on for new work on text from the web.
-      keep_accents: skip NFKD and the dropping of accents, as Hugging Face's flag of this name.
-      lower_case: off only for a vocabulary trained on cased text.
-      model_proto: the SentencePiece model itself, where `path` is a file that it was made from.
+      map_punctuation: replace curly quotes and dashes that the released vocabulary lacks (each is <unk>) with ones it has.
+        Off in the released code; recommended for new work on web text.
+      keep_accents: do not remove accents; same as Hugging Face's option.
+      lower_case: turn off only for a vocabulary trained on cased text.
+      model_proto: the SentencePiece model, if it was built from the file `path`.
+
+    Attributes:
+      model_proto: the bytes of the SentencePiece model.
+      sha256: digest of these bytes; identifies the vocabulary.
+      vocab_size: V, special pieces included.
+      special_ids: in the order of `SPECIAL_PIECES`; also `pad_id`, `unk_id`, `cls_id`, `sep_id` and `mask_id`.
+      starts_word: [V] bool, whether a piece starts a new word for whole-word masking.
 
     Raises:
-      InputError: no such file, not a SentencePiece model, or one without ALBERT's special pieces.
+      InputError: the file does not exist, is not a SentencePiece model, or lacks ALBERT's special pieces.
     """
 
     def __init__(
@@ -85,28 +93,22 @@ class Tokenizer:
     ) -> None:
         self.path = Path(path)
         self.map_punctuation, self.keep_accents, self.lower_case = map_punctuation, keep_accents, lower_case
-        model = _read(self.path) if model_proto is None else model_proto
-        _check(model, self.path)
-        self.model_proto = model
-        """The model file's bytes."""
-        self.sha256 = hashlib.sha256(model).hexdigest()
-        """Of the model file's bytes: two vocabularies of one size are told apart by it."""
-        self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self.vocab_size: int = self._model.vocab_size()
-        """V: pieces, special ones included."""
+        self.model_proto = _read(self.path) if model_proto is None else model_proto
+        self.sha256 = hashlib.sha256(self.model_proto).hexdigest()
+        self._model, pieces = _load(self.model_proto, self.path)
+        self.vocab_size = len(pieces)
         for name in SPECIAL_PIECES:
-            advice = "train one with albert_jax.data.tokenizer.train_vocabulary"
-            require(self._known(name), f"{path}: this vocabulary lacks the special piece '{name}'; {advice}")
+            if not self._is_piece(name):
+                advice = "train one with 'albert-jax vocab'"
+                raise InputError(f"{path}: this vocabulary lacks the special piece '{name}'; {advice}")
         self.special_ids = tuple(int(self._model.piece_to_id(name)) for name in SPECIAL_PIECES)
-        """In the order of `SPECIAL_PIECES`."""
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = self.special_ids
-        pieces = [self._model.id_to_piece(i) for i in range(self.vocab_size)]
         self.starts_word: np.ndarray = np.array([_starts_word(piece) for piece in pieces], bool)
-        """[V]: whether a piece begins a new unit of whole-word masking."""
-        self._resplit = {
+        # Id of a piece such as '▁2010,' -> the ids and pieces that replace it.
+        self._replacements = {
             i: [(int(self._model.piece_to_id(name)), name) for name in self._split_digit_comma(piece)]
             for i, piece in enumerate(pieces)
-            if len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit()
+            if ends_in_digit_comma(piece)
         }
 
     def __call__(
@@ -117,23 +119,33 @@ class Tokenizer:
         max_length: int | None = None,
         pad_to_multiple_of: int = 1,
     ) -> dict[str, np.ndarray]:
-        """Texts, or pairs of them, as the model takes them: `input_ids`, `attention_mask`, `token_type_ids`, int32 [B, S].
+        """Model inputs from texts or pairs of texts: `input_ids`, `attention_mask`, `token_type_ids`, int32 [B, S].
 
-        `[CLS] text [SEP]`, or `[CLS] text [SEP] pair [SEP]` with the pair as segment 1; `[MASK]` in a text is the mask.
-        One text gives B = 1.  Rows are padded to the longest, rounded up to `pad_to_multiple_of`.  Beyond `max_length`
-        tokens the longer text of a row loses its end.  Raises as `encode`, or where the two are not equally many.
+        A row is `[CLS] text [SEP]` or `[CLS] text [SEP] pair [SEP]`, with the pair as segment 1.  `[MASK]` in a text becomes
+        the mask token.  One text gives B = 1.
+
+        Args:
+          text: one text or several.
+          text_pair: second texts, as many as `text` has.
+          max_length: longer rows are truncated at the end of the longer text.
+          pad_to_multiple_of: rows are padded to the longest one, rounded up to a multiple of this.
+
+        Raises:
+          InputError: unequal numbers of texts and pairs, `max_length` too small, or as in `encode`.
         """
-        first = [text] if isinstance(text, str) else list(text)
-        second = [text_pair] if isinstance(text_pair, str) else text_pair if text_pair is None else list(text_pair)
-        require(second is None or len(first) == len(second), f"{len(first)} texts and {len(second or [])} text pairs")
-        parts = [self._encode_masked(texts) for texts in (first, second) if texts is not None]
-        extra = 1 + len(parts)
-        require(max_length is None or max_length >= extra, f"max_length must be at least {extra}, got {max_length}")
-        rows = list(zip(*parts, strict=True))
+        groups = [
+            [group] if isinstance(group, str) else list(group) for group in (text, text_pair) if group is not None
+        ]
+        if len(groups[0]) != len(groups[-1]):
+            raise InputError(f"{len(groups[0])} texts but {len(groups[1])} text pairs; give equally many")
+        num_special = 1 + len(groups)
+        if max_length is not None and max_length < num_special:
+            raise InputError(f"max_length must be at least {num_special}, got {max_length}")
+        rows = list(zip(*map(self._encode_masked, groups), strict=True))
         for row in rows:
-            while max_length is not None and sum(map(len, row)) > max_length - extra:
+            while max_length is not None and sum(map(len, row)) > max_length - num_special:
                 max(row, key=len).pop()
-        width = max((sum(map(len, row)) + extra for row in rows), default=extra)
+        width = max((sum(map(len, row)) for row in rows), default=0) + num_special
         width = -(-width // pad_to_multiple_of) * pad_to_multiple_of
         ids = np.full((len(rows), width), self.pad_id, np.int32)
         mask, segments = np.zeros_like(ids), np.zeros_like(ids)
@@ -148,155 +160,165 @@ class Tokenizer:
         return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
 
     def _encode_masked(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode_batch`, with `[MASK]` in a text as the mask's id."""
-        cut = [text.split(SPECIAL_PIECES[4]) for text in texts]
-        encoded = iter(self.encode_batch([part for parts in cut for part in parts]))
+        """`encode_batch`, with each `[MASK]` in a text as the mask token."""
         rows = []
-        for parts in cut:
-            row = list(next(encoded))
-            for _ in parts[1:]:
-                row += [self.mask_id, *next(encoded)]
-            rows.append(row)
+        for text in texts:
+            first, *others = self.encode_batch(text.split("[MASK]"))
+            rows.append([*first, *(i for ids in others for i in (self.mask_id, *ids))])
         return rows
 
     def preprocess(self, text: str) -> str:
-        """The module's `preprocess` with this tokenizer's switches."""
+        """The module's `preprocess` with this tokenizer's options."""
         map_punctuation, keep_accents, lower_case = self.map_punctuation, self.keep_accents, self.lower_case
         return preprocess(text, map_punctuation=map_punctuation, keep_accents=keep_accents, lower_case=lower_case)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids without special tokens (google-research/albert tokenization.py, encode_pieces).
+        """Token ids without [CLS] and [SEP] (google-research/albert tokenization.py, encode_pieces).
 
         Raises:
-          InputError: a lone surrogate in `text`.
+          InputError: the text has a lone surrogate.
         """
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text in one call of SentencePiece: the fast path.  Raises as `encode`."""
-        # One thread: a second brought nothing, and data preparation runs in several processes where it must be fast.
+        """`encode` of each text, with one call of SentencePiece, which is fastest."""
+        # One thread: a second one made it no faster, and several processes may prepare data at the same time.
         rows = self._model.encode([self.preprocess(text) for text in texts], out_type=int, num_threads=1)
-        split = self._resplit
+        replacements = self._replacements
         return [
-            row if split.keys().isdisjoint(row) else [new for i in row for new, _ in split.get(i, [(i, "")])]
+            row
+            if replacements.keys().isdisjoint(row)
+            else [new for i in row for new, _ in replacements.get(i, [(i, "")])]
             for row in rows
         ]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """`encode`'s ids, and for each the range [start, end) of `text`, in characters, that it came from.
+        """`encode`, and for each token the range [start, end) of characters of `text` that it came from.
 
-        Leading spaces are left out: a piece that is nothing but a space has an empty range, where the next one starts.
-        Accents belong to their letter, in either form of Unicode; invisible characters that SentencePiece drops, to the
-        piece before them.  Pieces out of one character (both halves of ﬁ) share its range.  Starts never decrease.
-        Raises as `encode`.
+        A range does not include leading spaces; a piece that is only a space has an empty range, where the next one
+        starts.  Accents belong to their letter; invisible characters that SentencePiece drops belong to the piece before
+        them.  Pieces of one character, such as both halves of ﬁ, share its range.  Starts never decrease.
         """
         clean, origins = self.preprocess(text), self._origins(text)
-        # SentencePiece normalises once more, with nmt_nfkc; offsets[i] is where in `clean` its i-th character began.
-        # It counts characters (not bytes) for str, and gives all characters out of one the offset of that one.
-        normal, offsets = self._model.normalize(clean, with_offsets=True)
+        # SentencePiece normalizes `clean` once more, with nmt_nfkc.  offsets[i] is the index in `clean` where the i-th
+        # character of the result began; characters that come from one character share its offset.
+        normalized, offsets = self._model.normalize(clean, with_offsets=True)
         ends = list(offsets)
-        for i in range(len(normal) - 1, -1, -1):
+        for i in range(len(normalized) - 1, -1, -1):
             ends[i] = offsets[i + 1] if offsets[i + 1] > offsets[i] else ends[i + 1]
+        tokens = zip(self._model.encode(clean, out_type=int), self._model.encode(clean, out_type=str), strict=True)
         ids: list[int] = []
         ranges: list[tuple[int, int]] = []
-        position = 0  # in `normal`, which is all pieces in a row: an unknown piece is spelled as in the text
-        whole = zip(self._model.encode(clean, out_type=int), self._model.encode(clean, out_type=str), strict=True)
-        for i, piece in itertools.chain.from_iterable(self._resplit.get(i, [(i, piece)]) for i, piece in whole):
+        position = 0  # in `normalized`, which is the concatenation of all pieces
+        for i, piece in itertools.chain.from_iterable(self._replacements.get(i, [(i, piece)]) for i, piece in tokens):
             first = position + len(piece) - len(piece.lstrip(SPACE))
             position += len(piece)
             ids.append(i)
             if first < position and offsets[first] < ends[position - 1]:
                 ranges.append((origins[offsets[first]][0], origins[ends[position - 1] - 1][1]))
             else:
-                here = origins[offsets[first]][0] if offsets[first] < len(origins) else origins[-1][1]
-                ranges.append((here, here))
+                place = origins[offsets[first]][0] if offsets[first] < len(origins) else origins[-1][1]
+                ranges.append((place, place))
         return ids, ranges
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Text of token ids, small letters and single spaces; [CLS], [SEP], [MASK] and <pad> vanish, <unk> is ' ⁇ '.
+        """Text of token ids, with single spaces.  Drops [CLS], [SEP], [MASK] and <pad>; <unk> becomes ' ⁇ '.
 
         Raises:
-          InputError: an id outside the vocabulary.
+          InputError: an id is not in the vocabulary.
         """
-        self.pieces(ids)  # refuses what is no id
-        return self._model.decode([int(i) for i in ids])  # SentencePiece refuses numpy's integers
+        return self._model.decode(self._checked(ids))
 
     def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
-        """The piece of each token id, as it stands in the vocabulary.  Raises as `decode`."""
+        """The piece of each token id, as spelled in the vocabulary; raises like `decode`."""
+        return [self._model.id_to_piece(i) for i in self._checked(ids)]
+
+    def _checked(self, ids: Sequence[int] | np.ndarray) -> list[int]:
+        """Token ids as Python integers, since SentencePiece does not accept numpy's."""
         plain = [int(i) for i in ids]
         for i in plain:
-            require(0 <= i < self.vocab_size, f"token id {i} is not in {self.path}, which has {self.vocab_size} pieces")
-        return [self._model.id_to_piece(i) for i in plain]
+            if not 0 <= i < self.vocab_size:
+                raise InputError(f"token id {i} is not in {self.path}, which has {self.vocab_size} pieces")
+        return plain
 
-    def _known(self, piece: str) -> bool:
-        # piece_to_id answers the unknown piece's id without a word.
-        return self._model.id_to_piece(self._model.piece_to_id(piece)) == piece
+    def _is_piece(self, text: str) -> bool:
+        # For an unknown piece, piece_to_id returns the id of <unk>.
+        return self._model.id_to_piece(self._model.piece_to_id(text)) == text
 
     def _split_digit_comma(self, piece: str) -> list[str]:
-        """'▁2010,' -> '▁2010', ',' so that a number is the same pieces with and without a comma after it.
+        """'▁2010,' -> '▁2010', ',' so that a number has the same pieces with and without a comma after it.
 
-        As the released code means it and Hugging Face 4's slow tokenizer does it.  Where the number without '▁' is
-        no piece, both would make it <unk>: here it is spelled by digits.
+        This is what the released code intends and Hugging Face 4's slow tokenizer does.  Where the number without '▁' is
+        not a piece, both give <unk>; here it is spelled with single digits.
         """
         head = self._model.encode(piece[:-1].replace(SPACE, ""), out_type=str)
         if not piece.startswith(SPACE) and head[0].startswith(SPACE):
-            bare = head[0].removeprefix(SPACE)
-            head[:1] = [bare] if self._known(bare) else list(bare)
+            number = head[0].removeprefix(SPACE)
+            head[:1] = [number] if self._is_piece(number) else list(number)
         return [*head, ","]
 
     def _origins(self, text: str) -> list[tuple[int, int]]:
         """For each character of `preprocess(text)`, the range of `text` that it came from."""
-        kept: list[tuple[str, int]] = []
-        for at, char in enumerate(text):
-            if char.isspace() and kept and kept[-1][0] != " ":
-                kept.append((" ", at))
+        characters: list[tuple[str, int]] = []  # with whitespace collapsed
+        for place, char in enumerate(text):
+            if char.isspace() and characters and characters[-1][0] != " ":
+                characters.append((" ", place))
             elif not char.isspace() and char != "\0":
-                kept.append((char, at))
-        if kept and kept[-1][0] == " ":
-            kept.pop()
+                characters.append((char, place))
+        if characters and characters[-1][0] == " ":
+            characters.pop()
         origins: list[tuple[int, int]] = []
-        for char, at in kept:
-            form = char.translate(STOCK_PUNCTUATION) if self.map_punctuation else char
-            if not self.keep_accents:  # by single characters: NFKD reorders only the marks that are dropped here
+        for char, place in characters:
+            form = char.translate(PUNCTUATION) if self.map_punctuation else char
+            if not self.keep_accents:  # NFKD reorders only the combining marks, which are dropped here
                 form = "".join(c for c in unicodedata.normalize("NFKD", form) if not unicodedata.combining(c))
             if not form and origins:
-                origins[-1] = (origins[-1][0], at + 1)
-            origins += [(at, at + 1)] * len(form.lower() if self.lower_case else form)  # İ becomes two
+                origins[-1] = (origins[-1][0], place + 1)
+            origins += [(place, place + 1)] * len(form.lower() if self.lower_case else form)  # İ becomes two
         return origins
+
+
+def ends_in_digit_comma(piece: str) -> bool:
+    """Whether the digit-comma rule replaces a piece, such as '▁2010,'."""
+    return len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit()
 
 
 def train_vocabulary(
     sentences: Iterable[str], path: str | Path, vocab_size: int, *, map_punctuation: bool = False
 ) -> None:
-    """Trains a unigram vocabulary with the released flags (google-research/albert README) and writes it to `path`.
+    """Train a unigram vocabulary with the released flags (google-research/albert README) and write it to `path`.
 
-    The same sentences give the same bytes.  Texts go through `preprocess` (with `map_punctuation`, if they will be encoded so); beyond ten million of them SentencePiece
-    trains on a sample.  No text is too long (SentencePiece alone skips those above 4,192 bytes).
+    The same sentences give the same bytes.  SentencePiece trains on a sample if there are more than ten million sentences.
+
+    Args:
+      sentences: texts of any length; they go through `preprocess`.
+      path: file to write.
+      vocab_size: number of pieces, special ones included.
+      map_punctuation: as for the `Tokenizer` that will use the vocabulary.
 
     Raises:
-      InputError: no text; `vocab_size` (pieces, special ones included) too small or too large; or as `preprocess`.
+      InputError: no text, `vocab_size` too small or too large, or as in `preprocess`.
     """
     path = Path(path)
-    least = len(SPECIAL_PIECES) + len(SYMBOLS) + 1
-    require(vocab_size >= least, f"vocab_size: at least {least}, for the special pieces come first, got {vocab_size}")
-    require(not path.is_dir(), f"{path}: a folder stands where the vocabulary should go; name a file")
-    path.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
-    raised: list[BaseException] = []
+    minimum = len(SPECIAL_PIECES) + len(SYMBOLS) + 1
+    if vocab_size < minimum:
+        raise InputError(f"vocab_size: must be at least {minimum} to hold the special pieces, got {vocab_size}")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file for the vocabulary")
+    path.parent.mkdir(parents=True, exist_ok=True)  # fails before the training, not after it
+    source_errors: list[BaseException] = []
 
-    def clean() -> Iterator[str]:
+    def preprocessed() -> Iterator[str]:
         try:
             yield from filter(None, (preprocess(text, map_punctuation=map_punctuation) for text in sentences))
-        except BaseException as error:  # SentencePiece would make it a RuntimeError with a traceback for a message
-            raised.append(error)
+        except BaseException as error:  # SentencePiece would turn it into a RuntimeError whose message is a traceback
+            source_errors.append(error)
             raise
 
-    texts = clean()
-    first = next(texts, None)
-    require(first is not None, f"{path}: no text to train a vocabulary on; the source is empty")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=itertools.chain([first], texts),
+            sentence_iterator=preprocessed(),
             model_writer=model,
             model_type="unigram",
             vocab_size=vocab_size,
@@ -309,21 +331,21 @@ def train_vocabulary(
             character_coverage=0.99995,
             input_sentence_size=10_000_000,
             shuffle_input_sentence=True,
-            max_sentence_length=2**30,
+            max_sentence_length=2**30,  # by default, sentences above 4,192 bytes are skipped silently
             num_threads=1,
             minloglevel=2,
         )
     except RuntimeError as error:
-        if raised:
-            raise raised[0] from None
-        reason = str(error).rpartition("] ")[2].strip() or "the text has no usable characters"
+        if source_errors:
+            raise source_errors[0] from None
+        reason = str(error).rpartition("] ")[2].strip() or "there is no text, or it has no usable characters"
         raise InputError(f"{path}: cannot train a vocabulary of {vocab_size} pieces: {reason}") from None
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(model.getvalue())
-        os.replace(partial, path)
+        temporary.write_bytes(model.getvalue())
+        temporary.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> bytes:
@@ -333,22 +355,22 @@ def _read(path: Path) -> bytes:
         raise InputError(f"{path}: cannot read the vocabulary: {error.strerror}; name a spiece.model") from None
 
 
-def _check(model: bytes, path: Path) -> None:
-    """Refuses what is no SentencePiece model."""
-    size = f"{path} is not a SentencePiece model ({len(model)} bytes)"
-    require(not model.startswith(b"version https://git-lfs"), f"{size} but a Git LFS pointer; run 'git lfs pull'")
-    try:  # SentencePiece takes b"" for nothing to load and succeeds; a piece that is no text it gives only when asked
-        loaded = bool(model)
-        if loaded:
-            found = sentencepiece.SentencePieceProcessor(model_proto=model)
-            for i in range(found.vocab_size()):
-                found.id_to_piece(i)
+def _load(model_proto: bytes, path: Path) -> tuple[sentencepiece.SentencePieceProcessor, list[str]]:
+    """The SentencePiece processor and all pieces; raises `InputError` if the bytes are not a SentencePiece model."""
+    problem = f"{path} is not a SentencePiece model ({len(model_proto)} bytes)"
+    if model_proto.startswith(b"version https://git-lfs"):
+        raise InputError(f"{problem} but a Git LFS pointer; run 'git lfs pull'")
+    try:
+        if model_proto:  # SentencePiece silently accepts an empty model
+            processor = sentencepiece.SentencePieceProcessor(model_proto=model_proto)
+            # SentencePiece finds a piece that is not UTF-8 only when asked for it.
+            return processor, [processor.id_to_piece(i) for i in range(processor.vocab_size())]
     except (RuntimeError, UnicodeDecodeError):
-        loaded = False
-    require(loaded, f"{size}; name a spiece.model")
+        pass
+    raise InputError(f"{problem}; name a spiece.model")
 
 
 def _starts_word(piece: str) -> bool:
-    """google-research/albert create_pretraining_data.py, _is_start_piece_sp: what is foreign or a digit is alone."""
+    """google-research/albert create_pretraining_data.py, _is_start_piece_sp: a piece with other characters starts a word."""
     starts = piece.startswith((SPACE, "<")) or piece in ASCII_SYMBOLS
     return starts or not ASCII_SYMBOLS.union(string.ascii_letters).issuperset(piece)

@@ -141,7 +141,7 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
     examples, labels = task.read(sources, config.data)
     tokenizer = _tokenizer(config, run_dir, source, task.texts(examples["train"]))
     rows = {split: task.rows(found, tokenizer, config.data, labels, split) for split, found in examples.items()}
-    batches.check_batch(rows["train"], config.train.global_batch_size)
+    batches.check_enough_rows(rows["train"], config.train.global_batch_size)
     fingerprints = {"data": files.fingerprint(sources), "vocab": tokenizer.sha256}
     processes.agree({f"--{name}": value for name, value in flat(to_dict(config)).items()} | {"the data": fingerprints})
     model = Albert(config.model, tuple(head for head in HEADS if head in task.heads(config.data)), labels)

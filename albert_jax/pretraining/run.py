@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from albert_jax.config import InputError, check_fields, flat, require, to_dict
 from albert_jax.data import loader, tokenizer_json
+from albert_jax.data.batches import check_enough_rows
 from albert_jax.data.prepare import Prepared, prepare, token_counts
 from albert_jax.data.sources import DataConfig
 from albert_jax.exchange import load as exchange
@@ -123,7 +124,7 @@ def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[st
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    loader.check_batch(sequences, config.train.global_batch_size)
+    check_enough_rows(sequences, config.train.global_batch_size)
     initial = functools.partial(_initial, config, prepared) if config.init_from else None
     if initial is not None and not checkpoint.holds_any(train.checkpoint_folder(config.train, run_dir)):
         initial()  # refuses what does not fit before the folder is claimed
