@@ -53,7 +53,7 @@ FIELDS = [  # rows of the catalogue that one field's value is enough for
     ({"train.seed": 2**32}, "train.seed must be in [0, 2**32), got 4294967296"),
     ({"train.platform": "gpu"}, "train.platform 'gpu' requested, but JAX found 'cpu'"),
     ({"model.vocab_size": 500_000}, "cannot train a vocabulary of 500000 pieces"),
-    ({"train.global_batch_size": 4096}, "sequences, train.global_batch_size needs 4096"),
+    ({"train.global_batch_size": 4096}, "train.global_batch_size is 4096, but there are only"),
     ({"data.eval_fraction": 1e-9}, "data.eval_fraction 1e-09 leaves 0 of 45 documents for 'heldout'"),
     ({"data.source": "nowhere/*.txt"}, "data.source 'nowhere/*.txt' matches no file"),
     ({"data.vocab": "nowhere.model"}, "nowhere.model: cannot read the vocabulary"),
@@ -84,13 +84,13 @@ TEXTS = [  # file name, content, message
     (
         "single.jsonl",
         "".join(json.dumps({"text": f"only {i}"}) + "\n" for i in range(300)).encode(),
-        "have two sentences; no pair can be made",
+        "have two sentences, so no pair can be made",
     ),
     ("latin.jsonl", b'{"text": "good"}\n{"text": "caf\xe9"}\n', "latin.jsonl:2: invalid UTF-8 at byte 30"),
     ("broken.jsonl", b'{"text": "good"}\n{"text": \n', "broken.jsonl:2: not JSON"),
     ("field.jsonl", b'{"body": "good"}\n', "field.jsonl:1: no text field 'text'; name it with --data.text-field"),
-    ("cut.jsonl.gz", gzip.compress(json.dumps({"text": PROSE}).encode())[:-20], "the file is damaged or cut off"),
-    ("table.csv", b"a,b\n", "cannot read '.csv'; known: .txt, .jsonl"),
+    ("cut.jsonl.gz", gzip.compress(json.dumps({"text": PROSE}).encode())[:-20], "corrupted or truncated"),
+    ("table.csv", b"a,b\n", "unknown file type '.csv'; known: .txt, .jsonl"),
 ]
 
 

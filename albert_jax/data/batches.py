@@ -61,7 +61,8 @@ def collate(rows: list[Row], batch_size: int, width: int) -> dict[str, np.ndarra
             shape = (batch_size, *outer_sizes, width)
         batch[name] = np.zeros(shape, first.dtype)
         for number, value in enumerate(values):
-            batch[name][(number, *map(slice, value.shape))] = value
+            used: tuple[Any, ...] = (number, *map(slice, value.shape))
+            batch[name][used] = value
     return batch
 
 

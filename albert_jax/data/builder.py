@@ -100,8 +100,8 @@ class AlbertText(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, Example]]:
         config = self.builder_config
-        texts = (text for text in documents(config.data) if split_of(text, config.data) == split)
-        texts = with_progress(texts, config.counts[split], f"preparing {split}")
+        chosen = (text for text in documents(config.data) if split_of(text, config.data) == split)
+        texts = with_progress(chosen, config.counts[split], f"preparing {split}")
         yield from enumerate(example for text in texts for example in examples(text, config.data, config.tokenizer))
 
 
