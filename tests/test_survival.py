@@ -344,7 +344,7 @@ def test_out_of_memory() -> None:
     """A real one: a terabyte."""
     config = TrainConfig(gradient_accumulation=2, global_batch_size=24)
     told = r"out of memory for a step \(Out of memory.*; add the batch of 24 up from parts \(--train.gradient-accumulation 3\)"
-    with pytest.raises(InputError, match=told), train.fitting(config, 8):
+    with pytest.raises(InputError, match=told), train.explain_out_of_memory(config, 8):
         jnp.zeros(2**38, jnp.float32).block_until_ready()
 
 
@@ -352,6 +352,6 @@ def test_out_of_memory_has_the_compilers_figures() -> None:
     step = jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((1000, 1000), jnp.float32)).compile()
     with (
         pytest.raises(InputError, match=r"out of memory for a step: by the compiler it takes 0\.01 GB a device"),
-        train.fitting(TrainConfig(), 1, "a step", step),
+        train.explain_out_of_memory(TrainConfig(), 1, "a step", step),
     ):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8000000 bytes.")

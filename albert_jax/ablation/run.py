@@ -162,7 +162,7 @@ def _start(plan: Plan, row: PlannedRow, seed: int) -> None:
     """The parameters that the row starts from, as a model folder of its own sharing and depth."""
     config = row.seed(seed)
     target = Path(config.run_dir) / "start"
-    if not row.start or target.exists() or checkpoint.holds_any(target.parent / "checkpoints"):
+    if not row.start or target.exists() or checkpoint.has_checkpoint(target.parent / "checkpoints"):
         return
     model = config.model
     changes: dict[str, Any] = {"sharing": model.sharing, "num_hidden_layers": model.num_hidden_layers}

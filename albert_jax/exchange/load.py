@@ -156,7 +156,7 @@ def _from_run(folder: Path, stored: dict[str, Any], vocab: str | Path, subfolder
     folders = {name: str(folder / name) for name in subfolders}
     if "checkpoints" in folders:
         folders["checkpoints"] = table.get("train", {}).get("checkpoint_dir") or folders["checkpoints"]
-    checkpoints = next((one for one in folders.values() if checkpoint.holds_any(one)), folders[subfolders[-1]])
+    checkpoints = next((one for one in folders.values() if checkpoint.has_checkpoint(one)), folders[subfolders[-1]])
     names = {key: stored.get(key, default) for key, default in (("heads", list(PRETRAINING)), ("labels", []))}
     for key, value in names.items():
         if not isinstance(value, list) or not all(isinstance(name, str) for name in value):

@@ -175,7 +175,14 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
         initial = functools.partial(_initial, config, source, model) if config.init_from else None
         optimizer = make_optimizer(config.optim, config.train.num_train_steps, is_stacked)
         _, summary = train.run(
-            config.train, trained, optimizer, layout, run_dir, initial, fingerprints, allow_data_change
+            config.train,
+            trained,
+            optimizer,
+            layout,
+            run_dir,
+            initial=initial,
+            fingerprints=fingerprints,
+            allow_data_change=allow_data_change,
         )
         summary |= evaluation.conclude(run_dir)
         if processes.is_main():
@@ -263,7 +270,7 @@ class _Evaluation:
 
 def _source(config: FinetuneConfig, run_dir: Path) -> exchange.Source | None:
     """The model that the run starts from; None for random weights, and where the run has checkpoints of its own."""
-    if not config.init_from or checkpoint.holds_any(train.checkpoint_folder(config.train, run_dir)):
+    if not config.init_from or checkpoint.has_checkpoint(train.checkpoint_folder(config.train, run_dir)):
         return None
     source = exchange.read(config.init_from)
     for note in source.weights.notes:

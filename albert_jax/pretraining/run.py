@@ -126,7 +126,7 @@ def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[st
     )
     check_enough_rows(sequences, config.train.global_batch_size)
     initial = functools.partial(_initial, config, prepared) if config.init_from else None
-    if initial is not None and not checkpoint.holds_any(train.checkpoint_folder(config.train, run_dir)):
+    if initial is not None and not checkpoint.has_checkpoint(train.checkpoint_folder(config.train, run_dir)):
         initial()  # refuses what does not fit before the folder is claimed
     with run_folder.locked(run_dir, config.train.checkpoint_dir, processes.is_main()):
         if processes.is_main():
@@ -145,7 +145,16 @@ def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[st
         )
         evaluate = make_evaluate(config, Albert(config.model).apply, describe(prepared), heldout, counts, mesh)
         task, optimizer, layout = make_task(config, describe(prepared), mesh, start_batches, evaluate)
-        _, summary = train.run(config.train, task, optimizer, layout, run_dir, initial, fingerprints, allow_data_change)
+        _, summary = train.run(
+            config.train,
+            task,
+            optimizer,
+            layout,
+            run_dir,
+            initial=initial,
+            fingerprints=fingerprints,
+            allow_data_change=allow_data_change,
+        )
         if processes.is_main():
             run_folder.write_json(run_dir / "summary.json", summary)
             report.plot_curves(run_dir)

@@ -1,9 +1,17 @@
-"""Checkpoints: Orbax behind one module, which sees damage, full disks and other processes."""
+"""Checkpoints with Orbax: atomic, written in the background, verified when read.  Full disks cost checkpoints, not the run.
+
+We use Orbax's `CheckpointManager` (v0), because v1 is still experimental.  Orbax takes a bare folder with a number for a
+step, and loads flipped bits silently; this module handles both.  No other file knows Orbax's interface.
+
+Checkpoints are read by Orbax's handlers, not by its manager.  The manager has barriers: a process that cannot read its part
+would leave the others waiting at one.
+"""
 
 import contextlib
 import copy
 import errno
 import functools
+import json
 import logging
 import os
 import shutil
@@ -15,137 +23,138 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from albert_jax.config import InputError, differences, require
+from albert_jax.config import InputError, differences, first_line
 from albert_jax.training import processes
-from albert_jax.training.integrity import attempt, crc32, differing, fingerprint, hush, leaf_names
+from albert_jax.training.integrity import attempt, crc32, fingerprints, leaf_names, mismatch, silence_orbax
 
 log = logging.getLogger(__name__)
 
-FULL = ("No space left on device", "File too large", "Disk quota exceeded", "RESOURCE_EXHAUSTED")
-"""What stands in the errors of a full disk, whichever layer they come from: the first that is found is told."""
+DISK_FULL = ("No space left on device", "File too large", "Disk quota exceeded", "RESOURCE_EXHAUSTED")
+"""Substrings by which we recognize a full disk in errors from any layer; the first match is reported."""
 
-MOST_LOST = 3
-"""Checkpoints in a row that cannot be written, for another reason than a full disk, before the run is ended."""
+MAX_FAILURES = 3
+"""This many checkpoints in a row that cannot be written, for a reason other than a full disk, end the run."""
 
 META = "meta"
 STATE = "state"
 
 
 class Checkpoints:
-    """The checkpoints of one run: `folder/<step>/`, written in the background, the newest `keep` of them kept.
+    """The checkpoints of one run: `folder/<step>/`, written in the background.
 
-    All processes of a run make, save and restore them together, in a folder that all see.
+    All processes of a run create, save and restore them together, in a folder that all of them see.
 
     Args:
-      folder: a path, or a bucket's address (gs://bucket/run), as Orbax takes them.
-      keep: how many of the newest are kept.
-      keep_every: those of steps that this divides are kept for good; 0: none are.
-      fingerprints: of the data that the run reads.
+      folder: a path, or a bucket's address (gs://bucket/run).
+      keep: the number of newest checkpoints to keep.
+      keep_every: checkpoints whose step is a multiple of this are kept permanently; 0: none.
+      data: fingerprints of the data that the run reads, by name.
     """
 
     def __init__(
-        self, folder: str | Path, keep: int, keep_every: int = 0, fingerprints: Mapping[str, str] | None = None
+        self, folder: str | Path, keep: int, keep_every: int = 0, data: Mapping[str, str] | None = None
     ) -> None:
-        self.folder = place(folder)
-        self.keep, self.fingerprints = keep, dict(fingerprints or {})
+        self.folder = _absolute(folder)
+        self.keep, self.data = keep, dict(data or {})
+        self.lost: dict[int, str] = {}
+        """Steps that could not be written, and why; cleared when a later step is written."""
+        self._writing: int | None = None
+        self._failures = 0  # in a row, full disks not counted
+        silence_orbax()
         self.folder.mkdir(parents=True, exist_ok=True)
         if processes.is_main():
             for step in _steps(self.folder):
-                if not _complete(self.folder / str(step)):
+                if not _is_complete(self.folder / str(step)):
                     _quarantine(self.folder / str(step), "no commit marker")
-        processes.meet("checkpoints looked through")
+        processes.meet("incomplete checkpoints quarantined")
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
-        self._fingerprint = jax.jit(fingerprint)
-        hush()
-        self._writing: int | None = None
-        self._failures = 0  # in a row, but for full disks
-        self.lost: dict[int, str] = {}
-        """Steps that could not be written, and why; until a later one is."""
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
-        """Begins to write `state`; returns when the arrays may be changed, not when the files are complete.
+        """Start to write a checkpoint.  On return the arrays may be changed; the files may be incomplete until `wait`.
 
-        Without room on the disk the checkpoint is lost, which is told, and nothing else is.
+        If the disk is full, the checkpoint is lost and a warning is logged.
 
-        `progress` are numbers of the run that are no part of its state, such as seconds spent.
+        Args:
+          step: larger than all saved steps.
+          state: a tree of arrays.
+          progress: numbers that are not part of the state, such as the seconds of training; JSON.
         """
         self.wait()
-        marks = dict(zip(leaf_names(state), jax.device_get(self._fingerprint(state)).tolist(), strict=True))
         meta = {
             "step": step,
-            "progress": copy.deepcopy(progress),  # it is written later, by another thread
-            "fingerprints": marks,
-            "data": self.fingerprints,
+            "progress": copy.deepcopy(progress),  # another thread writes it later
+            "shapes": {name: list(leaf.shape) for name, leaf in _leaves(state).items()},
+            "fingerprints": fingerprints(state),
+            "data": self.data,
         }
         meta["crc32"] = crc32(meta)
-        free, need = self._free(), size(state)
-        if not processes.everywhere(free >= need):
-            self._lose(step, f"it needs {need / 1e9:.2g} GB, {free / 1e9:.2g} GB are free")
+        free, needed = self._free_bytes(), _num_bytes(state)
+        if not processes.everywhere(free >= needed):
+            self._lose(step, f"it needs {needed / 1e9:.2g} GB, {free / 1e9:.2g} GB are free")
             return
         args = {STATE: ocp.args.StandardSave(state), META: ocp.args.JsonSave(meta)}
         self._writing = step
         try:
             saved = self._manager.save(step, args=ocp.args.Composite(**args))
         except (OSError, ValueError, RuntimeError) as error:
-            self._failed(error)
+            self._handle_failure(error)
             return
-        if not saved:  # Orbax says nothing else of a step that is there already or lies below the latest
-            raise RuntimeError(
-                f"{self.folder}: checkpoint {step} was not written; latest is {self._manager.latest_step()}"
-            )
+        if not saved:  # all that Orbax reports if the step exists, or is below the latest
+            latest = self._manager.latest_step()
+            raise RuntimeError(f"{self.folder}: checkpoint {step} was not written; the latest is {latest}")
 
     def check_space(self, state: Any) -> None:
-        """Refuses to begin where the disk has no room for the checkpoints that are kept, and one more.
+        """Check that the disk has room for the checkpoints that are kept, and one more.
 
         Raises:
-          InputError: with both numbers.
+          InputError: gives the bytes that are needed and free.
         """
-        wanted = max(self.keep + 1 - len(_steps(self.folder)), 1)
-        need, free = wanted * size(state), self._free()
-        told = f"{self.folder}: {wanted} checkpoints of {size(state) / 1e9:.2g} GB need {need / 1e9:.2g} GB, {free / 1e9:.2g} GB are free"
-        require(free >= need, f"{told}; make room, or pass --train.keep-checkpoints 1 or --train.checkpoint-dir")
+        count = max(self.keep + 1 - len(_steps(self.folder)), 1)
+        needed, free = count * _num_bytes(state), self._free_bytes()
+        if free < needed:
+            raise InputError(
+                f"{self.folder}: {count} checkpoints of {_num_bytes(state) / 1e9:.2g} GB need {needed / 1e9:.2g} GB, but "
+                f"{free / 1e9:.2g} GB are free; make room, or pass --train.keep-checkpoints 1 or --train.checkpoint-dir"
+            )
 
-    def _free(self) -> float:
-        """Bytes; of a bucket there are always enough."""
-        return shutil.disk_usage(self.folder).free if _local(self.folder) else float("inf")
+    def _free_bytes(self) -> float:
+        return shutil.disk_usage(self.folder).free if _is_local(self.folder) else float("inf")
 
-    def _failed(self, error: Exception) -> None:
-        """Takes what went wrong with the step that is being written.  A full disk may have room again; anything else that loses
-        several steps in a row is raised.
-        """
+    def _handle_failure(self, error: Exception) -> None:
+        """Give up the checkpoint that is being written, or raise the error after `MAX_FAILURES` of them."""
         step, self._writing = self._writing, None
-        text = str(error)
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-        full = full or any(sign in text for sign in FULL)
-        self._failures += not full
-        if step is None or self._failures >= MOST_LOST:
+        disk_full = next((text for text in DISK_FULL if text in str(error)), "")
+        if not disk_full and isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            disk_full = os.strerror(error.errno)
+        self._failures += not disk_full
+        if step is None or self._failures >= MAX_FAILURES:
             raise error
-        first = (text.splitlines() or [type(error).__name__])[0]
-        self._lose(step, next((sign for sign in FULL if sign in text), first)[:200])
+        self._lose(step, disk_full or first_line(error)[:200])
 
     def _lose(self, step: int, reason: str) -> None:
         self.lost[step] = reason
-        log.warning("%s: checkpoint %d is lost (%s); training goes on", self.folder, step, reason)
+        log.warning("%s: checkpoint %d was not written (%s); training continues", self.folder, step, reason)
         if processes.is_main():
-            for left in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
-                left.rmtree(missing_ok=True)
+            for partial in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+                partial.rmtree(missing_ok=True)
         self._manager.reload()
 
     def finish(self, step: int) -> None:
-        """Returns when `step`, the last that was saved, is on disk.
+        """Wait until `step`, the last one saved, is on disk.
 
         Raises:
           InputError: it could not be written.
         """
         self.wait()
         if step in self.lost:
-            last = self.latest_step()
-            after = f"goes on after step {last}" if last is not None else "begins again"
+            latest = self.latest_step()
+            position = f"from step {latest}" if latest is not None else "from the beginning"
             raise InputError(
-                f"{self.folder}: checkpoint {step} could not be written ({self.lost[step]}); make room: the same command {after}"
+                f"{self.folder}: checkpoint {step} could not be written ({self.lost[step]}); make room and rerun the "
+                f"command to resume {position}"
             )
 
     def latest_step(self) -> int | None:
@@ -153,183 +162,193 @@ class Checkpoints:
         return max(_steps(self.folder), default=None)
 
     def restore(self, target: Any, allow_data_change: bool = False) -> tuple[Any, dict[str, Any]] | None:
-        """The newest state that is whole, on the shardings of `target`, and its `progress`; None if there is no checkpoint.
+        """Read the newest intact checkpoint, and quarantine newer, corrupted ones as `<step>.quarantined`.
 
-        A damaged checkpoint is passed over, and set aside as `<step>.quarantined` once an earlier one is found to be whole.
+        Args:
+          target: the shape and sharding of each array to read; a part of what was saved.
+          allow_data_change: accept a checkpoint of a run on different data.
+
+        Returns:
+          The arrays, and the `progress` that was saved with them; None if there is no checkpoint.
 
         Raises:
-          InputError: there are checkpoints, and none of them is whole; or the newest was trained on other data.
+          InputError: all checkpoints are corrupted; or the newest intact one was trained on different data.
         """
-        damaged: list[tuple[int, str]] = []
-        for step in sorted(_steps(self.folder), reverse=True):
-            found, reason = attempt(functools.partial(self._read, step, target))
-            if processes.everywhere(found is not None) and found is not None:
-                # Only now, by all processes together: where arrays are cut, each has a part of what is added up.
-                reason = differing(found[0], found[1]["fingerprints"])
-            else:
-                reason = reason or "another process cannot read it"
-            if reason or found is None:
-                damaged.append((step, reason))
-                continue
-            self.set_aside(damaged)
-            state, meta = found
-            before = meta.get("data", {})  # a checkpoint may be older than this
-            changed = differences(before, self.fingerprints) if before and self.fingerprints else []
-            told = f"{self.folder}: checkpoint {step} was trained on other data ({'; '.join(changed)})"
-            require(not changed or allow_data_change, f"{told}; bring it back, or say --allow-data-change")
-            return state, meta["progress"]
-        told = "; ".join(f"{step}: {reason}" for step, reason in damaged)
-        require(
-            not damaged,
-            f"{self.folder}: none of the checkpoints can be read ({told}); start afresh in another --run-dir",
-        )
-        return None
-
-    def _read(self, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
-        # By handlers alone: the manager has barriers, at which a process would wait for one whose part cannot be read.
-        path = self.folder / str(step)
-        with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
-            state = handler.restore(path / STATE, args=ocp.args.StandardRestore(target))
-        meta = ocp.JsonCheckpointHandler().restore(path / META, args=ocp.args.JsonRestore())
-        if "crc32" in meta and meta.pop("crc32") != crc32(meta):  # older checkpoints have none
-            raise ValueError(f"checksum mismatch in {META}")
-        return state, meta
-
-    def read_progress(self, step: int) -> dict[str, Any]:
-        """The `progress` alone that was saved with a step."""
-        path = self.folder / str(step) / META
-        return ocp.JsonCheckpointHandler().restore(path, args=ocp.args.JsonRestore())["progress"]
+        if not _steps(self.folder):
+            return None
+        step, state, meta, corrupted = _read_newest_intact(self.folder, target, together=True)
+        self.quarantine(corrupted)
+        changed = differences(meta["data"], self.data) if meta["data"] and self.data else []
+        if changed and not allow_data_change:
+            raise InputError(
+                f"{self.folder}: checkpoint {step} was trained on different data ({'; '.join(changed)}); restore the old "
+                "data, or pass --allow-data-change"
+            )
+        return state, meta["progress"]
 
     def discard_from(self, step: int) -> None:
-        """Deletes a step and those after it: a run that was resumed before them, and went another way, takes their place."""
+        """Delete this step and all later ones, which a run that resumed from an earlier step replaces."""
         self.wait()
-        found = [number for number in _steps(self.folder) if number >= step]
-        processes.meet("steps listed")  # before anybody deletes one
-        for later in found:
-            self._manager.delete(later)
+        later = [number for number in _steps(self.folder) if number >= step]
+        processes.meet("steps listed")  # before process 0 deletes one
+        for number in later:
+            self._manager.delete(number)
 
-    def set_aside(self, damaged: list[tuple[int, str]]) -> None:
-        """Renames steps that are damaged, each with its reason, and says so."""
+    def quarantine(self, reasons: dict[int, str]) -> None:
+        """Rename corrupted steps and log why."""
         if processes.is_main():
-            for step, reason in damaged:
+            for step, reason in reasons.items():
                 _quarantine(self.folder / str(step), reason)
-        processes.meet("damaged checkpoints set aside")
+        processes.meet("corrupted checkpoints quarantined")
         self._manager.reload()
 
     def wait(self) -> None:
-        """Returns when everything that was begun is on disk, or lost; raises what else went wrong in the background."""
+        """Wait until the checkpoint that is being written is on disk or lost.
+
+        Raises:
+          Exception: writing failed `MAX_FAILURES` times in a row, not because of a full disk.
+        """
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
-            self._failed(error)
+            self._handle_failure(error)
         if self._writing is not None:
             self._writing, self._failures = None, 0
             self.lost.clear()
 
     def close(self) -> None:
-        """Waits, then lets go of threads and files."""
+        """Wait, then release threads and files."""
         self.wait()
         self._manager.close()
 
 
 class Best:
-    """The parameters of a run's best evaluation, in a folder of their own beside its checkpoints."""
+    """The parameters of a run's best evaluation, in a folder of their own beside its checkpoints.
+
+    They are stored with their metrics.  So a run that is killed between storing them and its next checkpoint ends like an
+    uninterrupted one.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._checkpoints = Checkpoints(folder, keep=1)
         self.step: int | None = self._checkpoints.latest_step()
-        """The step of that evaluation; None before the first."""
+        """The step of the best evaluation; None before the first evaluation."""
         self.metrics: dict[str, float] = {}
-        """What it came to."""
-        if self.step is not None:
-            found, reason = attempt(functools.partial(self._checkpoints.read_progress, self.step))
-            if found is None:
-                self._checkpoints.set_aside([(self.step, reason)])
-                self.step = None
-            self.metrics = found or {}
+        if self.step is None:
+            return
+        meta, reason = attempt(functools.partial(_read_meta, self._checkpoints.folder / str(self.step)))
+        if meta is None:
+            self._checkpoints.quarantine({self.step: reason})
+            self.step = None
+        else:
+            self.metrics = meta["progress"]
 
     def offer(self, step: int, select: str, params: Any, metrics: dict[str, float]) -> None:
-        """Keeps the parameters if the metric `select` is larger than at all evaluations before."""
+        """Store the parameters if the metric `select` is larger than at all earlier evaluations."""
         if self.step is not None and not metrics[select] > self.metrics[select]:
             return
         self._checkpoints.discard_from(step)
         self._checkpoints.save(step, {"params": params}, metrics)
-        self._checkpoints.wait()  # on disk before the run's checkpoint of this step is: a resumed run evaluates it no more
+        # On disk before the run's checkpoint of this step: a resumed run does not evaluate the step again.
+        self._checkpoints.wait()
         if step not in self._checkpoints.lost:
             self.step, self.metrics = step, dict(metrics)
 
     def close(self) -> None:
-        """Lets go of threads and files."""
+        """Release threads and files."""
         self._checkpoints.close()
 
 
-def holds_any(folder: str | Path) -> bool:
-    """Whether there is a complete checkpoint in a folder: not what a killed process left behind."""
-    path = place(folder)
-    return any(_complete(path / str(step)) for step in _steps(path))
+def has_checkpoint(folder: str | Path) -> bool:
+    """Whether a folder contains a complete checkpoint; what a killed process left behind is none."""
+    path = _absolute(folder)
+    return any(_is_complete(path / str(step)) for step in _steps(path))
 
 
 def restore_params(folder: str | Path, target: Any) -> Any:
-    """The parameters alone of the newest checkpoint in `folder` that is whole, on the shardings of `target`.
+    """Read the parameters of the newest intact checkpoint in `folder`.
 
-    Those passed over are told, and left where they are: the run may be somebody else's, or be writing.
+    Corrupted checkpoints are logged and not renamed, since the run may belong to somebody else or be in progress.
+
+    Args:
+      folder: a path, or a bucket's address.
+      target: the shape and sharding of each parameter.
 
     Raises:
-      InputError: no whole checkpoint, or other parameters than wanted (the first difference is named).
+      InputError: no checkpoint is intact, or a parameter's shape differs from `target`.
     """
-    path = place(folder)
-    steps = sorted(_steps(path), reverse=True)
-    require(bool(steps), f"{folder}: no checkpoint there")
-    damaged: list[tuple[int, str]] = []
-    for step in steps:
-        params, reason = attempt(functools.partial(_read_params, path / str(step), target))
-        if params is None:
-            damaged.append((step, reason))
-            continue
-        for bad, why in damaged:
-            log.warning("%s: passing over checkpoint %d (%s), using %d", folder, bad, why, step)
-        return params
-    told = "; ".join(f"{step}: {reason}" for step, reason in damaged)
-    raise InputError(f"{folder}: none of the checkpoints can be read ({told})")
+    path = _absolute(folder)
+    if not _steps(path):
+        raise InputError(f"{folder}: no checkpoint in this folder")
+    step, tree, _, corrupted = _read_newest_intact(path, {"params": target}, together=False)
+    for bad, reason in corrupted.items():
+        log.warning("%s: checkpoint %d is corrupted (%s); using checkpoint %d instead", folder, bad, reason, step)
+    return tree["params"]
 
 
-def _read_params(path: epath.Path, target: Any) -> Any:
-    if not _complete(path):
-        raise ValueError("no commit marker")
-    handlers = {STATE: ocp.PyTreeCheckpointHandler(), META: ocp.JsonCheckpointHandler()}
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as reader:
-        stored = reader.metadata(path).item_metadata[STATE].tree["params"]
-        have = {name: tuple(leaf.shape) for name, leaf in zip(leaf_names(stored), jax.tree.leaves(stored), strict=True)}
-        want = {name: tuple(leaf.shape) for name, leaf in zip(leaf_names(target), jax.tree.leaves(target), strict=True)}
-        for name in sorted(have.keys() | want.keys()):
-            require(
-                have.get(name) == want.get(name),
-                f"{path}: params/{name} has shape {have.get(name)}, the model wants {want.get(name)}; use the run's own model settings",
+def _read_newest_intact(
+    folder: epath.Path, target: Any, together: bool
+) -> tuple[int, Any, dict[str, Any], dict[int, str]]:
+    """The newest intact step, its arrays and metadata, and why newer steps were passed over.
+
+    If `together`, all processes read, and they agree on the step.
+    """
+    corrupted: dict[int, str] = {}
+    for step in sorted(_steps(folder), reverse=True):
+        read, reason = attempt(functools.partial(_read, folder / str(step), target))
+        if together and not processes.everywhere(read is not None):
+            read, reason = None, reason or "another process cannot read it"
+        if read is not None:
+            # Computed by all processes together if arrays are sharded, so only after all of them have read their part.
+            reason = mismatch(read[0], read[1]["fingerprints"])
+        if read is not None and not reason:
+            return step, *read, corrupted
+        corrupted[step] = reason
+    reasons = "; ".join(f"{step}: {reason}" for step, reason in corrupted.items())
+    raise InputError(f"{folder}: all checkpoints are corrupted ({reasons}); use a different run folder")
+
+
+def _read(path: epath.Path, target: Any) -> tuple[Any, dict[str, Any]]:
+    """The arrays that `target` names, and the metadata.  The fingerprints are not checked yet."""
+    meta = _read_meta(path)
+    shapes = {name: list(leaf.shape) for name, leaf in _leaves(target).items()}
+    parts = {name.partition("/")[0] for name in shapes}
+    stored = {name: shape for name, shape in meta["shapes"].items() if name.partition("/")[0] in parts}
+    for name in sorted(shapes.keys() | stored.keys()):
+        if stored.get(name) != shapes.get(name):
+            raise InputError(
+                f"{path}: {name} has shape {stored.get(name)}, but the model expects {shapes.get(name)}; use the model "
+                "settings of the run that wrote it"
             )
-        state = ocp.args.PyTreeRestore(
-            item={"params": target},
-            restore_args={"params": ocp.checkpoint_utils.construct_restore_args(target)},
-            partial_restore=True,
-        )
-        found = reader.restore(path, args=ocp.args.Composite(**{STATE: state, META: ocp.args.JsonRestore()}))
-    params, marks = found[STATE]["params"], found[META]["fingerprints"]
-    if reason := differing({"params": params}, marks):
-        raise ValueError(reason)
-    return params
+    restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+    args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        return handler.restore(path / STATE, args=args), meta
 
 
-def size(tree: Any) -> int:
-    """Bytes of the arrays of a tree, over all devices."""
+def _read_meta(path: epath.Path) -> dict[str, Any]:
+    if not _is_complete(path):
+        raise ValueError("no commit marker")
+    meta = json.loads((path / META / "metadata").read_text())
+    if meta.pop("crc32") != crc32(meta):
+        raise ValueError(f"checksum mismatch in {META}")
+    return meta
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
+
+
+def _num_bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def place(folder: str | Path) -> epath.Path:
-    """A folder as Orbax sees it: a path, or a bucket's address."""
+def _absolute(folder: str | Path) -> epath.Path:
     path = epath.Path(folder)
-    return epath.Path(Path(folder).expanduser().absolute()) if _local(path) else path
+    return epath.Path(Path(folder).expanduser().absolute()) if _is_local(path) else path
 
 
-def _local(path: epath.Path) -> bool:
+def _is_local(path: epath.Path) -> bool:
     return "://" not in os.fspath(path)
 
 
@@ -337,18 +356,18 @@ def _steps(folder: epath.Path) -> list[int]:
     return [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
 
 
-def _complete(path: epath.Path) -> bool:
+def _is_complete(path: epath.Path) -> bool:
     needed = ["_CHECKPOINT_METADATA", STATE, f"{META}/metadata"]
-    if not _local(path):  # a bucket cannot rename what is whole: Orbax puts a file beside it
+    if not _is_local(path):  # a bucket cannot rename a complete folder, so Orbax adds this file to it last
         needed.append("commit_success.txt")
     return all((path / name).exists() for name in needed)
 
 
 def _quarantine(path: epath.Path, reason: str) -> None:
-    aside = path.with_name(f"{path.name}.quarantined")
+    target = path.with_name(f"{path.name}.quarantined")
     number = 1
-    while aside.exists():
+    while target.exists():
         number += 1
-        aside = path.with_name(f"{path.name}.quarantined-{number}")
-    path.rename(aside)
-    log.warning("skipping checkpoint %s (%s); it is kept as %s", path.name, reason, aside.name)
+        target = path.with_name(f"{path.name}.quarantined-{number}")
+    path.rename(target)
+    log.warning("checkpoint %s is corrupted (%s); renamed to %s", path, reason, target.name)

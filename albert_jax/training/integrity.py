@@ -1,4 +1,4 @@
-"""Damage to checkpoints, and how it is noticed: Orbax loads flipped bits without a word, and tells of others by the page."""
+"""Detects corrupted checkpoints: Orbax loads flipped bits silently, and logs pages of errors for other corruption."""
 
 import functools
 import gc
@@ -15,97 +15,103 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from albert_jax.config import InputError
+from albert_jax.config import InputError, first_line
 
 T = TypeVar("T")
 
 
 def fingerprint(tree: Any) -> Array:
-    """[leaves, 2] uint32: two sums over each array's bits, weighted by odd numbers that depend on the place.
+    """[leaves, 2] uint32: two sums over each array's bits, weighted by odd numbers that depend on the position.
 
-    It is the same on any number of devices, and no single flipped bit or pair of swapped values leaves it unchanged.
+    It does not depend on the number of devices.  One flipped bit changes it, and so do two swapped values.
     """
 
-    def one(leaf: Array) -> Array:
+    def leaf_fingerprint(leaf: Array) -> Array:
         if leaf.dtype.itemsize != 4:
-            raise TypeError(f"fingerprints are of 4-byte arrays, got {leaf.dtype}")
+            raise TypeError(f"only arrays of 4-byte values have fingerprints, got {leaf.dtype}")
         bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
-        # The place in the flattened array, without flattening it: cut over devices, it would be brought together for that.
-        place, stride = jnp.zeros(bits.shape, jnp.uint32), 1
+        # The position in the flattened array, computed without flattening, which would all-gather a sharded array.
+        position, stride = jnp.zeros(bits.shape, jnp.uint32), 1
         for axis in reversed(range(bits.ndim)):
-            place += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(stride)
+            position += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(stride)
             stride = stride * bits.shape[axis] % 2**32
-        weights = [(place * jnp.uint32(factor)) ^ (place >> 15) for factor in (2654435769, 2246822519)]
+        weights = [(position * jnp.uint32(factor)) ^ (position >> 15) for factor in (2654435769, 2246822519)]
         return jnp.stack([jnp.sum(bits * (weight | 1), dtype=jnp.uint32) for weight in weights])
 
-    return jnp.stack([one(jnp.asarray(leaf)) for leaf in jax.tree.leaves(tree)])
+    return jnp.stack([leaf_fingerprint(jnp.asarray(leaf)) for leaf in jax.tree.leaves(tree)])
+
+
+_jitted_fingerprint = jax.jit(fingerprint)
+
+
+def fingerprints(tree: Any) -> dict[str, list[int]]:
+    """The fingerprint of each array by its path, such as `params/encoder/ffn/output/kernel`."""
+    return dict(zip(leaf_names(tree), jax.device_get(_jitted_fingerprint(tree)).tolist(), strict=True))
 
 
 def leaf_names(tree: Any) -> list[str]:
-    """The path of each leaf, as `params/encoder/ffn/output/kernel`."""
+    """The path of each leaf."""
     return [
         jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(tree)
     ]
 
 
-def differing(tree: Any, marks: dict[str, list[int]]) -> str:
-    """Why a tree's arrays are not those whose fingerprints are in `marks`, by name; empty: they are."""
-    found = dict(zip(leaf_names(tree), jax.device_get(jax.jit(fingerprint)(tree)).tolist(), strict=True))
-    return next((f"fingerprint mismatch in {name}" for name, mark in found.items() if marks.get(name) != mark), "")
+def mismatch(tree: Any, stored: dict[str, list[int]]) -> str:
+    """The first array of a tree whose fingerprint is not the stored one, as a reason; empty if there is none."""
+    names = [name for name, value in fingerprints(tree).items() if stored.get(name) != value]
+    return f"fingerprint mismatch in {names[0]}" if names else ""
 
 
-def crc32(meta: dict[str, Any]) -> int:
-    """Of a table as JSON."""
-    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
+def crc32(table: dict[str, Any]) -> int:
+    """The CRC-32 of a table as JSON."""
+    return zlib.crc32(json.dumps(table, sort_keys=True).encode())
 
 
 def attempt(read: Callable[[], T]) -> tuple[T | None, str]:
-    """What `read` gives, or None and why the checkpoint is damaged, in one line.
+    """Read a checkpoint.
 
-    Where one array cannot be read, Orbax drops the reads of the others as they are: each would print a page, some as late
-    as when the process ends.
+    Returns:
+      The result of `read` and an empty string; or, if the checkpoint is corrupted, None and the reason in one line.
+
+    Raises:
+      OSError: the disk fails, which says nothing about the checkpoint.
+      InputError: the user asked for something that the checkpoint is not.
     """
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    after = hook
-    asyncio_log = logging.getLogger("asyncio")
-    asyncio_log.addFilter(_no)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            try:
-                return read(), ""
-            except Exception as error:  # damaged files end in a bare Exception of Orbax's, too
-                disk = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-                if disk or isinstance(error, InputError):
-                    raise  # the disk fails, or the user is wrong: not the checkpoint
-                reason = next((line for line in str(error).splitlines() if line), type(error).__name__)[:200]
-            after = functools.partial(_unless_late, hook)
-            for _ in range(5):
-                gc.collect()
-                time.sleep(0.1)
-            return None, reason
-    finally:
-        asyncio_log.removeFilter(_no)
-        sys.unraisablehook = after
-
-
-def _unless_late(hook: Callable[[Any], Any], told: Any) -> None:
-    if "Event loop is closed" not in str(told.exc_value):
-        hook(told)
+    silence_orbax()
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            return read(), ""
+        except InputError:
+            raise
+        except Exception as error:  # Orbax raises even a bare Exception for corrupted files
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                raise
+            reason = first_line(error)[:200]
+        # If one array cannot be read, Orbax drops the coroutines that read the others: collect them while warnings are off.
+        for _ in range(5):
+            gc.collect()
+            time.sleep(0.1)
+        return None, reason
 
 
 @functools.cache
-def hush() -> None:
-    """Where an array cannot be written, Orbax's threads print a page for every array; `Checkpoints` tells it once."""
-
-    def told(record: logging.LogRecord) -> bool:
-        late = "never retrieved" in str(record.msg) and "write_fragment" in record.getMessage()
-        trace = record.exc_info[2] if record.exc_info else None
-        return not late and (trace is None or "orbax" not in trace.tb_frame.f_code.co_filename)
-
+def silence_orbax() -> None:
+    """Drop the pages that Orbax's threads print for each array that cannot be read or written: we report it in one line."""
     for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(told)
-    sys.unraisablehook = functools.partial(_unless_late, sys.unraisablehook)
+        logging.getLogger(name).addFilter(_is_not_from_orbax)
+    previous_hook = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        code = getattr(unraisable.object, "cr_code", None)
+        dropped_coroutine = code is not None and "orbax" in code.co_filename
+        if not dropped_coroutine and "Event loop is closed" not in str(unraisable.exc_value):
+            previous_hook(unraisable)
+
+    sys.unraisablehook = hook
 
 
-def _no(record: logging.LogRecord) -> bool:
-    return False
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
+    trace = record.exc_info[2] if record.exc_info else None
+    if record.name == "asyncio" and "never retrieved" in str(record.msg):
+        return "orbax" not in record.getMessage() and "write_fragment" not in record.getMessage()
+    return trace is None or "orbax" not in trace.tb_frame.f_code.co_filename

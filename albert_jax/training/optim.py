@@ -237,12 +237,17 @@ def skip_spikes(inner: optax.GradientTransformation, factor: float) -> optax.Gra
     return optax.GradientTransformation(init, update)
 
 
+def trained_params(opt_state: Any, params: Any) -> Any:
+    """The parameters that are evaluated by default: the trained ones."""
+    return params
+
+
 class Optimizer(NamedTuple):
     """A gradient transformation, its schedule for the log, and the parameters to evaluate."""
 
     transformation: optax.GradientTransformation
     schedule: Schedule
-    eval_params: EvalParams = lambda _, params: params
+    eval_params: EvalParams = trained_params
     """(opt_state, params) -> the parameters that are evaluated, kept as the best, and loaded; the trained ones by default."""
 
     def skipped(self, opt_state: Any) -> Array | None:

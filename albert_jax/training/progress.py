@@ -1,4 +1,6 @@
-"""What the loop reads of its steps: means for the log, speed, memory; and the step at which a run has to stop."""
+"""What a run reports while it trains: averaged metrics, speed and memory, in the log, `metrics.jsonl` and the progress bar."""
+
+from __future__ import annotations
 
 import contextlib
 import logging
@@ -7,65 +9,107 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
 from albert_jax.config import InputError
-from albert_jax.training import partition
+from albert_jax.training import partition, processes
+from albert_jax.training.devices import peak_flops
 from albert_jax.training.run_folder import MetricsLog
 from albert_jax.training.step import Batch, memory
 
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from albert_jax.training.loop import TrainConfig
+
 log = logging.getLogger(__name__)
+
+TOTALS = ("tokens", "timed_tokens", "seconds", "memory", "skipped_updates")
+"""Over all launches of a run: tokens seen; tokens and seconds of timed steps; bytes of the largest step; skipped updates."""
 
 
 class Meter:
-    """Reads metrics one step late, averages them, measures speed, writes the log, and stops at a loss that is not finite."""
+    """Reads each step's metrics one step late, so that the device never waits, and reports their means and the speed.
+
+    Args:
+      config: of the run.
+      run_dir: where `metrics.jsonl` is written.
+      start: the step that the run resumes from.
+      progress: `state()` of the checkpoint that the run resumes from; empty at step 0.
+      flops_per_token: matmul FLOPs of a training step per token.
+      mesh: the devices, for their peak FLOP/s.
+    """
 
     def __init__(
         self,
+        config: TrainConfig,
         run_dir: Path,
-        steps: int,
-        log_every: int,
-        batch_size: int,
-        flops_per_token: float,
-        peak: float | None,
-        metrics_log: MetricsLog,
+        start: int,
         progress: dict[str, Any],
-        bar: Any,
+        flops_per_token: float,
+        mesh: Mesh,
     ) -> None:
-        self.run_dir, self.steps, self.log_every, self.batch_size = run_dir, steps, log_every, batch_size
-        self.flops_per_token, self.peak, self.log, self.bar = flops_per_token, peak, metrics_log, bar
+        self.config, self.run_dir, self.flops_per_token = config, run_dir, flops_per_token
+        self.peak = peak_flops(mesh)
+        self.log = MetricsLog(run_dir, start, processes.is_main())
+        interactive = sys.stderr.isatty() and processes.is_main()
+        self.bar = tqdm(total=config.num_train_steps, initial=start, unit=" steps", disable=not interactive)
         self.signal = 0
-        """The signal that a process had got when the last step that was read began; in all processes at the same step."""
+        """The signal that some process had received when the last step that was read began; the same in all processes."""
         self.pending: tuple[int, dict[str, Any], Batch] | None = None
         self.window_tokens = self.window_steps = 0.0
-        self.begun: float | None = None  # of the window; None until the first, compiling, step is over
-        # Over all launches of the run: tokens seen; tokens and seconds of the steps that were timed; the most memory.
-        kept = ("tokens", "timed_tokens", "seconds", "memory", "skipped_updates")
-        self.progress = {name: progress.get(name, 0.0) for name in kept}
-        self.sums = {name: np.array(total) for name, total in progress.get("sums", {}).items()}  # of the window so far
+        self.window_start: float | None = None  # None until the first step, which compiles, is over
+        self.totals = {name: progress.get(name, 0.0) for name in TOTALS}
+        self.sums = {name: np.array(total) for name, total in progress.get("sums", {}).items()}  # of the current window
+
+    def close(self) -> None:
+        """Close the log and the progress bar."""
+        self.log.close()
+        self.bar.close()
 
     def compiled(self, step: Any) -> None:
-        """Takes what a compiled step needs of memory."""
-        self.progress["memory"] = max(self.progress["memory"], float(memory(step)))
+        """Record the memory of a compiled step."""
+        self.totals["memory"] = max(self.totals["memory"], float(memory(step)))
 
     def add(self, step: int, metrics: dict[str, Any], batch: Batch) -> None:
-        """Takes step's metrics, which may not be there yet, and reads those of the step before."""
+        """Take the metrics of a step that may still be running, and read those of the step before."""
         previous, self.pending = self.pending, (step, metrics, batch)
         self._read(previous)
+        self.bar.update()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Reads what is pending, so that nothing follows a step that failed, and leaves the block out of the speed."""
+        """Read the pending metrics, so that nothing follows a failed step, and exclude the block from the speed."""
         previous, self.pending = self.pending, None
         self._read(previous)
         before = time.perf_counter()
         yield
-        if self.begun is not None:
-            self.begun += time.perf_counter() - before
+        if self.window_start is not None:
+            self.window_start += time.perf_counter() - before
+
+    def evaluation(self, step: int, evaluation: dict[str, dict[str, float]]) -> None:
+        """Log an evaluation."""
+        metrics = evaluation["eval"]
+        self.log.write(step, {f"eval/{name}": value for name, value in metrics.items()})
+        self._print(f"step {step}  eval  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint stores, so that a resumed run continues to count; JSON."""
+        return self.totals | {"sums": {name: total.tolist() for name, total in self.sums.items()}}
+
+    def summary(self) -> dict[str, float]:
+        """Totals of the run over all launches; `seconds` excludes compilation, evaluation and saving."""
+        totals = dict(self.totals)
+        timed_tokens, seconds = totals.pop("timed_tokens"), totals["seconds"]
+        return totals | {
+            "steps": self.config.num_train_steps,
+            "tokens_per_second": timed_tokens / seconds if seconds else 0.0,
+            "flops_per_token": self.flops_per_token,
+        }
 
     def _read(self, pending: tuple[int, dict[str, Any], Batch] | None) -> None:
         if pending is None:
@@ -75,90 +119,57 @@ class Meter:
         norms = values.pop("grad_norms")
         self.signal = max(self.signal, int(values.pop("signal")))
         if not all(math.isfinite(values[name][0]) for name in ("loss", "grad_norm")):
-            raise InputError(self._dumped(step, values, norms, batch))
-        self.progress["skipped_updates"] += float(values.pop("skipped", np.float64(0)))
+            raise InputError(
+                f"step {step}: loss is {values['loss'][0]:g}, gradient norm {values['grad_norm'][0]:g}; "
+                f"{self._dump(step, values, norms, batch)}; earlier checkpoints are kept; lower --optim.learning-rate, "
+                "lengthen the warmup, or look for ids beyond the vocabulary"
+            )
+        self.totals["skipped_updates"] += float(values.pop("skipped", np.float64(0)))
+        self.totals["tokens"] += values["tokens"][0]
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0) + value
-        self.progress["tokens"] += values["tokens"][0]
-        if self.begun is None:
-            self.begun = time.perf_counter()
+        if self.window_start is None:
+            self.window_start = time.perf_counter()
         else:
             self.window_tokens += values["tokens"][0]
             self.window_steps += 1
-        if step % self.log_every == 0 or step == self.steps:
-            self._write(step)
+        if step % self.config.log_every == 0 or step == self.config.num_train_steps:
+            self._end_window(step)
 
-    def _dumped(self, step: int, values: dict[str, Any], norms: np.ndarray, batch: Batch) -> str:
-        """Writes what is known of a step that went wrong; what the user reads."""
+    def _dump(self, step: int, values: dict[str, Any], norms: np.ndarray, batch: Batch) -> str:
+        """Save what is needed to find out why a step went wrong; return where it is."""
         process = f"-process-{jax.process_index()}" if jax.process_count() > 1 else ""
-        dump = self.run_dir / f"nonfinite-step-{step}{process}.npz"
+        path = self.run_dir / f"nonfinite-step-{step}{process}.npz"
         arrays: dict[str, Any] = {name: value[0] for name, value in values.items()} | partition.local_rows(batch)
-        where = f"its batch and the norm of each gradient are in {dump}"
         try:
-            self.run_dir.mkdir(parents=True, exist_ok=True)  # which is another host's, where checkpoints are elsewhere
-            np.savez(dump, step=step, grad_norms=norms, **arrays)
+            self.run_dir.mkdir(parents=True, exist_ok=True)  # with checkpoint_dir, only process 0 may have this folder
+            np.savez(path, step=step, grad_norms=norms, **arrays)
         except OSError as error:
-            where = f"its batch could not be kept ({error.strerror})"
-        return (
-            f"step {step}: loss is {values['loss'][0]:g}, gradient norm {values['grad_norm'][0]:g}; {where}; earlier checkpoints are kept; lower --optim.learning-rate, lengthen the warm-up, or look "
-            "for ids beyond the vocabulary"
-        )
+            return f"its batch could not be saved ({error.strerror})"
+        return f"its batch and the norm of each gradient are in {path}"
 
-    def _write(self, step: int) -> None:
-        elapsed = time.perf_counter() - (self.begun or 0)
-        names = sorted(
-            self.sums.keys() - {"tokens"}, key=lambda name: (name != "loss", name)
-        )  # the loss where eyes go first
-        means = {name: self.sums[name][0] / self.sums[name][1] for name in names if self.sums[name][1] > 0}
-        line = {f"train/{name}": float(value) for name, value in means.items()}
-        if self.progress["skipped_updates"]:
-            line["train/skipped_updates"] = self.progress["skipped_updates"]  # so far, not in the window
+    def _end_window(self, step: int) -> None:
+        elapsed = time.perf_counter() - (self.window_start or 0)
+        means = {name: total / weight for name, (total, weight) in self.sums.items() if weight > 0 and name != "tokens"}
+        loss = means.pop("loss")
+        line = {"train/loss": float(loss)} | {f"train/{name}": float(means[name]) for name in sorted(means)}
+        if self.totals["skipped_updates"]:
+            line["train/skipped_updates"] = self.totals["skipped_updates"]  # of the whole run, not of the window
         if self.window_steps:
-            speed = {
-                "tokens_per_second": self.window_tokens / elapsed,
-                "sequences_per_second": self.window_steps * self.batch_size / elapsed,
-            }
+            tokens_per_second = self.window_tokens / elapsed
+            line["speed/tokens_per_second"] = tokens_per_second
+            line["speed/sequences_per_second"] = self.window_steps * self.config.global_batch_size / elapsed
             if self.peak is not None:
-                speed["mfu"] = speed["tokens_per_second"] * self.flops_per_token / self.peak
-            line |= {f"speed/{name}": value for name, value in speed.items()}
-            self.progress["timed_tokens"] += self.window_tokens
-            self.progress["seconds"] += elapsed
+                line["speed/mfu"] = tokens_per_second * self.flops_per_token / self.peak
+            self.totals["timed_tokens"] += self.window_tokens
+            self.totals["seconds"] += elapsed
         self.log.write(step, line)
-        say(
-            f"step {step}/{self.steps}  "
-            + "  ".join(f"{name.split('/')[1]} {value:.4g}" for name, value in line.items())
-        )
-        self.bar.set_postfix(loss=f"{means['loss']:.3f}", refresh=False)
+        values = "  ".join(f"{name.split('/')[1]} {value:.4g}" for name, value in line.items())
+        self._print(f"step {step}/{self.config.num_train_steps}  {values}")
+        self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         self.sums, self.window_tokens, self.window_steps = {}, 0.0, 0.0
-        self.begun = time.perf_counter()
+        self.window_start = time.perf_counter()
 
-    def state(self) -> dict[str, Any]:
-        """What a resumed run goes on counting from; for JSON."""
-        return self.progress | {"sums": {name: total.tolist() for name, total in self.sums.items()}}
-
-    def summary(self) -> dict[str, float]:
-        """Of the whole run: updates, tokens seen, seconds of training (compilation, evaluation and saving left out), matmul
-        FLOPs a token, bytes that XLA sets aside on a device for a step (state, batch and temporaries), and updates skipped.
-        """
-        seconds = self.progress["seconds"]
-        return {
-            "steps": self.steps,
-            "tokens": self.progress["tokens"],
-            "seconds": seconds,
-            "tokens_per_second": self.progress["timed_tokens"] / seconds if seconds else 0.0,
-            "flops_per_token": self.flops_per_token,
-            "memory": self.progress["memory"],
-            "skipped_updates": self.progress["skipped_updates"],
-        }
-
-
-def say(line: str) -> None:
-    """A line of the log, above the progress bar if there is one."""
-    with tqdm.external_write_mode(file=sys.stderr):
-        log.info(line)
-
-
-def say_evaluation(metrics_log: MetricsLog, step: int, evaluation: dict[str, dict[str, float]]) -> None:
-    """One evaluation in the log."""
-    metrics_log.write(step, {f"eval/{name}": value for name, value in evaluation["eval"].items()})
-    say(f"step {step}  eval  " + "  ".join(f"{name} {value:.4g}" for name, value in evaluation["eval"].items()))
+    def _print(self, line: str) -> None:
+        with tqdm.external_write_mode(file=sys.stderr):  # above the progress bar
+            log.info(line)

@@ -1,4 +1,4 @@
-"""The pure training step and the state that it changes.  It knows neither model, data nor objective; every job uses it."""
+"""The pure training step and the state that it updates.  It knows neither model, data nor objective; every job uses it."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -12,79 +12,91 @@ from jax import Array
 from jax.sharding import Mesh
 
 from albert_jax.training import partition
-from albert_jax.training.optim import Optimizer
+from albert_jax.training.optim import Optimizer, trained_params
 from albert_jax.training.partition import Layout
 
 Params = Any
 Batch = dict[str, Array]
 
 DRAW, UPDATE = "draw", "update"
-"""What a profile calls the parts of a step that are not the model."""
+"""`named_scope` labels of the parts of a step that are not the model, for profiles."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained.  Losses and metrics are sums over rows, so that they add up over micro-batches and devices."""
+    """Model, data and loss, as the train loop sees them.
+
+    Losses and metrics are sums over rows, so that micro-batches and devices add up without a mean of means.
+    """
 
     init: Callable[[Array], Params]
     """key -> parameters."""
     draw: Callable[[Batch, Array], Batch]
     """(global batch, key) -> the examples that the loss reads; runs inside the jitted step."""
     loss: Callable[[Params, Batch], tuple[Array, dict[str, Array]]]
-    """(params, rows) -> loss, metrics: name -> [2], sum and weight."""
+    """(parameters, rows) -> loss, and metrics: name -> [2], sum and weight."""
     batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
-    """step -> this process' rows of the batches of that step and those after it, without end."""
+    """step -> this process' rows of the batches that follow that step, without end."""
     evaluate: Callable[[Params], dict[str, dict[str, float]]]
-    """parameters -> `eval`, metrics on held-out data, and `baseline`, what needs no model."""
+    """parameters -> `eval`: metrics on held-out data; `baseline`: the same metrics without a model."""
     flops_per_token: float
-    """Matmul FLOPs of a training step for each token."""
+    """Matmul FLOPs of a training step per token."""
     select: str = ""
-    """The metric of `eval`, larger being better, whose best parameters are kept in the run folder's `best/`; empty: none."""
+    """The metric of `eval` by which the best parameters (largest value) are kept in `best/` of the run folder; empty: none."""
 
 
 class TrainState(NamedTuple):
-    """Everything that changes from step to step; all of it is in a checkpoint."""
+    """Everything that changes from step to step."""
 
     params: Params
     opt_state: Any
     step: Array
-    """int32: updates done."""
+    """int32: number of updates."""
 
 
-def state_shapes(task: Workload, optimizer: Optimizer, layout: Layout) -> TrainState:
+def state_shapes(workload: Workload, optimizer: Optimizer, layout: Layout) -> TrainState:
     """The shape and sharding of each array of the state."""
-    made = jax.eval_shape(functools.partial(_fresh, task, optimizer), jax.ShapeDtypeStruct((), jnp.uint32))
-    return TrainState(*(layout.placed(part, tree) for part, tree in zip(made._fields, made, strict=True)))
+    shapes = jax.eval_shape(
+        functools.partial(_initial_state, workload, optimizer), jax.ShapeDtypeStruct((), jnp.uint32)
+    )
+    return TrainState(*(layout.placed(part, tree) for part, tree in zip(shapes._fields, shapes, strict=True)))
 
 
-def _fresh(task: Workload, optimizer: Optimizer, seed: Array) -> TrainState:
-    params = task.init(jax.random.key(seed))
+def shardings(shapes: Any) -> Any:
+    """The sharding of each array of a tree."""
+    return jax.tree.map(lambda x: x.sharding, shapes)
+
+
+def _initial_state(workload: Workload, optimizer: Optimizer, seed: Array) -> TrainState:
+    params = workload.init(jax.random.key(seed))
     return TrainState(params, optimizer.transformation.init(params), jnp.int32(0))
 
 
-def make_init(task: Workload, optimizer: Optimizer, layout: Layout) -> Any:
-    """The jitted seed -> fresh state, made on the devices where it stays: none ever holds more of it than its part."""
-    shardings = jax.tree.map(lambda x: x.sharding, state_shapes(task, optimizer, layout))
-    return jax.jit(functools.partial(_fresh, task, optimizer), out_shardings=shardings)
+def make_init(workload: Workload, optimizer: Optimizer, layout: Layout) -> Any:
+    """The jitted function seed -> initial state.  Each device computes only the part of the state that it stores."""
+    out_shardings = shardings(state_shapes(workload, optimizer, layout))
+    return jax.jit(functools.partial(_initial_state, workload, optimizer), out_shardings=out_shardings)
 
 
 def as_argument(seed: int, mesh: Mesh) -> Array:
-    """A seed as jitted functions take it: as a constant in them, every seed would be another program to compile."""
+    """A seed as an argument of jitted functions.  As a constant, each seed would be another program to compile."""
     return jax.device_put(np.uint32(seed), partition.replicated(mesh))
 
 
-def make_step(task: Workload, optimizer: Optimizer, layout: Layout, micro_batches: int) -> Any:
-    """The jitted step (state, global batch, seed, signals) -> (state, metrics): one draw, gradients summed once, one update.
+def make_step(workload: Workload, optimizer: Optimizer, layout: Layout, micro_batches: int) -> Any:
+    """The jitted step (state, global batch, seed, signals) -> (state, metrics).
 
-    `signals` [devices] are the signals that the devices' processes have got, 0 for none; the metric `signal` is the largest.
+    It draws the examples once, all-reduces the gradients once, and updates once.  `signals` [devices] is the signal that each
+    device's process has received, 0 for none; the metric `signal` is the largest.  So all processes learn of a signal with the
+    metrics of the same step, and stop after the same step.
     """
-    gradients = partition.summed_gradients(task.loss, layout, micro_batches)
+    gradients = partition.summed_gradients(workload.loss, layout, micro_batches)
 
     def step(state: TrainState, batch: Batch, seed: Array, signals: Array) -> tuple[TrainState, dict[str, Array]]:
-        # A fold apart from the key that made the parameters.
+        # Fold 1 separates these keys from the key of the initial parameters.
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step)
         with jax.named_scope(DRAW):
-            examples = jax.lax.with_sharding_constraint(task.draw(batch, key), partition.by_rows(layout.mesh))
+            examples = jax.lax.with_sharding_constraint(workload.draw(batch, key), partition.by_rows(layout.mesh))
         grads, loss, metrics = gradients(state.params, examples)
         with jax.named_scope(UPDATE):
             squares = jnp.stack([jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)])
@@ -101,18 +113,51 @@ def make_step(task: Workload, optimizer: Optimizer, layout: Layout, micro_batche
             metrics["skipped"] = skipped
         return TrainState(params, opt_state, state.step + 1), metrics
 
-    shardings = jax.tree.map(lambda x: x.sharding, state_shapes(task, optimizer, layout))
+    state_shardings = shardings(state_shapes(workload, optimizer, layout))
     everywhere, rows = partition.replicated(layout.mesh), partition.by_rows(layout.mesh)
     return jax.jit(
         step,
-        in_shardings=(shardings, rows, everywhere, rows),
-        out_shardings=(shardings, everywhere),
+        in_shardings=(state_shardings, rows, everywhere, rows),
+        out_shardings=(state_shardings, everywhere),
         donate_argnums=0,
     )
 
 
+def make_eval_params(optimizer: Optimizer, shapes: TrainState) -> Callable[[TrainState], Params]:
+    """The function state -> the parameters that are evaluated, kept in `best/`, and loaded from checkpoints."""
+    if optimizer.eval_params is trained_params:
+        return lambda state: state.params
+
+    def eval_params(state: TrainState) -> Params:
+        return optimizer.eval_params(state.opt_state, state.params)
+
+    return jax.jit(eval_params, out_shardings=shardings(shapes.params))
+
+
+TRAIN_PARAMS = "train_params"
+"""Where a checkpoint stores `TrainState.params` if its `params`, which `load` reads, are the optimizer's averaged ones."""
+
+
+def to_checkpoint(state: TrainState, eval_params: Params) -> dict[str, Any]:
+    """The tree that a checkpoint stores."""
+    tree = state._asdict()
+    return tree if eval_params is state.params else tree | {"params": eval_params, TRAIN_PARAMS: state.params}
+
+
+def checkpoint_target(optimizer: Optimizer, shapes: TrainState) -> dict[str, Any]:
+    """The part of a checkpoint that `from_checkpoint` takes."""
+    params = "params" if optimizer.eval_params is trained_params else TRAIN_PARAMS
+    return {params: shapes.params, "opt_state": shapes.opt_state, "step": shapes.step}
+
+
+def from_checkpoint(tree: dict[str, Any]) -> TrainState:
+    """The state that was stored."""
+    params = tree[TRAIN_PARAMS] if TRAIN_PARAMS in tree else tree["params"]
+    return TrainState(params, tree["opt_state"], tree["step"])
+
+
 def memory(step: Any) -> int:
-    """Bytes that a compiled step needs on a device: state, batch and temporaries; 0 where the compiler does not say."""
+    """Bytes that a compiled step needs on a device (state, batch and temporaries); 0 if the compiler does not tell."""
     need = step.memory_analysis()
     if need is None:
         return 0
