@@ -443,7 +443,7 @@ def test_glue_as_tfds_has_it(tmp_path: Path) -> None:
         assert sorted((row.text, str(row.label)) for row in found[split]) == sorted(
             (row.text, str(row.label)) for row in plain[split]
         )
-    with pytest.raises(InputError, match=r"data.dir tfds:nowhere/none: TFDS has no such data set prepared here"):
+    with pytest.raises(InputError, match=r"data.dir tfds:nowhere/none: no such prepared data set"):
         files.find(config(dir="tfds:nowhere/none"), TASKS["sst2"].splits)
 
 
@@ -581,7 +581,7 @@ BAD: dict[str, tuple[str, Callable[[Path], list[str]], list[str], str]] = {
         "sst2",
         made("sst2", whole("dev.tsv", b"sentence\tlabel\ngo\xffod\t1\n")),
         [],
-        "dev.tsv:2: invalid UTF-8 at byte 17; mend it or pass --data.encoding-errors replace",
+        "dev.tsv:2: invalid UTF-8 at byte 17; correct the text or pass --data.encoding-errors replace",
     ),
     "14 JSON": ("squad1", made("squad1", whole("dev-v1.1.json", b"\xff")), [], "dev-v1.1.json: not UTF-8 at byte 0"),
     "41 label": ("rte", made("rte", line("dev.tsv", 3, "1\ta\tb\tmaybe")), [], "dev.tsv:3: label 'maybe' is not one of entailment, not_entailment"),
@@ -630,7 +630,7 @@ BAD: dict[str, tuple[str, Callable[[Path], list[str]], list[str], str]] = {
     "file": ("sst2", made("sst2"), ["--data.dev-file", "nowhere.tsv"], "data.dev_file nowhere.tsv: no such file"),
     "kind": ("sst2", made("sst2"), ["--data.dev-file", "{folder}/../spiece.bin"], "cannot read '.bin'; known: tsv, csv, jsonl, json, txt"),
     "task": ("sst2", made("sst2"), ["--data.task", "sst3"], "data.task: one of cola, sst2,"),
-    "batch": ("sst2", made("sst2"), ["--train.global-batch-size", "4096"], "the training data has 320 rows, train.global_batch_size needs 4096"),
+    "batch": ("sst2", made("sst2"), ["--train.global-batch-size", "4096"], "train.global_batch_size is 4096, but there are only 320 training examples"),
     "length": ("sst2", made("sst2"), ["--data.max-seq-length", "600"], "data.max_seq_length 600 > model.max_position_embeddings 512; --data.max-seq-length 512 is the longest"),
     "init": ("sst2", made("sst2"), ["--init-from", "nowhere/at/all"], "nowhere/at/all: no such file or folder"),
     "init and model": ("sst2", made("sst2"), ["--init-from", "x", "--model.hidden-size", "64"], "--model.hidden_size: with --init-from the network is that one's; of the model dtype"),
