@@ -113,19 +113,18 @@ def _beam_options(overrides: list[str]) -> tuple[list[str], list[tuple[str, str]
 
 
 def plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Prints what an experiment will take."""
+    """Print the plan of an experiment."""
     import json
 
     os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: no accelerator is touched
-    from albert_jax.plan import planning, table
+    from albert_jax.plan.estimate import Assumptions, plan
+    from albert_jax.plan.printing import plan_json, plan_table
     from albert_jax.pretraining.run import PretrainConfig
 
     config = load(PretrainConfig, arguments.experiment, overrides)
-    assumed = planning.Assumed(**{name: getattr(arguments, name) for name in planning.Assumed.__dataclass_fields__})
-    made = planning.plan(config, assumed)
-    if arguments.compile:
-        made = planning.with_compiled(made, config)
-    print(json.dumps(table.to_json(made)) if arguments.json else table.describe(made, config, arguments.experiment))
+    assumptions = Assumptions(**{name: getattr(arguments, name) for name in Assumptions.__dataclass_fields__})
+    planned = plan(config, assumptions, arguments.compile)
+    print(json.dumps(plan_json(planned)) if arguments.json else plan_table(planned, arguments.experiment))
     return 0
 
 

@@ -1,5 +1,5 @@
-"""What an experiment will take, before it is launched.
+"""The cost of an experiment, computed before it is launched.
 
-`planning.py` (the plan and what looks wrong)  `footprint.py` (memory and traffic, on paper)  `compiled.py` (what XLA says)
-`table.py` (for people)
+`estimate.py` (memory, communication, time, warnings)  `compiled.py` (memory and collectives according to XLA)
+`printing.py` (a plan as Markdown and JSON)
 """

@@ -1,8 +1,8 @@
-"""What XLA makes of an experiment's training step on devices that are not there: its memory, and its collectives.
+"""Memory and collectives of a training step according to XLA, compiled for virtual CPU devices.
 
-The step is lowered from shapes alone for so many virtual CPU devices, in a process of its own, since their number is fixed
-as JAX starts.  Nothing is allocated and nothing runs.  Figures are XLA:CPU's: the program is cut over devices as on any
-backend, but others fuse and schedule otherwise, and XLA:CPU computes some bfloat16 products in float32.
+The step is compiled from shapes alone: nothing is allocated and nothing runs.  The figures are XLA:CPU's.  A GPU or TPU
+shards the program in the same way, but fuses and schedules differently, and XLA:CPU computes some bfloat16 products in
+float32.
 """
 
 import json
@@ -22,80 +22,94 @@ from albert_jax.pretraining import run as pretrain
 from albert_jax.pretraining.run import PretrainConfig
 from albert_jax.pretraining.task import batch_shapes, some_vocabulary
 from albert_jax.training import partition
-from albert_jax.training import step as train_step
+from albert_jax.training.step import make_step, state_shapes
 
 KINDS = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
 
 
 class Collective(NamedTuple):
-    """One collective instruction of compiled HLO."""
+    """One collective instruction of compiled HLO.  Sizes are those of whole arrays: before a scatter, after a gather."""
 
     kind: str
     """One of `KINDS`."""
     elements: int
-    """Of the largest array in it, whole: before it is scattered, or after it is gathered."""
+    """Of its largest array."""
     bytes: int
-    """Of all arrays in it, whole."""
+    """Of all its arrays."""
     in_loop: bool
-    """It stands in the body or the condition of a while loop, or in what these call."""
+    """Whether a while loop runs it, directly or through a call."""
 
 
-def collectives(text: str) -> list[Collective]:
-    """The collectives in compiled HLO, `compiled.as_text()`, in its order."""
-    calls: dict[str, set[str]] = {}
-    looped: list[str] = []
-    found: list[tuple[str, Collective]] = []
-    name = ""
+def collectives(text: str, devices: int) -> list[Collective]:
+    """List the collectives in compiled HLO, the text of `compiled.as_text()`.  Each must span all `devices`."""
+    calls: dict[str, set[str]] = {}  # computation -> the computations that it calls
+    loops: list[str] = []  # bodies and conditions of while loops
+    instructions: list[tuple[str, Collective]] = []
+    computation = ""
     for line in text.splitlines():
         if line and not line[0].isspace() and line.rstrip().endswith("{"):
-            name = re.sub(r"^ENTRY ", "", line).split("(")[0].strip().lstrip("%")
-            calls[name] = set()
-            continue
-        called = re.findall(r"(?:to_apply|calls|body|condition)=%?([\w.\-]+)", line)
-        for branches in re.findall(r"(?:branch_computations|called_computations)=\{([^}]*)\}", line):
-            called += re.findall(r"[\w.\-]+", branches)
-        calls.setdefault(name, set()).update(called)
+            computation = line.removeprefix("ENTRY ").split("(")[0].strip().lstrip("%")
+        callees = re.findall(r"(?:to_apply|calls|body|condition)=%?([\w.\-]+)", line)
+        for names in re.findall(r"(?:branch_computations|called_computations)=\{([^}]*)\}", line):
+            callees += re.findall(r"[\w.\-]+", names)
+        calls.setdefault(computation, set()).update(callees)
         if " while(" in line:
-            looped += re.findall(r"(?:body|condition)=%?([\w.\-]+)", line)
-        if match := re.search(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\((.*?)\), ", line):
-            result, kind, operands = match.groups()
-            # Only what is scattered is whole before; newer texts do not repeat the shapes of operands.
-            parts = 1
-            if kind == "reduce-scatter" and "[" not in operands:
-                # {{0,1,2}}, [groups,size], or, since JAX 0.12, mesh['data'=size].
-                groups = re.search(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]|mesh\['\w+'=(\d+)\])", line)
-                if groups:
-                    parts = len(groups[1].split(",")) if groups[1] else int(groups[2] or groups[3])
-            shapes = operands if kind == "reduce-scatter" and "[" in operands else result
-            sizes = [
+            loops += callees
+        if match := re.search(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(", line):
+            shapes, kind = match.groups()
+            parts = devices if kind == "reduce-scatter" else 1  # its result is one part of the array
+            arrays = [
                 (math.prod(int(n) for n in dims.split(",") if n) * parts, int(bits or 8))
-                for bits, dims in re.findall(r"\b(?:[a-z]+)(\d*)\[([\d,]*)\]", shapes)
+                for bits, dims in re.findall(r"\b[a-z]+(\d*)\[([\d,]*)\]", shapes)
             ]
-            largest = max((count for count, _ in sizes), default=0)
-            found.append((name, Collective(kind, largest, sum(count * bits // 8 for count, bits in sizes), False)))
-    inside: set[str] = set()
-    while looped:
-        one = looped.pop()
-        if one not in inside:
-            inside.add(one)
-            looped += calls.get(one, ())
-    return [one._replace(in_loop=computation in inside) for computation, one in found]
+            largest = max((count for count, _ in arrays), default=0)
+            size = sum(count * bits // 8 for count, bits in arrays)
+            instructions.append((computation, Collective(kind, largest, size, in_loop=False)))
+    in_loops: set[str] = set()
+    while loops:
+        name = loops.pop()
+        if name not in in_loops:
+            in_loops.add(name)
+            loops += calls.get(name, ())
+    return [collective._replace(in_loop=name in in_loops) for name, collective in instructions]
+
+
+def compile_here(config: PretrainConfig, devices: int) -> dict[str, Any]:
+    """Compile the step of `config` for `devices` CPU devices of this process.
+
+    Returns:
+      `argument`, `output`, `temp` and `alias`: bytes per device as XLA counts them; `collectives`: a list of `Collective` as
+      dicts; `seconds`: the time of lowering and compiling.
+    """
+    mesh = partition.make_mesh("cpu", devices)
+    task, optimizer, layout = pretrain.make_task(config, some_vocabulary(config.model.vocab_size), mesh, None, None)
+    step = make_step(task, optimizer, layout, config.train.gradient_accumulation)
+    rows = partition.by_rows(mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows)
+        for name, x in batch_shapes(config.objective, config.train.global_batch_size).items()
+    }
+    seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=partition.replicated(mesh))
+    signals = jax.ShapeDtypeStruct((devices,), jnp.int32, sharding=rows)
+    start = time.perf_counter()
+    compiled = step.lower(state_shapes(task, optimizer, layout), batch, seed, signals).compile()
+    seconds = time.perf_counter() - start
+    memory: Any = compiled.memory_analysis()
+    sizes = {name: getattr(memory, f"{name}_size_in_bytes") for name in ("argument", "output", "temp", "alias")}
+    found = [collective._asdict() for collective in collectives(compiled.as_text(), devices)]
+    return sizes | {"seconds": seconds, "collectives": found}
 
 
 def compile_step(config: PretrainConfig, devices: int) -> dict[str, Any]:
-    """Compiles the step of `config` for so many virtual CPU devices, in a process of its own.
-
-    Returns:
-      `argument`, `output`, `temp` and `alias`, bytes a device as XLA counts them; `collectives`, each a `Collective` as a
-      dict; `seconds` that lowering and compiling took.
+    """Run `compile_here` in a child process, because the number of CPU devices is fixed when JAX starts.
 
     Raises:
-      InputError: it does not compile; the last line of the reason.
+      InputError: the step does not compile; with the last line of the reason.
     """
-    # Not the user's XLA_FLAGS: a GPU's are unknown to XLA:CPU, which ends at them.  LLVM's part changes no figure.
+    # Replace the user's XLA_FLAGS: XLA:CPU aborts on the flags of a GPU.  LLVM's optimization level changes no figure.
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_TRACEBACK_FILTERING": "off"}
-    done = subprocess.run(
+    child = subprocess.run(
         [sys.executable, "-m", "albert_jax.plan.compiled", str(devices)],
         input=json.dumps(to_dict(config)),
         env=environment,
@@ -103,35 +117,12 @@ def compile_step(config: PretrainConfig, devices: int) -> dict[str, Any]:
         text=True,
         check=False,
     )
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    if child.returncode != 0:
+        lines = child.stderr.strip().splitlines() or [f"exit code {child.returncode}"]
         reason = ([line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)] or lines)[-1]
         raise InputError(f"--compile: the step does not compile for {devices} virtual devices: {reason}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
-def _main(devices: int) -> None:
-    """The child: a configuration as JSON on standard input, what `compile_step` returns on standard output."""
-    config = from_dict(PretrainConfig, json.load(sys.stdin))
-    mesh = partition.make_mesh("cpu", devices)
-    task, optimizer, layout = pretrain.make_task(config, some_vocabulary(config.model.vocab_size), mesh, None, None)
-    step = train_step.make_step(task, optimizer, layout, config.train.gradient_accumulation)
-    everywhere, rows = partition.replicated(mesh), partition.by_rows(mesh)
-    batch = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows)
-        for name, x in batch_shapes(config.objective, config.train.global_batch_size).items()
-    }
-    seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=everywhere)
-    signals = jax.ShapeDtypeStruct((devices,), jnp.int32, sharding=rows)
-    begun = time.perf_counter()
-    compiled = step.lower(train_step.state_shapes(task, optimizer, layout), batch, seed, signals).compile()
-    seconds = time.perf_counter() - begun
-    need: Any = compiled.memory_analysis()
-    sizes = {name: getattr(need, f"{name}_size_in_bytes") for name in ("argument", "output", "temp", "alias")}
-    found = [one._asdict() for one in collectives(compiled.as_text())]
-    print(json.dumps(sizes | {"seconds": seconds, "collectives": found}))
+    return json.loads(child.stdout)
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]))
+    print(json.dumps(compile_here(from_dict(PretrainConfig, json.load(sys.stdin)), int(sys.argv[1]))))
