@@ -1,25 +1,36 @@
-"""Experiments as frozen dataclasses: read from a Python file or JSON, overridden from the command line, written back to JSON.
+"""Configurations: nested dataclasses, read from an experiment file or JSON and overridden on the command line.
 
-Decides how a configuration is read, checked and compared; knows nothing of what the fields mean.  Each part of the
-package keeps its own dataclass beside the code that reads it.  Standard library only.
+Each part of the package keeps its own dataclass beside the code that reads it.  This module does not know what the fields
+mean, and imports only the standard library.
 """
 
+import argparse
+import ast
+import collections
+import contextlib
+import copy
 import dataclasses
 import difflib
+import functools
+import inspect
+import itertools
 import json
+import re
 import runpy
 import tempfile
+import textwrap
 import traceback
+import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used.  One line: the field or the file and line, what is wrong, the way out."""
+    """A user's mistake.  One line: the field, or the file and line; what is wrong; what to do."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -35,10 +46,10 @@ def first_line(error: BaseException) -> str:
 
 
 def check_writable(path: Path, field: str) -> None:
-    """Refuses a file or folder that could not be made; leaves nothing behind.
+    """Check that a file or folder can be created, without creating it.
 
     Raises:
-      InputError: naming `field`, and the folder that cannot be written to.
+      InputError: names `field` and the folder that is not writable.
     """
     existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     try:
@@ -48,16 +59,19 @@ def check_writable(path: Path, field: str) -> None:
         raise InputError(f"{field} {path}: cannot write to {existing}: {error.strerror}") from None
 
 
+# Dataclass fields
+
+
 def choice(default: str, values: Collection[str]) -> Any:
     """A dataclass field that takes one of `values`, such as the keys of a table; `check_fields` checks it."""
     return dataclasses.field(default=default, metadata={"choices": values})
 
 
 def variant(default: str, table: Mapping[str, type]) -> Any:
-    """A dataclass field that holds one of several dataclasses, each with fields of its own, chosen by name.
+    """A dataclass field that holds one of several dataclasses, each with its own fields, chosen by name.
 
-    In Python the field takes an instance, or a name for that dataclass with its defaults.  In JSON it is a table with the
-    key `name`.  On the command line `--optim.optimizer lion` chooses one, and drops the fields of the one before;
+    In Python the field takes an instance, or a name for that dataclass with its defaults.  In JSON it is an object with the
+    key `name`.  On the command line `--optim.optimizer lion` chooses a dataclass, with its defaults, and
     `--optim.optimizer.beta2 0.98` sets a field of it.  `check_fields` turns names into instances.
     """
     return dataclasses.field(default=default, metadata={"variants": table})
@@ -69,34 +83,43 @@ def variant_name(config: Any, field: str) -> str:
     return next(name for name, kind in table.items() if type(getattr(config, field)) is kind)
 
 
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """Raise an `InputError` that names the field or option, unless `value` is one of `choices`."""
+    if not (isinstance(value, str) and value in choices):
+        raise InputError(f"{name}: unknown value {value!r}; choose one of {', '.join(choices)}")
+
+
 def check_fields(config: Any) -> None:
-    """Check types and choices of a dataclass, and turn names of variants into instances; for `__post_init__`.
+    """Check the types and choices of a dataclass, and turn names of variants into instances; for `__post_init__`.
 
     Raises:
-      InputError: names the field, and says what it takes.
+      InputError: names the field and what it takes.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
-        name, value, hint = field.name, getattr(config, field.name), hints[field.name]
+        name, value, hint = field.name, getattr(config, field.name), _without_none(hints[field.name])
         if choices := field.metadata.get("choices"):
-            _check_choice(name, value, choices)
+            check_choice(name, value, choices)
         elif variants := field.metadata.get("variants"):
             if type(value) not in variants.values():
-                _check_choice(name, value, variants)
+                check_choice(name, value, variants)
                 object.__setattr__(config, name, variants[value]())
-        elif hint in (int, float, str, bool):
+        elif hint in (int, float, str, bool) and not (value is None and hint is not hints[field.name]):
             expected = (int, float) if hint is float else hint
             if not isinstance(value, expected) or (isinstance(value, bool) and hint is not bool):
                 raise InputError(f"{name}: expected {hint.__name__}, got {value!r}")
 
 
-def _check_choice(name: str, value: Any, choices: Collection[str]) -> None:
-    if not (isinstance(value, str) and value in choices):
-        raise InputError(f"{name}: unknown value {value!r}; choose one of {', '.join(choices)}")
+def _without_none(hint: Any) -> Any:
+    """`X` for the type hint `X | None`."""
+    return typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
+
+
+# Nested dicts, as in JSON
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The nested dict of a configuration as it is written to JSON: tuples become lists."""
+    """Convert a configuration to the nested dict that is written to JSON.  Tuples become lists."""
 
     def plain(value: Any) -> Any:
         if not dataclasses.is_dataclass(value):
@@ -112,159 +135,105 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[T], values: dict[str, Any], path: str = "") -> T:
-    """Builds the dataclass `cls` from a nested dict, strictly.
+    """Build the dataclass `cls` from a nested dict.  Text is read as the type of its field.
+
+    The dataclass checks its values itself, by `check_fields` in `__post_init__`.
 
     Raises:
-      InputError: an unknown key (with the nearest known one), a missing one, a value of the wrong type, or whatever
-        the dataclass itself refuses; fields are named by their dotted path.
+      InputError: an unknown key, a missing key, or what the dataclass refuses; names the dotted path of the field.
     """
-    require(isinstance(values, dict), f"{path or 'config'}: expected a table of fields, got {values!r}")
+    if not isinstance(values, dict):
+        raise InputError(f"{path or 'config'}: expected a table of fields, got {values!r}")
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    dot = f"{path}." if path else ""
+    prefix = f"{path}." if path else ""
     for key in values:
-        require(key in fields, f"unknown key '{dot}{key}'{_hint(key, fields)}")
+        if key not in fields:
+            raise InputError(f"unknown key '{prefix}{key}'{_suggestion(str(key), fields)}")
     for name, field in fields.items():
-        optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        require(name in values or optional, f"{dot}{name} has no default: give it a value")
-    built = {key: _typed(hints[key], value, f"{dot}{key}", fields[key].metadata) for key, value in values.items()}
+        if name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise InputError(f"{prefix}{name} has no default: give it a value")
+    read = {
+        key: _read(hints[key], fields[key].metadata.get("variants"), value, f"{prefix}{key}")
+        for key, value in values.items()
+    }
     try:
-        return cls(**built)
+        return cls(**read)
     except InputError as error:
-        raise InputError(f"{dot}{error}") from None
+        raise InputError(f"{prefix}{error}") from None
 
 
-def _typed(hint: Any, value: Any, path: str, metadata: Mapping[str, Any]) -> Any:
-    """`value`, checked against the type `hint`; text from the command line is read as that type."""
-    if "variants" in metadata:
-        table = value if isinstance(value, dict) else {"name": value}
-        _check_choice(path, table.get("name"), metadata["variants"])
-        fields = {key: one for key, one in table.items() if key != "name"}
-        return from_dict(metadata["variants"][table["name"]], fields, path)
-    if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, path)
-    choices = typing.get_args(hint)
-    if type(None) in choices:  # a section that may be left out
-        return None if value is None else _typed(choices[0], value, path, metadata)
-    try:
-        if hint is bool:
-            return {"true": True, "false": False}[str(value).lower()]
-        if hint is int and (isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool))):
-            return int(value)
-        if hint is float and isinstance(value, (str, int, float)) and not isinstance(value, bool):
-            return float(value)
-        if hint is str and isinstance(value, (str, Path)):
-            return str(value)
-    except (ValueError, KeyError):
-        pass
-    raise InputError(f"{path}: expected {hint.__name__}, got {value!r}")
+def _read(hint: Any, variants: Mapping[str, type] | None, value: Any, path: str) -> Any:
+    """Convert `value` to the type of its field.  What cannot be converted stays for `check_fields` to refuse."""
+    if variants:
+        fields = dict(value) if isinstance(value, dict) else {"name": value}
+        name = fields.pop("name", None)
+        return from_dict(variants[name], fields, path) if isinstance(name, str) and name in variants else name
+    kind = _without_none(hint)
+    if dataclasses.is_dataclass(kind):
+        return None if value is None and kind is not hint else from_dict(typing.cast(type, kind), value, path)
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is str and isinstance(value, Path):
+        return str(value)
+    if kind is bool and isinstance(value, str):
+        return {"true": True, "false": False}.get(value.lower(), value)
+    if kind in (int, float) and isinstance(value, str):
+        try:
+            return kind(value)
+        except ValueError:
+            return value
+    return value
 
 
-def _hint(word: Any, known: Any) -> str:
-    near = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(map(str, known))}"
+def _suggestion(word: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}"
 
 
-def load(cls: type[T], path: str, overrides: Sequence[str] = ()) -> T:
-    """The configuration in an experiment file (`config = ...` in Python, or a run's `config.json`), with overrides.
-
-    `overrides` are command-line words: `--train.global-batch-size 256` or `--train.global-batch-size=256`.
-
-    Raises:
-      InputError: the file is not there or holds no `config`, or as `from_dict`.
-    """
-    file = Path(path)
-    require(file.is_file(), f"{path}: no such experiment file")
-    if file.suffix == ".json":
-        stored = read_json(file)
-        told = f"{path}: a model that 'albert-jax convert' wrote, no experiment"
-        require(stored.get("job") != "convert", f"{told}; name one, with --init-from {file.parent}")
-        require(
-            isinstance(stored.get("config"), dict),
-            f"{path}: no table 'config' in it; a run folder's config.json is wanted",
-        )
-        values = stored["config"]
-    else:
-        found = run_file(path).get("config")
-        require(isinstance(found, cls), f"{path}: it must set 'config' to a {cls.__name__}")
-        values = to_dict(found)
-    return from_dict(cls, _override(values, overrides))
-
-
-def run_file(path: str) -> dict[str, Any]:
-    """What an experiment file defines.  Its mistakes are the user's: told by file and line, without a traceback."""
-    try:
-        return runpy.run_path(path)
-    except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-        number = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
-        what = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        raise InputError(f"{path}:{number}: {what.splitlines()[0]}") from None
-
-
-def _override(values: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
-    """A copy of nested `values` with the command line's words put in; unknown names are left for `from_dict` to refuse."""
-    values = json.loads(json.dumps(values))
-    # The shortest names first: a variant is chosen before its fields are set.
-    for name, text in sorted(read_words(words).items(), key=lambda word: word[0].count(".")):
-        put(values, name, text)
+def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested `values` with some dotted fields replaced.  `from_dict` refuses the unknown ones."""
+    values = copy.deepcopy(dict(values))
+    # The shortest names come first: a variant is chosen before its fields are set.
+    for name, value in sorted(overrides.items(), key=lambda item: item[0].count(".")):
+        *sections, field = name.split(".")
+        table = values
+        for section in sections:
+            if not isinstance(
+                table.get(section), dict
+            ):  # a variant given by name, or an optional section that was None
+                table[section] = {"name": table[section]} if isinstance(table.get(section), str) else {}
+            table = table[section]
+        table[field] = value
     return values
 
 
-def read_words(words: Sequence[str]) -> dict[str, str]:
-    """Command-line words as dotted field -> text: `--train.seed 1` and `--train.seed=1` give `{"train.seed": "1"}`.
-
-    Raises:
-      InputError: a word that is no option, or an option without its value.
-    """
-    found = {}
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        require(word.startswith("--"), f"unexpected argument '{word}'; options look like --train.seed 1")
-        name, equals, text = word[2:].partition("=")
-        if not equals:
-            require(bool(rest), f"--{name} needs a value")
-            text = rest.pop(0)
-        found[name.replace("-", "_")] = text
-    return found
+def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested values as a dict from dotted field to value."""
+    fields: dict[str, Any] = {}
+    for key, value in values.items():
+        fields |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return fields
 
 
-def put(values: dict[str, Any], name: str, value: Any) -> None:
-    """Sets the dotted field `name` of nested `values` in place.
-
-    Raises:
-      InputError: there is no such field, or it is a section.
-    """
-    *sections, key = name.split(".")
-    table = values
-    for section in sections:
-        require(isinstance(table.get(section), dict), f"unknown key '{name}'{_hint(section, table)}")
-        table = table[section]
-    if "name" in table and sections:  # a variant: from_dict knows its fields
-        table[key] = value
-        return
-    require(key in table, f"unknown key '{name}'{_hint(key, table)}")
-    if isinstance(table[key], dict) and "name" in table[key]:
-        table[key] = {"name": value}
-        return
-    if isinstance(table[key], dict):
-        raise InputError(f"--{name.replace('_', '-')} is a section; its fields: {', '.join(table[key])}")
-    table[key] = value
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """The differences between two nested dicts, each as `section.field: old -> new`."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += differences(before, after, f"{path}{key}.")
+        elif before != after:
+            lines.append(f"{path}{key}: {before!r} -> {after!r}")
+    return lines
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
-      InputError: it cannot be read, is not UTF-8, not JSON, a key given twice, or NaN and Infinity, which JSON does not have.
+      InputError: the file cannot be read, or is not a JSON object in UTF-8; a key occurs twice; it holds NaN or Infinity.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table: dict[str, Any] = {}
@@ -278,34 +247,199 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: {constant} is not JSON")
 
     try:
-        found = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
     except RecursionError:
-        raise InputError(f"{path}: not read: it is nested too deep") from None
-    except ValueError as error:  # a number of thousands of digits
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: not read: {str(error).partition(';')[0]}") from None
-    require(isinstance(found, dict), f"{path}: expected a JSON object")
+        raise InputError(f"{path}: cannot be read: it is nested too deeply") from None
+    except ValueError as error:  # a number with thousands of digits
+        raise InputError(f"{path}: cannot be read: {str(error).partition(';')[0]}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return values
+
+
+# Experiment files
+
+
+def load(cls: type[T], path: str, overrides: Mapping[str, Any] | Sequence[str] = ()) -> T:
+    """Load the configuration of an experiment file (`config = ...` in Python) or of a run's `config.json`.
+
+    Args:
+      cls: the dataclass of the configuration.
+      path: the file.
+      overrides: dotted field -> value, such as `{"train.seed": 1}`; or command-line words, such as `["--train.seed", "1"]`.
+
+    Raises:
+      InputError: the file does not exist or sets no `config`; or as `from_dict`.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"{path}: no such experiment file")
+    if file.suffix == ".json":
+        stored = read_json(file)
+        if stored.get("job") == "convert":
+            raise InputError(
+                f"{path} is of a converted model, not of a run; name an experiment, with --init-from {file.parent}"
+            )
+        values = stored.get("config")
+        if not isinstance(values, dict):
+            raise InputError(f"{path}: no table 'config' in it; name the config.json of a run folder")
+    else:
+        config = run_file(path).get("config")
+        if not isinstance(config, cls):
+            raise InputError(f"{path}: it must set 'config' to a {cls.__name__}")
+        values = to_dict(config)
+    if not isinstance(overrides, Mapping):
+        parser = Parser(prog="albert-jax", add_help=False)
+        parser.add_fields(cls)
+        overrides = parser.parse(overrides).overrides
+    return from_dict(cls, override(values, overrides))
+
+
+def run_file(path: str) -> dict[str, Any]:
+    """Run a Python file; return its global names.  An exception in it becomes an `InputError` with file and line."""
+    try:
+        return runpy.run_path(path)
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        number = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
+        name = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        raise InputError(f"{path}:{number}: {name}{first_line(error)}") from None
+
+
+# The command line
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose options can be the fields of a dataclass.  Its errors are `InputError`s."""
+
+    field_class: Callable[[], type] | None = None
+    """Imports the dataclass whose fields are options; called only when they are needed, since the import is slow."""
+    field_values: Callable[[argparse.Namespace], Any]
+    """Returns the configuration whose values `--help` shows, given the arguments."""
+    aliases: Mapping[str, str] = {}
+    """Dotted field -> a shorter option for it."""
+    free_options: str = ""
+    """If not empty: any option that starts with this, such as `--beam.`, is collected in `arguments.free`."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        self.set_defaults(overrides={}, free=[])
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+    def add_experiment(self, field_class: Callable[[], type]) -> None:
+        """Add the argument `experiment`, whose fields are options."""
+        text = "experiment file (.py) or the config.json of a run; followed by --help: lists the fields with its values"
+        self.add_argument("experiment", help=text)
+        self.field_class = field_class
+        self.field_values = lambda arguments: load(field_class(), arguments.experiment, arguments.overrides)
+
+    def add_fields(self, cls: type, config: Any = None, path: str = "", about: str = "") -> None:
+        """Add an option for each field of `cls`, such as `--train.global-batch-size`, except where there already is one.
+
+        `parse` puts their text into `arguments.overrides`, by dotted field; `from_dict` converts the text.
+
+        Args:
+          cls: the dataclass.  Of a `variant`, without `config`, the fields of all dataclasses are options.
+          config: the instance whose values the help shows.
+          path: the dotted field that holds the dataclass.
+          about: what the help says of that field.
+        """
+        hints, docs = typing.get_type_hints(cls), _docstrings(cls)
+        group = self.add_argument_group(f"fields of {path}" if path else "fields", about)
+        for field in dataclasses.fields(cls):
+            name = f"{path}.{field.name}" if path else field.name
+            kind, value, text = _without_none(hints[field.name]), getattr(config, field.name, None), docs[field.name]
+            if dataclasses.is_dataclass(kind):
+                self.add_fields(typing.cast(type, kind), value, name, text)
+                continue
+            variants = field.metadata.get("variants", {})
+            choices = field.metadata.get("choices", variants)
+            shown = variant_name(config, field.name) if variants and config is not None else value
+            text += f"  One of {', '.join(choices)}." if choices else ""
+            text += "" if shown is None else f"  ({'empty' if shown == '' else shown})"
+            metavar = "NAME" if choices else {int: "INT", float: "NUMBER", bool: "true|false"}.get(kind, "TEXT")
+            options = [f"--{name.replace('_', '-')}", *([self.aliases[name]] if name in self.aliases else [])]
+            with contextlib.suppress(argparse.ArgumentError):
+                group.add_argument(
+                    *options, dest=name, action=_Override, metavar=metavar, help=text.strip().replace("%", "%%")
+                )
+            for one in variants.values() if config is None else [type(value)] if variants else []:
+                self.add_fields(one, value, name)
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parse `words`.  In the names of options `_` and `-` are the same, and options may stand anywhere.
+
+        Raises:
+          InputError: an unknown option, with the nearest known one; a missing or unexpected argument.
+        """
+        words = _normalized(words)
+        for option in {word.partition("=")[0] for word in words if word.startswith(self.free_options or "no option")}:
+            name = option.removeprefix(self.free_options)
+            self.add_argument(option, dest="free", action="append", type=functools.partial(_named, name))
+        arguments, rest = self.parse_known_intermixed_args(words)
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        for word in rest:
+            option = word.partition("=")[0]
+            if not option.startswith("--"):
+                continue
+            if fields := [other for other in known if other.startswith(f"{option}.")]:
+                raise InputError(f"{option} is a section; set one of its fields: {', '.join(fields)}")
+            near = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
+            advice = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
+            raise InputError(f"unknown option {option}; {advice}")
+        if rest:
+            raise InputError(f"unexpected argument '{rest[0]}'; see {self.prog} --help")
+        return arguments
+
+
+class _Override(argparse.Action):
+    """Stores the text of a field in `arguments.overrides`."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        namespace.overrides = namespace.overrides | {self.dest: values}
+
+
+def _named(name: str, text: str) -> tuple[str, str]:
+    return name, text
+
+
+def _normalized(words: Sequence[str]) -> list[str]:
+    """Write '-' in the names of options, and join negative numbers to their option: argparse would read another option."""
+    found: list[str] = []
+    for number, word in enumerate(words):
+        if word == "--":
+            return [*found, *words[number:]]
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            found.append(name.replace("_", "-") + equals + value)
+        elif re.match(r"-(\d|\.\d|inf|nan)", word) and found and re.fullmatch("--[^=]+", found[-1]):
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
     return found
 
 
-def flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested values by their dotted fields."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
-    return found
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
-    """What differs between two nested dicts, as `section.field: old -> new`."""
-    found = []
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += differences(before, after, f"{path}{key}.")
-        elif before != after:
-            found.append(f"{path}{key}: {before!r} -> {after!r}")
-    return found
+@functools.cache
+def _docstrings(cls: type) -> Mapping[str, str]:
+    """Field -> its docstring: the text below it in the source of the class; empty where there is none."""
+    docs: dict[str, str] = collections.defaultdict(str)
+    for kind in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
+        source = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0])
+        for before, after in itertools.pairwise(source.body):
+            if (
+                isinstance(before, ast.AnnAssign)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+            ):
+                docs[ast.unparse(before.target)] = " ".join(str(after.value.value).split())
+    return docs

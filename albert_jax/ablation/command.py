@@ -1,0 +1,92 @@
+"""The command ablate."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from albert_jax.config import InputError, Parser, load
+from albert_jax.training.command import exit_code
+
+EPILOG = """\
+  albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 3 --dry-run     shows rows, counts and cost
+  albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 3               runs them; rerunning resumes
+  albert-jax ablate experiments/ablations/sharing.py --scale small --data.source 'corpus/*.jsonl.gz' --data.vocab spiece.model
+  albert-jax ablate experiments/ablations/depth.py --rows '6 layers from' --budget flops  one row and those it starts from
+  albert-jax ablate experiments/ablations/sharing.py --finetune 'experiments/finetune/sst2.py --data.dir glue/SST-2'
+Fields of the scale's experiment are options too, and apply to all rows: --train.num-train-steps 500.
+"""
+
+
+def add_ablation_commands(add_job: Callable[..., Parser]) -> None:
+    """Add the command of this folder to the command line."""
+    job = add_job("ablate", ablate, "Train every row of an ablation table.  Rerunning the command resumes.", EPILOG)
+    text = "a file such as experiments/ablations/sharing.py; followed by --help: describes its rows"
+    job.add_argument("table", help=text)
+    job.field_class, job.field_values = _config_class, _describe_table
+    job.add_argument("--scale", default="tiny", help="a file in the folder 'scales' beside the table (default tiny)")
+    job.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds per row (default 1)")
+    text = """what all rows have in common: tokens (default), flops, time (steps are timed first) or params (widths are
+    adjusted)"""
+    job.add_argument("--budget", default="tokens", help=text)
+    text = "only rows whose label is TEXT or contains it, and those they start from (repeatable)"
+    job.add_argument("--rows", action="append", default=[], metavar="TEXT", help=text)
+    text = "arguments of 'albert-jax finetune', quoted; fine-tunes every row (repeatable)"
+    job.add_argument("--finetune", action="append", default=[], metavar="ARGUMENTS", help=text)
+    job.add_argument("--run-dir", default="", metavar="DIR", help="folder of the table (default runs/TABLE-SCALE)")
+    job.add_argument("--dry-run", action="store_true", help="only show rows, parameter counts and cost")
+    text = "here: one run after another (default); slurm: a Slurm job per run"
+    job.add_argument("--launcher", default="here", choices=("here", "slurm"), help=text)
+    text = """option of the Slurm jobs, in submitit's names: timeout_min (default 5), gpus_per_node, slurm_partition
+    (repeatable)"""
+    job.add_argument("--slurm", action="append", default=[], metavar="NAME=VALUE", help=text)
+
+
+def ablate(arguments: argparse.Namespace) -> int:
+    """Run `albert-jax ablate`."""
+    from albert_jax.ablation import planning
+    from albert_jax.ablation.run import ablate, submit
+    from albert_jax.reports import comparison
+
+    names = ("scale", "seeds", "budget", "rows", "finetune", "run_dir", "overrides")
+    plan = planning.resolve(arguments.table, **{name: getattr(arguments, name) for name in names})
+    if arguments.dry_run:
+        print(planning.describe(plan))
+        return 0
+    if arguments.launcher == "slurm":
+        jobs = submit(plan, dict(_slurm_option(text) for text in arguments.slurm))
+        print(f"{len(jobs)} jobs: {' '.join(jobs)}\nalbert-jax report {plan.run_dir}   shows their progress")
+        return 0
+    if arguments.slurm:
+        raise InputError("--slurm needs --launcher slurm")
+    tables: list[Any] = []
+    code = exit_code(lambda: tables.append(ablate(plan)))
+    for table in tables:
+        print(comparison.markdown(table))
+        print(f"\ntable.md, table.csv, runs.csv, curves and scores (.png, .svg): {table.folder}", file=sys.stderr)
+        labels = [row.label for row in plan.rows]
+        code = int(any(line.failures for line in table.lines if line.label in labels))
+    return code
+
+
+def _slurm_option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"--slurm {text}: expected NAME=VALUE, such as timeout_min=120")
+    return name, int(value) if value.isdecimal() else value
+
+
+def _config_class() -> type:
+    from albert_jax.pretraining.run import PretrainConfig
+
+    return PretrainConfig
+
+
+def _describe_table(arguments: argparse.Namespace) -> Any:
+    """Print the rows of the table; return the scale's experiment, whose fields the help lists below them."""
+    from albert_jax.ablation import table
+
+    print(table.explain(arguments.table), end="\n\n")
+    experiment = Path(arguments.table).parent / "scales" / f"{arguments.scale}.py"
+    return load(_config_class(), str(experiment), arguments.overrides)

@@ -1,0 +1,60 @@
+"""The command convert, and the options of every command that reads a model."""
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any
+
+from albert_jax.config import Parser
+
+EPILOG = """\
+  albert-jax convert albert_base_v2.tar.gz albert-base-v2       Google's checkpoint -> Hugging Face folder
+  albert-jax convert runs/tiny exported                         a run -> Hugging Face folder
+  albert-jax convert exported runs/unshared --to albert_jax --sharing none --num-hidden-layers 24
+"""
+
+
+def add_exchange_commands(add_job: Callable[..., Parser]) -> None:
+    """Add the command of this folder to the command line."""
+    summary = "Write any ALBERT as a Hugging Face folder, or as a model folder of this package."
+    job = add_job("convert", convert, summary, EPILOG)
+    add_source(job)
+    job.add_argument("target", help="folder to create")
+    text = "huggingface (default); albert_jax: a folder that --init-from, predict and load read like a run"
+    job.add_argument("--to", default="huggingface", choices=("huggingface", "albert_jax"), help=text)
+    job.add_argument("--sharing", metavar="NAME", help="change how layers share parameters: all, attention, none, ...")
+    job.add_argument("--num-hidden-groups", type=int, metavar="N", help="parameter sets of --sharing groups")
+    text = "change the depth: each layer is repeated, or layers are left out"
+    job.add_argument("--num-hidden-layers", type=int, metavar="N", help=text)
+    text = "gelu_new (tanh form) or gelu (erf form), where the source names the wrong one"
+    job.add_argument("--hidden-act", metavar="NAME", help=text)
+    job.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def add_source(job: Parser) -> None:
+    """Add the argument `source`, a model in any form, and the options for reading it."""
+    text = """a Hugging Face folder or hub id (albert/albert-base-v2; @REVISION pins it); the folder, tar or prefix of a
+    checkpoint from Google; or a run folder"""
+    job.add_argument("source", help=text)
+    text = "SentencePiece model, if the source has none"
+    job.add_argument("--vocab", default="", metavar="FILE", help=text)
+    text = "initialize pretraining heads that the source lacks at random"
+    job.add_argument("--init-missing", action="store_true", help=text)
+    text = "read pytorch_model.bin, with torch, if the source has no other weights; unsafe for files you do not trust"
+    job.add_argument("--allow-pickle", action="store_true", help=text)
+
+
+def source_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The values of the options of `add_source`, for `load` and `convert`."""
+    return {name: getattr(arguments, name) for name in ("vocab", "init_missing", "allow_pickle")}
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    """Run `albert-jax convert`."""
+    from albert_jax.exchange.convert import convert, report_text
+
+    names = ("sharing", "num_hidden_groups", "num_hidden_layers", "hidden_act")
+    changes = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    report = convert(arguments.source, arguments.target, to=arguments.to, **source_options(arguments), **changes)
+    print(json.dumps(report) if arguments.json else report_text(report))
+    return 0

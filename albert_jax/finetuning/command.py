@@ -1,0 +1,62 @@
+"""The command finetune."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from albert_jax.config import InputError, Parser, check_choice, load
+from albert_jax.training.command import add_run_options, exit_code, join_processes
+
+EPILOG = """\
+  albert-jax finetune experiments/finetune/sst2.py --init-from albert/albert-base-v2 --data.dir glue/SST-2
+  albert-jax finetune experiments/finetune/rte.py --init-from runs/mnli --data.dir glue/RTE --seeds 5
+  albert-jax finetune experiments/finetune/text.py --init-from runs/small --data.train-file mine.csv --data.dev-file dev.csv
+"""
+
+
+def add_finetuning_commands(add_job: Callable[..., Parser]) -> None:
+    """Add the command of this folder to the command line."""
+    summary = "Fine-tune on a task, evaluate and write predictions.  Rerunning the command resumes."
+    job = add_job("finetune", finetune, summary, EPILOG)
+    job.add_experiment(_config_class)
+    job.field_values = _config
+    text = "number of seeds (default 1); several give the median, mean and spread of each metric"
+    job.add_argument("--seeds", type=int, default=1, metavar="N", help=text)
+    text = """paper (default); large: lower learning rate, for v2 checkpoints of size large and above; tiny: a small model,
+    for minutes on two CPU cores.  Values that you set yourself take precedence"""
+    job.add_argument("--scale", default="paper", metavar="NAME", help=text)
+    add_run_options(job)
+
+
+def finetune(arguments: argparse.Namespace) -> int:
+    """Run `albert-jax finetune`."""
+    from albert_jax.finetuning.run import finetune
+    from albert_jax.finetuning.seeds import finetune_seeds
+
+    if arguments.seeds < 1:
+        raise InputError(f"--seeds must be at least 1, got {arguments.seeds}")
+    config, changed = _config(arguments), arguments.allow_data_change
+    join_processes(arguments)
+    if arguments.seeds == 1:
+        return exit_code(lambda: finetune(config, changed))
+    return exit_code(lambda: finetune_seeds(config, arguments.seeds, changed))
+
+
+def _config_class() -> type:
+    from albert_jax.finetuning.run import FinetuneConfig
+
+    return FinetuneConfig
+
+
+def _config(arguments: argparse.Namespace) -> Any:
+    from albert_jax.finetuning.run import RUN_FIELDS, SCALES
+
+    check_choice("--scale", arguments.scale, SCALES)
+    config: Any = load(_config_class(), arguments.experiment, SCALES[arguments.scale] | arguments.overrides)
+    model_fields = [name.removeprefix("model.") for name in arguments.overrides if name.startswith("model.")]
+    if config.init_from and (fixed := [name for name in model_fields if name not in RUN_FIELDS]):
+        raise InputError(
+            f"model.{fixed[0]} cannot be combined with --init-from: the architecture comes from the checkpoint; "
+            f"of the model you can set {', '.join(RUN_FIELDS)}"
+        )
+    return config

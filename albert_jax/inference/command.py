@@ -1,0 +1,66 @@
+"""The command predict."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from albert_jax.config import InputError, Parser, check_choice
+from albert_jax.exchange.command import add_source, source_options
+
+EPILOG = """\
+  albert-jax predict albert/albert-base-v2 'Paris is the [MASK] of France.'
+  albert-jax predict runs/tiny --task sentence-order 'It rained.' 'So we stayed in.'      or lines of two texts and a tab
+  albert-jax predict runs/tiny --task embed --file texts.txt --output vectors.npy
+  albert-jax predict runs/tiny --task generate 'the function returns' --length 12 --temperature 0.7
+  albert-jax predict runs/sst2 'A film to remember.'            the labels of a fine-tuned run or Hugging Face folder
+  albert-jax predict runs/rte --pair 'It rained all day.' 'The sun shone.'      two texts, or lines of two texts and a tab
+  albert-jax predict runs/squad1 'Who wrote it?' 'The book was written by Jane Austen in 1811.'
+  albert-jax predict runs/race 'Tom has a dog.' 'What has Tom?' 'a cat' 'a dog'
+"""
+
+
+def add_inference_commands(add_job: Callable[..., Parser]) -> None:
+    """Add the command of this folder to the command line."""
+    job = add_job("predict", predict, "Apply a pretrained or fine-tuned model to text.", EPILOG)
+    add_source(job)
+    job.add_argument("text", nargs="*", help="texts; without any, and without --file, reads lines from standard input")
+    job.add_argument("--file", type=Path, help="file with one text per line")
+    text = """fill-mask, sentence-order, embed, generate, classify, entities, answer or choose (default: what the model was
+    fine-tuned for, else fill-mask)"""
+    job.add_argument("--task", metavar="NAME", help=text)
+    job.add_argument("--json", action="store_true", help="print one line of JSON per text")
+    text = "fill-mask and answer: number of candidates (default 5)"
+    job.add_argument("--top-k", type=int, default=5, metavar="K", help=text)
+    job.add_argument("--pair", action="store_true", help="classify: each two texts are a pair")
+    text = """answer: report no answer if its odds are above this (summary.json of a SQuAD 2.0 run has the best
+    threshold)"""
+    job.add_argument("--null-threshold", type=float, metavar="NUMBER", help=text)
+    text = "embed: mean of the hidden states (default), or output of the pooler"
+    job.add_argument("--pooling", default="mean", choices=("mean", "pooler"), help=text)
+    job.add_argument("--output", type=Path, metavar="FILE", help="embed: .npy file to write, float32 [texts, H]")
+    text = "generate: number of pieces to append (default 0)"
+    job.add_argument("--length", type=int, default=0, metavar="N", help=text)
+    text = "generate: sampling temperature; 0 takes the most likely piece (default 1.0)"
+    job.add_argument("--temperature", type=float, default=1.0, metavar="NUMBER", help=text)
+    text = "generate: the same seed gives the same text (default 0)"
+    job.add_argument("--seed", type=int, default=0, metavar="N", help=text)
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    """Run `albert-jax predict`."""
+    from albert_jax.exchange.load import load
+    from albert_jax.inference.answers import ANSWERS, Options, read_texts, task_of
+
+    if arguments.task is not None:
+        check_choice("--task", arguments.task, ANSWERS)
+    options = Options(**{name: getattr(arguments, name) for name in Options.__dataclass_fields__})
+    if options.output is not None and arguments.task != "embed":
+        raise InputError("--output is for --task embed; other tasks print")
+    # Texts of the command line are checked before the model is loaded, standard input is read after.
+    texts = read_texts(arguments.text, arguments.file) if arguments.text or arguments.file else None
+    loaded = load(arguments.source, **source_options(arguments))
+    task = arguments.task or task_of(loaded[0])
+    for record, lines in ANSWERS[task](*loaded, texts or read_texts((), None), options):
+        print(json.dumps(record, ensure_ascii=False) if arguments.json else lines)
+    return 0

@@ -1,0 +1,101 @@
+"""The commands pretrain, prepare, vocab and probe."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from albert_jax.config import InputError, Parser, check_writable, load
+from albert_jax.training.command import add_run_options, exit_code, join_processes
+
+PRETRAIN_EPILOG = """\
+  albert-jax pretrain experiments/pretrain/tiny.py
+  albert-jax pretrain experiments/pretrain/tiny.py --train.global-batch-size 256 --model.sharing none --run-dir runs/mine
+  albert-jax pretrain experiments/pretrain/small.py --data.source 'text/*.jsonl.gz' --data.vocab spiece.model
+  albert-jax pretrain runs/tiny/config.json --run-dir runs/again       repeats a run
+"""
+PREPARE_EPILOG = """\
+Training prepares the data itself; this command does it ahead, such as on a machine without an accelerator.
+
+For a corpus too big for one machine, --engine beam (pip install 'albert_jax[beam]') writes the same records in the same order.
+  albert-jax prepare FILE --engine beam --data.source '/corpus/*.jsonl.gz' --data.vocab spiece.model --data.cache-dir /shared
+Every --beam.OPTION VALUE is a pipeline option of Beam.  Switches take true or false; repeat an option to pass a list.
+  --beam.direct-running-mode multi_processing --beam.direct-num-workers 16          the cores of this machine
+  --beam.runner DataflowRunner --beam.project P --beam.region europe-west4 --beam.temp-location gs://BUCKET/tmp
+    --beam.sdk-container-image IMAGE
+  --beam.runner FlinkRunner --beam.flink-master HOST:8081 --beam.environment-type DOCKER --beam.environment-config IMAGE
+  --beam.runner SparkRunner --beam.spark-master-url spark://HOST:7077 --beam.environment-type DOCKER
+    --beam.environment-config IMAGE
+Work is distributed per input file, so split the corpus into many files.  Workers need albert_jax installed (an IMAGE with it)
+and must see source and cache at the same paths as this machine, on a mounted file system (not gs://).
+"""
+
+
+def add_pretraining_commands(add_job: Callable[..., Parser]) -> None:
+    """Add the commands of this folder to the command line."""
+    summary = "Prepare the data, train and evaluate.  Rerunning the command resumes."
+    job = add_job("pretrain", pretrain, summary, PRETRAIN_EPILOG)
+    job.add_experiment(_config_class)
+    add_run_options(job)
+    job = add_job("prepare", prepare, "Prepare the data of an experiment; print the folder.", PREPARE_EPILOG)
+    job.add_experiment(_config_class)
+    text = "local: this process (default); beam: the workers of an Apache Beam pipeline"
+    job.add_argument("--engine", default="local", choices=("local", "beam"), help=text)
+    job.free_options = "--beam."
+    job = add_job("vocab", vocab, "Train a SentencePiece vocabulary on an experiment's text, with the released flags.")
+    job.add_experiment(_config_class)
+    job.add_argument("target", type=Path, help="file to write, such as spiece.model")
+    summary = "Measure how well sentence order can be predicted without a model, in an experiment's data."
+    add_job("probe", probe, summary).add_experiment(_config_class)
+
+
+def _config_class() -> type:
+    from albert_jax.pretraining.run import PretrainConfig
+
+    return PretrainConfig
+
+
+def pretrain(arguments: argparse.Namespace) -> int:
+    """Run `albert-jax pretrain`."""
+    from albert_jax.pretraining.run import pretrain
+
+    config = _config(arguments)
+    join_processes(arguments)
+    return exit_code(lambda: pretrain(config, arguments.allow_data_change))
+
+
+def prepare(arguments: argparse.Namespace) -> int:
+    """Run `albert-jax prepare`."""
+    from albert_jax.data.prepare import prepare
+
+    if arguments.free and arguments.engine != "beam":
+        raise InputError("--beam.* options need --engine beam")
+    config = _config(arguments)
+    options = [(name.replace("-", "_"), value) for name, value in arguments.free]
+    print(prepare(config.data, config.model.vocab_size, options if arguments.engine == "beam" else None).folder)
+    return 0
+
+
+def vocab(arguments: argparse.Namespace) -> int:
+    """Run `albert-jax vocab`."""
+    from albert_jax.data.prepare import train_source_vocabulary
+
+    config = _config(arguments)
+    if arguments.target.exists():
+        raise InputError(f"{arguments.target} exists; name another file, or remove it first")
+    check_writable(arguments.target, "target")
+    train_source_vocabulary(replace(config.data, vocab=""), arguments.target, config.model.vocab_size)
+    return 0
+
+
+def probe(arguments: argparse.Namespace) -> int:
+    """Run `albert-jax probe`."""
+    from albert_jax.pretraining import probes
+
+    print(probes.table(probes.probe(_config(arguments))))
+    return 0
+
+
+def _config(arguments: argparse.Namespace) -> Any:
+    return load(_config_class(), arguments.experiment, arguments.overrides)

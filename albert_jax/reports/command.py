@@ -1,0 +1,42 @@
+"""The command report."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from albert_jax.config import Parser, read_json
+
+EPILOG = """\
+  albert-jax report runs/tiny                        draws curves.png, prints the last numbers
+  albert-jax report runs/sharing-tiny                table.md, table.csv, runs.csv, curves and scores (.png, .svg) of a table
+  albert-jax report runs/a runs/b --output compared  compares any runs; those that differ only in the seed are one row
+"""
+
+
+def add_report_commands(add_job: Callable[..., Parser]) -> None:
+    """Add the command of this folder to the command line."""
+    job = add_job("report", report, "Show the results of a run or of an ablation table, or compare runs.", EPILOG)
+    job.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a run, a table, or a folder of runs")
+    text = "folder for the files (default: 'report' for several DIRs, else the table's folder)"
+    job.add_argument("--output", type=Path, metavar="DIR", help=text)
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Run `albert-jax report`."""
+    from albert_jax.reports import comparison, figures, run
+
+    folder, *others = arguments.folders
+    path = folder / "summary.json"
+    summary = read_json(path) if path.exists() else {}
+    if not others and "seeds" in summary:
+        print(run.seeds_table(summary))
+    elif not others and (folder / "config.json").exists():
+        print(run.plot_curves(folder))
+        if summary:
+            print(run.table(summary))
+    else:
+        table = figures.write(comparison.read(arguments.folders, arguments.output))
+        print(comparison.markdown(table))
+        print(f"\ntable.md, table.csv, runs.csv, curves and scores (.png, .svg): {table.folder}", file=sys.stderr)
+    return 0
