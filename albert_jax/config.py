@@ -296,11 +296,16 @@ def load(cls: type[T], path: str, overrides: Mapping[str, Any] | Sequence[str] =
         if not isinstance(config, cls):
             raise InputError(f"{path}: it must set 'config' to a {cls.__name__}")
         values = to_dict(config)
-    if not isinstance(overrides, Mapping):
-        parser = Parser(prog="albert-jax", add_help=False)
-        parser.add_fields(cls)
-        overrides = parser.parse(overrides).overrides
-    return from_dict(cls, override(values, overrides))
+    return from_dict(cls, override(values, read_overrides(cls, overrides)))
+
+
+def read_overrides(cls: type, overrides: Mapping[str, Any] | Sequence[str]) -> Mapping[str, Any]:
+    """Convert command-line words to a mapping from dotted field to text; return a mapping as it is."""
+    if isinstance(overrides, Mapping):
+        return overrides
+    parser = Parser(prog="albert-jax", add_help=False)
+    parser.add_fields(cls)
+    return parser.parse(overrides).overrides
 
 
 def run_file(path: str) -> dict[str, Any]:
@@ -339,7 +344,7 @@ class Parser(argparse.ArgumentParser):
     def add_experiment(self, field_class: Callable[[], type]) -> None:
         """Add the argument `experiment`, whose fields are options."""
         text = "experiment file (.py) or the config.json of a run; followed by --help: lists the fields with its values"
-        self.add_argument("experiment", help=text)
+        self.add_argument("experiment", metavar="FILE", help=text)
         self.field_class = field_class
         self.field_values = lambda arguments: load(field_class(), arguments.experiment, arguments.overrides)
 
@@ -366,7 +371,8 @@ class Parser(argparse.ArgumentParser):
             choices = field.metadata.get("choices", variants)
             shown = variant_name(config, field.name) if variants and config is not None else value
             text += f"  One of {', '.join(choices)}." if choices else ""
-            text += "" if shown is None else f"  ({'empty' if shown == '' else shown})"
+            shown = str(shown).lower() if kind is bool else "empty" if shown == "" else shown
+            text += "" if config is None else f"  ({shown})"
             metavar = "NAME" if choices else {int: "INT", float: "NUMBER", bool: "true|false"}.get(kind, "TEXT")
             options = [f"--{name.replace('_', '-')}", *([self.aliases[name]] if name in self.aliases else [])]
             with contextlib.suppress(argparse.ArgumentError):

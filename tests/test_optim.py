@@ -15,7 +15,7 @@ import optax
 import optax.contrib
 import pytest
 
-from albert_jax.config import InputError, from_dict, put, to_dict
+from albert_jax.config import InputError, from_dict, override, to_dict
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert, param_shapes
 from albert_jax.model.sharing import is_stacked
@@ -256,7 +256,7 @@ def test_settings_belong_to_the_selected_optimizer() -> None:
     Fails if settings of the previous optimizer are carried over, or unknown ones are ignored.
     """
     base = {"optimizer": {"name": "lamb", "beta2": 0.5}, "learning_rate": 0.1}
-    put(base, "optimizer", "adamw")
+    base = override(base, {"optimizer": "adamw"})
     assert from_dict(OptimConfig, base).optimizer == AdamW()
     config = from_dict(OptimConfig, {"optimizer": {"name": "adamw", "beta2": "0.98"}})
     assert config.optimizer == AdamW(beta2=0.98)

@@ -12,8 +12,20 @@ from typing import Any
 
 from albert_jax.ablation.budget import BUDGETS, WIDTH, lasting, row_flops, widened
 from albert_jax.ablation.table import Ablation, At, Row, read_table, scales, slug
-from albert_jax.config import InputError, differences, from_dict, load, put, read_json, read_words, require, to_dict
-from albert_jax.finetuning.run import RUN_FIELDS, FinetuneConfig, scaled
+from albert_jax.config import (
+    InputError,
+    Parser,
+    check_choice,
+    differences,
+    from_dict,
+    load,
+    override,
+    read_json,
+    read_overrides,
+    require,
+    to_dict,
+)
+from albert_jax.finetuning.run import RUN_FIELDS, FinetuneConfig
 from albert_jax.finetuning.run import SCALES as FINETUNE_SCALES
 from albert_jax.model.heads import Albert, num_params
 from albert_jax.pretraining.run import PretrainConfig
@@ -147,7 +159,7 @@ def resolve(
     scale: str = "tiny",
     seeds: int = 1,
     budget: str = "tokens",
-    overrides: Sequence[str] = (),
+    overrides: Mapping[str, Any] | Sequence[str] = (),
     rows: Sequence[str] = (),
     finetune: Sequence[str] = (),
     run_dir: str = "",
@@ -172,14 +184,13 @@ def resolve(
     require(scale in scales(path), f"--scale: one of {', '.join(scales(path))}, got {scale!r}")
     require(budget in BUDGETS, f"--budget: one of {', '.join(BUDGETS)}, got {budget!r}")
     require(seeds >= 1, f"--seeds must be at least 1, got {seeds}")
-    given = read_words(overrides)
+    given = read_overrides(PretrainConfig, overrides)
     ours = {key for row in table.rows.values() for key in row.overrides}
     for key in given:
         require(key not in ours, f"--{key.replace('_', '-')}: rows of {name} set it; change it in {path}")
     require("run_dir" not in given, "--run-dir is the table's: give it once")
     base = to_dict(load(PretrainConfig, str(Path(path).parent / "scales" / f"{scale}.py")))
-    for key, value in (dict(table.base.get(scale, {})) | given).items():
-        put(base, key, value)
+    base = override(base, {**table.base.get(scale, {}), **given})
     folder = str(Path(run_dir or f"runs/{name}-{scale}").expanduser())
     config = from_dict(PretrainConfig, base | {"run_dir": folder})
     first = next(iter(table.rows))
@@ -254,15 +265,15 @@ def _generation(table: Ablation, label: str) -> int:
 
 
 def _row(base: PretrainConfig, label: str, row: Row, scale: str, path: str) -> PretrainConfig:
-    values = to_dict(base)
+    values = {}
     try:
         for key, value in row.overrides.items():
             if isinstance(value, At):
                 told = f"{key} has no value at scale {scale!r}, only at {', '.join(value.values)}"
                 require(scale in value.values, told)
                 value = value.values[scale]
-            put(values, key, value)
-        config = from_dict(PretrainConfig, values | {"eval_objective": None})
+            values[key] = value
+        config = from_dict(PretrainConfig, override(to_dict(base), values) | {"eval_objective": None})
         # Held-out pieces are masked in the same way whatever a row trains on; pairs are the row's own, as in Table 5.
         own = {name: getattr(config.objective, name) for name in ("sentence_objective", "max_seq_length")}
         asked = replace(base.eval_objective or base.objective, **own)
@@ -280,24 +291,23 @@ def finetune_config(row: PlannedRow, seed: int, scale: str, words: str) -> Finet
     Raises:
       InputError: they are no such thing.
     """
+    own, error_prefix = row.seed(seed), f"--finetune '{words}'"
+    parser = Parser(prog="albert-jax finetune", add_help=False)
+    parser.add_argument("experiment")
+    parser.add_argument("--scale", default=scale if scale in FINETUNE_SCALES else "paper")
+    parser.add_fields(FinetuneConfig)
     try:
-        experiment, *rest = shlex.split(words) or [""]
+        arguments = parser.parse(shlex.split(words))
+        check_choice("--scale", arguments.scale, FINETUNE_SCALES)
+        given = arguments.overrides
+        fields = [name for name in given if name.startswith("model.") and name.removeprefix("model.") not in RUN_FIELDS]
+        for name in ("init_from", "run_dir", "train.seed", *fields):
+            require(name not in given, f"--{name.replace('_', '-')} is the row's")
+        folder = Path(own.run_dir).parent / f"seed-{seed}-{Path(arguments.experiment).stem}"
+        fixed = {"init_from": own.run_dir, "run_dir": str(folder), "train.seed": seed}
+        config = load(FinetuneConfig, arguments.experiment, FINETUNE_SCALES[arguments.scale] | given | fixed)
     except ValueError as error:
-        raise InputError(f"--finetune {words}: {error}") from None
-    given = read_words(rest)
-    size = given.pop("scale", scale if scale in FINETUNE_SCALES else "paper")
-    require(size in FINETUNE_SCALES, f"--finetune '{words}': --scale is one of {', '.join(FINETUNE_SCALES)}")
-    fields = [name for name in given if name.startswith("model.") and name.removeprefix("model.") not in RUN_FIELDS]
-    for name in ("init_from", "run_dir", "train.seed", *fields):
-        require(name not in given, f"--finetune '{words}': --{name.replace('_', '-')} is the row's")
-    own = row.seed(seed)
-    folder = Path(own.run_dir).parent / f"seed-{seed}-{Path(experiment).stem}"
-    options = [f"--{name}={value}" for name, value in given.items()]
-    options += [f"--init-from={own.run_dir}", f"--run-dir={folder}", f"--train.seed={seed}"]
-    try:
-        config = load(FinetuneConfig, experiment, [*scaled(size), *options])
-    except InputError as error:
-        raise InputError(f"--finetune '{words}': {error}") from None
+        raise InputError(f"{error_prefix}: {error}") from None
     length = min(config.data.max_seq_length, own.model.max_position_embeddings)
     return replace(config, data=replace(config.data, max_seq_length=length))
 

@@ -364,8 +364,3 @@ def _tell(config: FinetuneConfig, rows: dict[str, batches.Rows], mesh: Mesh) -> 
     )
     if most := config.data.max_eval_samples:
         log.info("of every split but train at most %d examples are taken (data.max_eval_samples)", most)
-
-
-def scaled(scale: str) -> list[str]:
-    """The command-line words of a scale."""
-    return [word for name, value in SCALES[scale].items() for word in (f"--{name}", str(value))]
