@@ -193,11 +193,11 @@ def _suggestion(word: str, known: Collection[str]) -> str:
 
 def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of nested `values` with some dotted fields replaced.  `from_dict` refuses the unknown ones."""
-    values = copy.deepcopy(dict(values))
+    result = copy.deepcopy(dict(values))
     # The shortest names come first: a variant is chosen before its fields are set.
     for name, value in sorted(overrides.items(), key=lambda item: item[0].count(".")):
         *sections, field = name.split(".")
-        table = values
+        table = result
         for section in sections:
             if not isinstance(
                 table.get(section), dict
@@ -205,7 +205,7 @@ def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
                 table[section] = {"name": table[section]} if isinstance(table.get(section), str) else {}
             table = table[section]
         table[field] = value
-    return values
+    return result
 
 
 def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -331,6 +331,8 @@ class Parser(argparse.ArgumentParser):
     """Returns the configuration whose values `--help` shows, given the arguments."""
     aliases: Mapping[str, str] = {}
     """Dotted field -> a shorter option for it."""
+    run: Callable[[argparse.Namespace], int]
+    """Runs the job; returns the exit code."""
     free_options: str = ""
     """If not empty: any option that starts with this, such as `--beam.`, is collected in `arguments.free`."""
 

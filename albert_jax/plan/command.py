@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable
+from typing import Any
 
 from albert_jax.config import Parser, load
 
