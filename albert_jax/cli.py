@@ -14,7 +14,7 @@ from typing import Any
 
 from albert_jax.ablation.command import add_ablation_commands
 from albert_jax.bench.command import add_bench_commands
-from albert_jax.config import InputError, Parser, check_choice
+from albert_jax.config import InputError, Parser
 from albert_jax.exchange.command import add_exchange_commands
 from albert_jax.finetuning.command import add_finetuning_commands
 from albert_jax.inference.command import add_inference_commands
@@ -68,7 +68,8 @@ def _run(words: list[str]) -> int:
         parser.print_help()
         return 0 if words else 2
     name, *rest = words
-    check_choice("albert-jax", name, jobs)
+    if name not in jobs:
+        raise InputError(f"unknown command {name!r}; choose one of {', '.join(jobs)}")
     job = jobs[name]
     options = rest[: rest.index("--")] if "--" in rest else rest
     needs_help = not HELP.isdisjoint(options)

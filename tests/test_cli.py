@@ -21,8 +21,8 @@ Words = Callable[..., list[str]]
 
 
 FIELDS = [  # rows of the catalogue that one field's value is enough for
-    ({"model.hiden_size": 64}, "unknown key 'model.hiden_size'; did you mean 'hidden_size'?"),
-    ({"modle.hidden_size": 64}, "unknown key 'modle.hidden_size'; did you mean 'model'?"),
+    ({"model.hiden_size": 64}, "unknown option --model.hiden-size; did you mean --model.hidden-size?"),
+    ({"modle.hidden_size": 64}, "unknown option --modle.hidden-size; did you mean --model.hidden-size?"),
     ({"optim.learning_rate": "fast"}, "optim.learning_rate: expected float, got 'fast'"),
     ({"train.global_batch_size": "1.5"}, "train.global_batch_size: expected int, got '1.5'"),
     ({"optim.learning_rate": "nan"}, "optim.learning_rate must be finite and > 0, got nan"),
@@ -32,12 +32,11 @@ FIELDS = [  # rows of the catalogue that one field's value is enough for
     ({"model.num_attention_heads": 3}, "model.hidden_size 32 is not divisible by num_attention_heads 3"),
     (
         {"model.hidden_act": "swish"},
-        "model.hidden_act: one of 'gelu_new', 'gelu', 'relu', 'tanh', 'linear', got 'swish'",
+        "model.hidden_act: unknown value 'swish'; choose one of gelu_new, gelu, relu, tanh, linear",
     ),
-    (
-        {"optim.optimizer": "lam"},
-        "optim.optimizer: one of 'lamb', 'adamw', 'optax_lamb', got 'lam'; did you mean 'lamb'?",
-    ),
+    ({"optim.optimizer": "lam"}, "optim.optimizer: unknown value 'lam'; choose one of lamb, adamw, optax_lamb"),
+    ({"optim.optimizer.beta2": "2"}, "optim.optimizer.beta2 must be in [0, 1), got 2.0"),
+    ({"optim.optimizer.beta4": "2"}, "unknown option --optim.optimizer.beta4; did you mean --optim.optimizer.beta2?"),
     (
         {"train.gradient_accumulation": 3},
         "train.global_batch_size 16 is not divisible by 1 devices (1 processes) x train.gradient_accumulation 3; use 15 or 18",
@@ -51,13 +50,13 @@ FIELDS = [  # rows of the catalogue that one field's value is enough for
     ),
     ({"train.seed": -1}, "train.seed must be in [0, 2**32), got -1"),
     ({"train.seed": 2**32}, "train.seed must be in [0, 2**32), got 4294967296"),
-    ({"train.platform": "gpu"}, "train.platform 'gpu' requested, but JAX found 'cpu'"),
+    ({"train.platform": "gpu"}, "train.platform is 'gpu', but JAX found 'cpu'"),
     ({"model.vocab_size": 500_000}, "cannot train a vocabulary of 500000 pieces"),
     ({"train.global_batch_size": 4096}, "train.global_batch_size is 4096, but there are only"),
     ({"data.eval_fraction": 1e-9}, "data.eval_fraction 1e-09 leaves 0 of 45 documents for 'heldout'"),
     ({"data.source": "nowhere/*.txt"}, "data.source 'nowhere/*.txt' matches no file"),
     ({"data.vocab": "nowhere.model"}, "nowhere.model: cannot read the vocabulary"),
-    ({"model": 3}, "--model is a section; its fields: vocab_size"),
+    ({"model": 3}, "--model is a section; set one of its fields: --model.vocab-size, --model.embedding-size"),
 ]
 
 
@@ -144,7 +143,7 @@ def done_words(small: Words, done: Path, **overrides: object) -> list[str]:
     ("overrides", "message"),
     [
         ({"model__hidden_size": 64}, "model.hidden_size: 32 -> 64"),
-        ({"optim__optimizer": "adamw"}, "optim.optimizer: 'lamb' -> 'adamw'"),
+        ({"optim__optimizer": "adamw"}, "optim.optimizer.name: 'lamb' -> 'adamw'"),
         ({"train__seed": 1}, "train.seed: 0 -> 1"),
     ],
 )
@@ -227,9 +226,9 @@ def test_experiment_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFi
     assert "no such experiment file" in refused(["pretrain", str(tmp_path / "none.py")], capsys)
     other = write(tmp_path / "other.py", b"x = 1\n")
     assert "it must set 'config' to a PretrainConfig" in refused(["pretrain", str(other)], capsys)
-    assert "unrecognized arguments: extra" in refused(["pretrain", TINY, "extra"], capsys)
-    assert "invalid choice: 'train'" in refused(["train", TINY], capsys)
-    assert "--train.seed needs a value" in refused(["pretrain", TINY, "--train.seed"], capsys)
+    assert "unexpected argument 'extra'; see albert-jax pretrain --help" in refused(["pretrain", TINY, "extra"], capsys)
+    assert "unknown command 'train'; choose one of pretrain, prepare" in refused(["train", TINY], capsys)
+    assert "argument --train.seed: expected one argument" in refused(["pretrain", TINY, "--train.seed"], capsys)
 
 
 MISTAKES = [  # in tiny.py: what stands there, what someone writes, message
