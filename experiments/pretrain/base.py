@@ -6,7 +6,7 @@ Paper: LAMB at 0.00176, batch size 4096, 125,000 steps, sequences of 512 (10 % a
 BookCorpus, 16 GB; 64 to 512 TPU v3.  That is 262 G tokens and 1.5e20 FLOP: 4.3 days on one GPU at 400 TFLOP/s (estimate).
 15 % of 512 tokens are 77 predictions; the 20 of the released command would mask 3.9 %.
 For a smaller batch, scale the learning rate: 0.00176 x sqrt(batch size / 4096).  For a batch that does not fit, use
---train.gradient-accumulation: 4 on 8 H100, 44 GB per device (estimate; albert-jax plan shows what fits other devices).
+--train.gradient-accumulation: 4 on 8 H100, 41 GB per device (estimate; albert-jax plan shows what fits other devices).
 
 v1 as released has dropout.  v2 has none, 10 M steps and more data (repository; its warmup was not published):
     albert-jax pretrain experiments/pretrain/base.py --model.hidden-dropout-prob 0.1 --model.attention-probs-dropout-prob 0.1

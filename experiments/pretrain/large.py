@@ -4,7 +4,7 @@
     albert-jax pretrain experiments/pretrain/large.py --data.source 'corpus/*.jsonl.gz' --data.vocab spiece.model
 
 Hardware: 16 H100, one launch per host (docs/multiple-hosts.md).  Estimate by albert-jax plan: 17.8 M parameters, 1,967 MFLOP per
-token, 262 G tokens, 5.2e20 FLOP, 22.6 h at 40 % of 989 TFLOP/s; 27 GB per device.
+token, 262 G tokens, 5.2e20 FLOP, 22.6 h at 40 % of 989 TFLOP/s; 13 GB per device.
 For 16 GB per device (TPU v3): --train.gradient-accumulation 32 on as many devices.
 
 v1 as released: with dropout.

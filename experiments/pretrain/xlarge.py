@@ -4,8 +4,8 @@
     albert-jax pretrain experiments/pretrain/xlarge.py --data.source 'corpus/*.jsonl.gz' --data.vocab spiece.model
 
 Hardware: 32 H100, one launch per host (docs/multiple-hosts.md).  Estimate by albert-jax plan: 59.0 M parameters, 7,555 MFLOP per
-token, 262 G tokens, 2.0e21 FLOP, 1.8 days at 40 % of 989 TFLOP/s; 23 GB per device.
-For 16 GB per device (TPU v3): --train.gradient-accumulation 32 on as many devices.
+token, 262 G tokens, 2.0e21 FLOP, 1.8 days at 40 % of 989 TFLOP/s; 10 GB per device.
+This also fits 16 GB per device (TPU v3).
 
 v1 as released: with dropout.
     albert-jax pretrain experiments/pretrain/xlarge.py --model.hidden-dropout-prob 0.1 --model.attention-probs-dropout-prob 0.1

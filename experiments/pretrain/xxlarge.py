@@ -4,7 +4,7 @@
     albert-jax pretrain experiments/pretrain/xxlarge.py --data.source 'corpus/*.jsonl.gz' --data.vocab spiece.model
 
 Hardware: 64 H100, one launch per host (docs/multiple-hosts.md).  Estimate by albert-jax plan: 223 M parameters, 14,805 MFLOP per
-token, 262 G tokens, 3.9e21 FLOP, 1.8 days at 40 % of 989 TFLOP/s; 30 GB per device.
+token, 262 G tokens, 3.9e21 FLOP, 1.8 days at 40 % of 989 TFLOP/s; 17 GB per device.
 For 16 GB per device (TPU v3): --train.gradient-accumulation 32 on as many devices.
 
 v1 as released: 1.5 M steps, also without dropout.
