@@ -54,7 +54,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        reason = f"{error.filename or 'a file'}: {os.strerror(error.errno)}; free some space"
+        reason = f"{error.filename or 'a file'}: {os.strerror(error.errno)}; make room"
         print(f"albert-jax: error: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -96,9 +96,11 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     )
     subparsers = parser.add_subparsers(metavar="JOB")
 
-    def add_job(name: str, run: Callable[[Any], int], summary: str, epilog: str = "") -> Parser:
-        job = subparsers.add_parser(name, help=summary, description=summary, epilog=epilog)
-        job.usage, job.run = f"albert-jax {name} ARGUMENTS [OPTIONS]", run
+    def add_job(usage: str, run: Callable[[Any], int], summary: str, examples: str) -> Parser:
+        """Add a job; `usage` is its name and the names of its positional arguments."""
+        name, text = usage.partition(" ")[0], f"examples:\n{examples}"
+        job = subparsers.add_parser(name, help=summary, description=summary, epilog=text)
+        job.usage, job.run = f"albert-jax {usage} [OPTIONS]", run
         return job
 
     for add_commands in (

@@ -286,7 +286,7 @@ def load(cls: type[T], path: str, overrides: Mapping[str, Any] | Sequence[str] =
         stored = read_json(file)
         if stored.get("job") == "convert":
             raise InputError(
-                f"{path} is of a converted model, not of a run; name an experiment, with --init-from {file.parent}"
+                f"{path} describes a converted model, not an experiment; name an experiment, with --init-from {file.parent}"
             )
         values = stored.get("config")
         if not isinstance(values, dict):
@@ -345,7 +345,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_experiment(self, field_class: Callable[[], type]) -> None:
         """Add the argument `experiment`, whose fields are options."""
-        text = "experiment file (.py) or the config.json of a run; followed by --help: lists the fields with its values"
+        text = "experiment file (.py) or the config.json of a run; add --help to list its fields, which are options too"
         self.add_argument("experiment", metavar="FILE", help=text)
         self.field_class = field_class
         self.field_values = lambda arguments: load(field_class(), arguments.experiment, arguments.overrides)

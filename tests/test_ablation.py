@@ -256,17 +256,20 @@ def test_plan_comes_back_from_its_file(tmp_path: Path) -> None:
         ([table("sharing"), "--seeds", "0"], "--seeds must be at least 1, got 0"),
         ([table("sharing"), "--rows", "bicycle"], "--rows: no row has 'bicycle' in its label; they are all-shared"),
         ([table("sharing"), "--model.sharing", "none"], "--model.sharing: rows of sharing set it; change it in "),
-        ([table("sharing"), "--model.hiden-size", "64"], "unknown key 'model.hiden_size'; did you mean 'hidden_size'?"),
+        (
+            [table("sharing"), "--model.hiden-size", "64"],
+            "unknown option --model.hiden-size; did you mean --model.hidden-size?",
+        ),
         ([table("sharing"), "--train.seed", "x"], "train.seed: expected int, got 'x'"),
         ([table("width"), "--budget", "params"], "--budget params: the rows of width set the width themselves"),
         ([table("sharing"), "--scale", "small"], "data.source 'corpus/*.jsonl.gz' matches no file"),
-        ([table("sharing"), "--slurm", "a=1"], "--slurm is for --launcher slurm"),
+        ([table("sharing"), "--slurm", "a=1"], "--slurm needs --launcher slurm"),
         ([table("sharing"), "--launcher", "slurm", "--slurm", "a"], "--slurm a: expected NAME=VALUE"),
         (
             [table("sharing"), "--finetune", "nothing.py"],
             "--finetune 'nothing.py': nothing.py: no such experiment file",
         ),
-        ([table("sharing"), "--finetune", "a.py 'b"], "--finetune a.py 'b: No closing quotation"),
+        ([table("sharing"), "--finetune", "a.py 'b"], "--finetune 'a.py 'b': No closing quotation"),
         (
             [table("sharing"), *["--finetune", f"{ROOT}/experiments/finetune/sst2.py"] * 2],
             "--finetune: two of the name 'sst2'; copy one of the files",

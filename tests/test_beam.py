@@ -79,7 +79,7 @@ def test_without_beam(config: DataConfig, monkeypatch: pytest.MonkeyPatch, capsy
     assert_input_error(lambda: prepare(config, VOCAB, []), "--engine beam: pip install 'albert_jax[beam]'")
     for words, message in (
         (["--engine", "flink"], "--engine: invalid choice: 'flink'"),
-        (["--beam.runner", "DirectRunner"], "--beam options are for --engine beam"),
+        (["--beam.runner", "DirectRunner"], "--beam.* options need --engine beam"),
     ):
         assert main(["prepare", TINY, *words]) == 2
         assert message in capsys.readouterr().err

@@ -272,14 +272,14 @@ def _declared() -> set[str]:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["bass"], "bench: one of base, large, xlarge, xxlarge, base-v1"),
+        (["bass"], "size: unknown value 'bass'; choose one of base, large, xlarge, xxlarge, base-v1"),
         (["base", "--length", "1024"], "objective.max_seq_length 1024 > model.max_position_embeddings 512"),
         (["base", "--length", "long"], "objective.max_seq_length: expected int, got 'long'"),
         (["base", "--work", "all"], "work: one of 'step', 'gradients', 'inference', got 'all'"),
         (["base", "--work", "inference", "--mesh.data", "2"], "work 'inference' is timed on one device"),
         (["base", "--mesh.data", "64"], "mesh.data 64: JAX finds 1 devices"),
         (["base", "--attention", "cudnn"], "model.attention_implementation 'cudnn' needs dtype 'bfloat16'"),
-        (["base", "--batch-sise", "4"], "unknown key 'batch_sise'; did you mean 'batch_size'?"),
+        (["base", "--batch-sise", "4"], "unknown option --batch-sise; did you mean --batch-size?"),
         (["base", "--peer", "google"], "argument --peer: invalid choice: 'google'"),
         (["base", "--json", "/proc/no/file.json"], "--json /proc/no: cannot write to /proc"),
         (["base", "--rounds", "0"], "rounds must be at least 1, got 0"),

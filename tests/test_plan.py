@@ -333,7 +333,7 @@ def test_each_option_in_a_memory_warning_fits() -> None:
         ),
         (["--model.vocab-size", "4"], "model.vocab_size must be above 4"),
         (["--optim.num-warmup-steps", "5000"], "optim.num_warmup_steps (5000) must be < train.num_train_steps"),
-        (["--seeds", "3"], "unknown key 'seeds'"),
+        (["--seeds", "3"], "unknown option --seeds"),
     ],
 )
 def test_bad_input(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

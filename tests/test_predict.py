@@ -268,9 +268,9 @@ def test_generated_text(source: str, loaded: Loaded, capsys: pytest.CaptureFixtu
 
 
 REFUSED = [
-    (["--task", "guess"], "invalid choice: 'guess'"),
+    (["--task", "guess"], "--task: unknown value 'guess'; choose one of fill-mask"),
     (["--top-k", "many"], "invalid int value"),
-    (["--nonsense", "1"], "unrecognized arguments: --nonsense"),
+    (["--nonsense", "1"], "unknown option --nonsense"),
     (["--task", "sentence-order", "--file", "pairs.tsv"], "text 3 has 0 tabs, where one parts the two texts"),
     (["--task", "sentence-order", "a\tb\tc"], "text 1 has 2 tabs"),
     (["a [MASK]", "--output", "vectors.npy"], "--output is for --task embed"),

@@ -633,7 +633,7 @@ BAD: dict[str, tuple[str, Callable[[Path], list[str]], list[str], str]] = {
     "batch": ("sst2", made("sst2"), ["--train.global-batch-size", "4096"], "train.global_batch_size is 4096, but there are only 320 training examples"),
     "length": ("sst2", made("sst2"), ["--data.max-seq-length", "600"], "data.max_seq_length 600 > model.max_position_embeddings 512; --data.max-seq-length 512 is the longest"),
     "init": ("sst2", made("sst2"), ["--init-from", "nowhere/at/all"], "nowhere/at/all: no such file or folder"),
-    "init and model": ("sst2", made("sst2"), ["--init-from", "x", "--model.hidden-size", "64"], "--model.hidden_size: with --init-from the network is that one's; of the model dtype"),
+    "init and model": ("sst2", made("sst2"), ["--init-from", "x", "--model.hidden-size", "64"], "--model.hidden-size cannot be combined with --init-from: the architecture comes from the checkpoint; of the model"),
     "vocabulary": ("sst2", made("sst2"), ["--data.vocab", ""], "cannot train a vocabulary of 30000 pieces"),
     "warm-up": ("sst2", made("sst2"), ["--train.num-train-steps", "1256"], "optim.num_warmup_steps (1256) must be < train.num_train_steps (1256)"),
     "seeds": ("sst2", made("sst2"), ["--seeds", "0"], "--seeds must be at least 1, got 0"),
@@ -660,11 +660,9 @@ def test_network_beside_an_experiments_own_init(tmp_path: Path, capsys: pytest.C
     """Refused whether --init-from stands on the command line or in the file; a value that is called init is none."""
     text = (ROOT / "experiments" / "finetune" / "text.py").read_text()
     path = tmp_path / "mine.py"
-    path.write_text(text.replace('run_dir="runs/text",', 'run_dir="runs/text", init="x",'))
+    path.write_text(text.replace('run_dir="runs/text",', 'run_dir="runs/text", init_from="x",'))
     more = ["--model.hidden-size", "96", "--data.text-column", "init"]
-    assert "--model.hidden_size: with --init-from the network is that one's" in refused(
-        ["finetune", str(path), *more], capsys
-    )
+    assert "--model.hidden-size cannot be combined with --init-from" in refused(["finetune", str(path), *more], capsys)
     assert "no data.dir" in refused(["finetune", str(ROOT / "experiments" / "finetune" / "text.py"), *more], capsys)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from albert_jax.config import InputError, Parser, load
 from albert_jax.training.command import exit_code
 
-EPILOG = """\
+EXAMPLES = """\
   albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 3 --dry-run     shows rows, counts and cost
   albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 3               runs them; rerunning resumes
   albert-jax ablate experiments/ablations/sharing.py --scale small --data.source 'corpus/*.jsonl.gz' --data.vocab spiece.model
@@ -21,15 +21,19 @@ Fields of the scale's experiment are options too, and apply to all rows: --train
 
 def add_ablation_commands(add_job: Callable[..., Parser]) -> None:
     """Add the command of this folder to the command line."""
-    job = add_job("ablate", ablate, "Train every row of an ablation table.  Rerunning the command resumes.", EPILOG)
-    text = "a file such as experiments/ablations/sharing.py; followed by --help: describes its rows"
-    job.add_argument("table", help=text)
+    job = add_job(
+        "ablate TABLE", ablate, "Train every row of an ablation table.  Rerunning the command resumes.", EXAMPLES
+    )
+    text = "a file such as experiments/ablations/sharing.py; add --help to list its rows and all fields"
+    job.add_argument("table", metavar="TABLE", help=text)
     job.field_class, job.field_values = _config_class, _describe_table
-    job.add_argument("--scale", default="tiny", help="a file in the folder 'scales' beside the table (default tiny)")
+    job.add_argument(
+        "--scale", default="tiny", metavar="NAME", help="a file in the folder 'scales' beside the table (default tiny)"
+    )
     job.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds per row (default 1)")
     text = """what all rows have in common: tokens (default), flops, time (steps are timed first) or params (widths are
     adjusted)"""
-    job.add_argument("--budget", default="tokens", help=text)
+    job.add_argument("--budget", default="tokens", metavar="NAME", help=text)
     text = "only rows whose label is TEXT or contains it, and those they start from (repeatable)"
     job.add_argument("--rows", action="append", default=[], metavar="TEXT", help=text)
     text = "arguments of 'albert-jax finetune', quoted; fine-tunes every row (repeatable)"

@@ -10,7 +10,7 @@ from typing import Any
 
 from albert_jax.config import InputError, Parser, check_choice, check_writable, from_dict, override, to_dict
 
-EPILOG = """\
+EXAMPLES = """\
   albert-jax bench base --batch-size 8 --length 128                           on whatever device JAX finds
   albert-jax bench base --batch-size 128 --dtype bfloat16 --attention cudnn --unroll 12 --remat none          an NVIDIA GPU
   albert-jax bench base --batch-size 8 --length 128 --work inference --dtype bfloat16 --peer huggingface
@@ -31,9 +31,9 @@ SHORT_OPTIONS = {
 def add_bench_commands(add_job: Callable[..., Parser]) -> None:
     """Add the command of this folder to the command line."""
     summary = "Time a training step or a part of it on synthetic tokens, and show where the time goes."
-    job = add_job("bench", bench, summary, EPILOG)
-    text = "base, large, xlarge or xxlarge (v2); with -v1, such as base-v1: with the dropout of version 1"
-    job.add_argument("size", help=text)
+    job = add_job("bench SIZE", bench, summary, EXAMPLES)
+    text = "base, large, xlarge or xxlarge (version 2), or base-v1, large-v1, ... (version 1, with dropout)"
+    job.add_argument("size", metavar="SIZE", help=text)
     job.field_class, job.field_values, job.aliases = _config_class, _config, SHORT_OPTIONS
     text = "write all measurements as JSON"
     job.add_argument("--json", dest="json_file", metavar="FILE", type=Path, help=text)

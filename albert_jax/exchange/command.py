@@ -7,7 +7,7 @@ from typing import Any
 
 from albert_jax.config import Parser
 
-EPILOG = """\
+EXAMPLES = """\
   albert-jax convert albert_base_v2.tar.gz albert-base-v2       Google's checkpoint -> Hugging Face folder
   albert-jax convert runs/tiny exported                         a run -> Hugging Face folder
   albert-jax convert exported runs/unshared --to albert_jax --sharing none --num-hidden-layers 24
@@ -17,9 +17,9 @@ EPILOG = """\
 def add_exchange_commands(add_job: Callable[..., Parser]) -> None:
     """Add the command of this folder to the command line."""
     summary = "Write any ALBERT as a Hugging Face folder, or as a model folder of this package."
-    job = add_job("convert", convert, summary, EPILOG)
+    job = add_job("convert SOURCE TARGET", convert, summary, EXAMPLES)
     add_source(job)
-    job.add_argument("target", help="folder to create")
+    job.add_argument("target", metavar="TARGET", help="folder to create")
     text = "huggingface (default); albert_jax: a folder that --init-from, predict and load read like a run"
     job.add_argument("--to", default="huggingface", choices=("huggingface", "albert_jax"), help=text)
     job.add_argument("--sharing", metavar="NAME", help="change how layers share parameters: all, attention, none, ...")
@@ -35,7 +35,7 @@ def add_source(job: Parser) -> None:
     """Add the argument `source`, a model in any form, and the options for reading it."""
     text = """a Hugging Face folder or hub id (albert/albert-base-v2; @REVISION pins it); the folder, tar or prefix of a
     checkpoint from Google; or a run folder"""
-    job.add_argument("source", help=text)
+    job.add_argument("source", metavar="SOURCE", help=text)
     text = "SentencePiece model, if the source has none"
     job.add_argument("--vocab", default="", metavar="FILE", help=text)
     text = "initialize pretraining heads that the source lacks at random"

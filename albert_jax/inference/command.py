@@ -8,7 +8,7 @@ from pathlib import Path
 from albert_jax.config import InputError, Parser, check_choice
 from albert_jax.exchange.command import add_source, source_options
 
-EPILOG = """\
+EXAMPLES = """\
   albert-jax predict albert/albert-base-v2 'Paris is the [MASK] of France.'
   albert-jax predict runs/tiny --task sentence-order 'It rained.' 'So we stayed in.'      or lines of two texts and a tab
   albert-jax predict runs/tiny --task embed --file texts.txt --output vectors.npy
@@ -22,9 +22,14 @@ EPILOG = """\
 
 def add_inference_commands(add_job: Callable[..., Parser]) -> None:
     """Add the command of this folder to the command line."""
-    job = add_job("predict", predict, "Apply a pretrained or fine-tuned model to text.", EPILOG)
+    job = add_job("predict SOURCE [TEXT...]", predict, "Apply a pretrained or fine-tuned model to text.", EXAMPLES)
     add_source(job)
-    job.add_argument("text", nargs="*", help="texts; without any, and without --file, reads lines from standard input")
+    job.add_argument(
+        "text",
+        nargs="*",
+        metavar="TEXT",
+        help="texts; without any, and without --file, reads lines from standard input",
+    )
     job.add_argument("--file", type=Path, help="file with one text per line")
     text = """fill-mask, sentence-order, embed, generate, classify, entities, answer or choose (default: what the model was
     fine-tuned for, else fill-mask)"""

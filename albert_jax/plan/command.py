@@ -8,7 +8,7 @@ from typing import Any
 
 from albert_jax.config import Parser, load
 
-EPILOG = """\
+EXAMPLES = """\
   albert-jax plan experiments/pretrain/xxlarge.py --mesh.data 64                      64 H100 at 40 % of their peak
   albert-jax plan experiments/pretrain/base.py --mesh.data 8 --device 'TPU v3' --mfu 0.5 --tokens 3.3e9
   albert-jax plan experiments/pretrain/base.py --mesh.data 8 --compile                XLA's figures for the real step
@@ -19,12 +19,12 @@ Neither the data nor an accelerator is needed.
 def add_plan_commands(add_job: Callable[..., Parser]) -> None:
     """Add the command of this folder to the command line."""
     summary = "Estimate the time, memory and cost of an experiment, and warn of what looks wrong."
-    job = add_job("plan", plan, summary, EPILOG)
+    job = add_job("plan FILE", plan, summary, EXAMPLES)
     job.add_experiment(_config_class)
     text = (
         "device type, for its peak and memory: H100 (default), H200, A100, 'TPU v3', ...; --mesh.data is their number"
     )
-    job.add_argument("--device", default="H100", help=text)
+    job.add_argument("--device", default="H100", metavar="NAME", help=text)
     job.add_argument("--peak-tflops", type=float, metavar="N", help="peak of a device that is not in the list")
     job.add_argument("--memory-gb", type=float, metavar="N", help="memory that a run may use on each device")
     job.add_argument("--mfu", type=float, default=0.4, metavar="N", help="fraction of the peak reached (default 0.4)")

@@ -9,14 +9,15 @@ from typing import Any
 from albert_jax.config import InputError, Parser, check_writable, load
 from albert_jax.training.command import add_run_options, exit_code, join_processes
 
-PRETRAIN_EPILOG = """\
+PRETRAIN_EXAMPLES = """\
   albert-jax pretrain experiments/pretrain/tiny.py
   albert-jax pretrain experiments/pretrain/tiny.py --train.global-batch-size 256 --model.sharing none --run-dir runs/mine
   albert-jax pretrain experiments/pretrain/small.py --data.source 'text/*.jsonl.gz' --data.vocab spiece.model
   albert-jax pretrain runs/tiny/config.json --run-dir runs/again       repeats a run
 """
-PREPARE_EPILOG = """\
-Training prepares the data itself; this command does it ahead, such as on a machine without an accelerator.
+PREPARE_EXAMPLES = """\
+  albert-jax prepare experiments/pretrain/small.py --data.source 'text/*.jsonl.gz'
+Pretraining prepares the data itself; this command does it in advance, for example on a machine without an accelerator.
 
 For a corpus too big for one machine, --engine beam (pip install 'albert_jax[beam]') writes the same records in the same order.
   albert-jax prepare FILE --engine beam --data.source '/corpus/*.jsonl.gz' --data.vocab spiece.model --data.cache-dir /shared
@@ -30,24 +31,27 @@ Every --beam.OPTION VALUE is a pipeline option of Beam.  Switches take true or f
 Work is distributed per input file, so split the corpus into many files.  Workers need albert_jax installed (an IMAGE with it)
 and must see source and cache at the same paths as this machine, on a mounted file system (not gs://).
 """
+VOCAB_EXAMPLES = "  albert-jax vocab experiments/pretrain/small.py spiece.model --data.source 'text/*.jsonl.gz'"
+PROBE_EXAMPLES = "  albert-jax probe experiments/pretrain/tiny.py"
 
 
 def add_pretraining_commands(add_job: Callable[..., Parser]) -> None:
     """Add the commands of this folder to the command line."""
     summary = "Prepare the data, train and evaluate.  Rerunning the command resumes."
-    job = add_job("pretrain", pretrain, summary, PRETRAIN_EPILOG)
+    job = add_job("pretrain FILE", pretrain, summary, PRETRAIN_EXAMPLES)
     job.add_experiment(_config_class)
     add_run_options(job)
-    job = add_job("prepare", prepare, "Prepare the data of an experiment; print the folder.", PREPARE_EPILOG)
+    job = add_job("prepare FILE", prepare, "Prepare the data of an experiment; print the folder.", PREPARE_EXAMPLES)
     job.add_experiment(_config_class)
     text = "local: this process (default); beam: the workers of an Apache Beam pipeline"
     job.add_argument("--engine", default="local", choices=("local", "beam"), help=text)
     job.free_options = "--beam."
-    job = add_job("vocab", vocab, "Train a SentencePiece vocabulary on an experiment's text, with the released flags.")
+    summary = "Train a SentencePiece vocabulary on an experiment's text, with the flags of the released one."
+    job = add_job("vocab FILE TARGET", vocab, summary, VOCAB_EXAMPLES)
     job.add_experiment(_config_class)
-    job.add_argument("target", type=Path, help="file to write, such as spiece.model")
+    job.add_argument("target", metavar="TARGET", type=Path, help="file to write, such as spiece.model")
     summary = "Measure how well sentence order can be predicted without a model, in an experiment's data."
-    add_job("probe", probe, summary).add_experiment(_config_class)
+    add_job("probe FILE", probe, summary, PROBE_EXAMPLES).add_experiment(_config_class)
 
 
 def _config_class() -> type:

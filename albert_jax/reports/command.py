@@ -7,7 +7,7 @@ from pathlib import Path
 
 from albert_jax.config import Parser, read_json
 
-EPILOG = """\
+EXAMPLES = """\
   albert-jax report runs/tiny                        draws curves.png, prints the last numbers
   albert-jax report runs/sharing-tiny                table.md, table.csv, runs.csv, curves and scores (.png, .svg) of a table
   albert-jax report runs/a runs/b --output compared  compares any runs; those that differ only in the seed are one row
@@ -16,7 +16,9 @@ EPILOG = """\
 
 def add_report_commands(add_job: Callable[..., Parser]) -> None:
     """Add the command of this folder to the command line."""
-    job = add_job("report", report, "Show the results of a run or of an ablation table, or compare runs.", EPILOG)
+    job = add_job(
+        "report DIR...", report, "Show the results of a run or of an ablation table, or compare runs.", EXAMPLES
+    )
     job.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a run, a table, or a folder of runs")
     text = "folder for the files (default: 'report' for several DIRs, else the table's folder)"
     job.add_argument("--output", type=Path, metavar="DIR", help=text)
