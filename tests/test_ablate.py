@@ -1,7 +1,6 @@
 """Tables that are run: finished rows are kept, failed ones shown, killed ones resumed, and no run is run twice."""
 
 import csv
-import dataclasses
 import json
 import os
 import shutil
@@ -22,16 +21,9 @@ from albert_jax.ablation.planning import load_plan, resolve
 from albert_jax.ablation.run import run_unit
 from albert_jax.ablation.table import read_table
 from albert_jax.cli import main
-from albert_jax.config import InputError, load
-from albert_jax.data import loader
-from albert_jax.data.prepare import prepare, token_counts
 from albert_jax.exchange import load as exchange
 from albert_jax.exchange.reshare import reshare
-from albert_jax.model.heads import Albert, init_params
-from albert_jax.pretraining import probes
-from albert_jax.pretraining.run import PretrainConfig, describe, make_evaluate
 from albert_jax.reports import comparison
-from albert_jax.training.partition import make_mesh
 from albert_jax.training.run_folder import held, read_metrics
 
 from .conftest import ROOT, refused
@@ -361,79 +353,6 @@ def test_unfinished_runs_say_how_far_they_are(words: Words, tmp_path: Path) -> N
     (folder / "shared" / "seed-0" / "summary.json").unlink()
     assert comparison.read([folder]).lines[0].state == "0 of 1; 1 at step 12 of 12"
     assert run_unit(str(folder), "shared", 0) == "finished"
-
-
-LEAKS = {
-    # A document always begins with the same word; its sentences grow longer and longer; neither.  All fit uncut: what is left
-    # of a sentence that was cut is shorter than what stands before it, which is a leak too.
-    "words": lambda draw: ["indeed " + _text(draw, 3), *(_text(draw, 3) for _ in range(3))],
-    "shapes": lambda draw: [_text(draw, 1), _text(draw, 1), _text(draw, 6), _text(draw, 7)],
-    "none": lambda draw: [_text(draw, 3) for _ in range(4)],
-}
-
-
-def _text(draw: np.random.Generator, length: int) -> str:
-    known = ["the", "list", "of", "text", "which", "is", "a", "case", "object", "value", "method", "function", "name"]
-    return " ".join(draw.choice(known, length)) + "."
-
-
-@pytest.mark.parametrize("leak", LEAKS)
-def test_probes_see_a_leak(
-    leak: str, small: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Where order shows in words or lengths the probe of it says so; where it does not, both are coins.
-
-    Fails if the hidden pieces stay hidden, or the classifiers see other labels than the pairs have.
-    """
-    draw = np.random.default_rng(0)
-    with (tmp_path / "made.jsonl").open("w") as file:
-        for _ in range(400):
-            file.write(json.dumps({"text": "\n".join(LEAKS[leak](draw))}) + "\n")
-    given = small(tmp_path / "run", data__source=tmp_path / "made.jsonl", model__vocab_size=38, max_eval_steps=100)[1:]
-    given += [
-        "--objective.max-seq-length",
-        "128",
-        "--model.max-position-embeddings",
-        "128",
-        "--data.eval-fraction",
-        "0.3",
-    ]
-    assert main(["probe", *given]) == 0
-    out = capsys.readouterr().out
-    assert "| SOP from | held-out accuracy |" in out
-    found = probes.probe(load(PretrainConfig, given[0], given[1:]))
-    assert f"| bags of pieces | {found['pieces']:.4f} |" in out
-    error = found["standard_error"]
-    assert found["heldout_pairs"] > 80
-    if leak == "none":
-        assert abs(found["shapes"] - 0.5) < 4 * error
-        assert abs(found["pieces"] - 0.5) < 4 * error
-    else:
-        assert found["pieces" if leak == "words" else "shapes"] > 0.85
-
-
-def test_eval_objective(small: Callable[..., list[str]], tmp_path: Path) -> None:
-    """Held-out scores are of the masking that is asked for: twice the pieces, and the loss of the same run is another."""
-    command = small(tmp_path / "a")
-    config = load(PretrainConfig, command[1], command[2:])
-    asked = dataclasses.replace(config.objective, masked_lm_prob=0.4, max_predictions_per_seq=13)
-    found = {}
-    prepared = prepare(config.data, config.model.vocab_size)
-    heldout = loader.open_split(prepared, "heldout", 32)
-    params = init_params(Albert(config.model), jax.random.key(0))
-    for name, one in {"own": config, "asked": dataclasses.replace(config, eval_objective=asked)}.items():
-        evaluate = make_evaluate(
-            one, Albert(one.model).apply, describe(prepared), heldout, token_counts(prepared), make_mesh("any")
-        )
-        found[name] = evaluate(params)
-    direct = dataclasses.replace(config, objective=asked)
-    assert found["own"] != found["asked"]
-    evaluate = make_evaluate(
-        direct, Albert(config.model).apply, describe(prepared), heldout, token_counts(prepared), make_mesh("any")
-    )
-    assert evaluate(params) == found["asked"]
-    with pytest.raises(InputError, match=r"eval_objective\.max_seq_length 64 is not objective\.max_seq_length 32"):
-        dataclasses.replace(config, eval_objective=dataclasses.replace(config.objective, max_seq_length=64))
 
 
 ONE_ROW = {

@@ -96,7 +96,7 @@ def test_pairs_are_distributed_as_released() -> None:
 def test_budget_is_the_released_formula(masked_lm_prob: float) -> None:
     """At every length; fails if a half is rounded up, or if the product is one of float32."""
     lengths = np.arange(3, 513)
-    found = np.asarray(masking.budget(jnp.asarray(lengths), 512, masked_lm_prob, 77))
+    found = np.asarray(masking.prediction_budget(jnp.asarray(lengths), 512, masked_lm_prob, 77))
     expected = np.array([oracle.budget(length, masked_lm_prob, 77) for length in lengths.tolist()])
     np.testing.assert_array_equal(found, expected, err_msg=f"at {lengths[found != expected]}")
 
@@ -150,7 +150,7 @@ def test_spans_do_not_cross_segments() -> None:
     """
     segment = jnp.array([-1, 0, 0, -1, 1, 1, -1, -1])
     keys = jax.random.split(jax.random.key(0), 4000)
-    choose = functools.partial(masking.choose, most=2, ngram=2, favor_shorter_ngram=False)
+    choose = functools.partial(masking.choose, max_budget=2, ngram=2, favor_shorter_ngram=False)
     draw = jax.jit(jax.vmap(lambda key, start: choose(key, start, segment, jnp.int32(2)), in_axes=(0, None)))
     chosen = np.asarray(draw(keys, jnp.ones(8, bool)))
     assert np.all(chosen.sum(1) == 2)
@@ -276,7 +276,7 @@ def test_draw_follows_the_width_of_the_rows(objective: str) -> None:
     assert found["input_ids"].shape == (6, 64)
     assert found["masked_lm_positions"].shape == (6, 10)
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
-    assert pretraining.predictions(replace(config, max_predictions_per_seq=99), 512) == 99
+    assert pretraining.max_predictions(replace(config, max_predictions_per_seq=99), 512) == 99
 
 
 def draw_on_all_devices(path: str) -> None:

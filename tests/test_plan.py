@@ -20,7 +20,7 @@ from albert_jax.plan.estimate import Assumptions, activation_bytes, plan
 from albert_jax.plan.printing import plan_table
 from albert_jax.pretraining import run as pretrain
 from albert_jax.pretraining.run import PretrainConfig
-from albert_jax.pretraining.task import batch_shapes, make_task, some_vocabulary
+from albert_jax.pretraining.task import batch_shapes, placeholder_vocabulary, pretraining_model, pretraining_workload
 from albert_jax.training import partition
 from albert_jax.training import step as train_step
 from albert_jax.training.partition import Layout
@@ -98,7 +98,7 @@ def test_state_has_the_size_of_real_arrays(sharding: str) -> None:
     words = [f"--mesh.sharding={sharding}", "--model.sharing=none", "--model.remat=dots", "--optim.skip-spikes=3"]
     config = small("--mesh.data=8", "--train.eval-batch-size=8", *words)
     mesh = partition.make_mesh("cpu", 8)
-    task, optimizer, layout = pretrain.make_task(config, some_vocabulary(512), mesh, None, None)
+    task, optimizer, layout = pretrain.training_parts(config, placeholder_vocabulary(512), mesh)
     state = train_step.make_init(task, optimizer, layout)(train_step.as_argument(0, mesh))
     params, opt_state = (
         sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(part))
@@ -209,7 +209,8 @@ def test_activations_against_xla(remat: str) -> None:
     """
     config, rows = small(f"--model.remat={remat}"), 128
     layout = Layout(estimate.abstract_mesh(1))
-    task = make_task(config.model, config.objective, some_vocabulary(512), layout)
+    model = pretraining_model(config.model, config.objective)
+    task = pretraining_workload(model, config.objective, placeholder_vocabulary(512), layout)
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(task.init, key)
     examples = jax.eval_shape(task.draw, batch_shapes(config.objective, rows), key)

@@ -14,7 +14,7 @@ import numpy as np
 
 from albert_jax.config import InputError, check_fields, choice, require
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.heads import Albert, flops_per_token, init_params, num_params, stacked_shapes
+from albert_jax.model.heads import Albert, flops_per_token, init_params, num_params
 from albert_jax.model.sharing import is_stacked
 from albert_jax.pretraining import objective as pretraining
 from albert_jax.pretraining import task as pretrain_task
@@ -23,7 +23,7 @@ from albert_jax.training import partition
 from albert_jax.training import step as train_step
 from albert_jax.training.devices import best_seconds, matmul_flops, peak_flops
 from albert_jax.training.optim import OptimConfig, make_optimizer
-from albert_jax.training.partition import Layout, MeshConfig
+from albert_jax.training.partition import MeshConfig
 
 WORKS = ("step", "gradients", "inference")
 
@@ -109,10 +109,10 @@ def prepare(config: BenchConfig) -> tuple[Callable[..., Any], Callable[[Any], Ti
     """What compiles the work, with XLA's options if any, and what makes a `Timed` of that."""
     mesh = partition.make_mesh("any", config.mesh.data)
     partition.check_batch_size("batch_size", config.batch_size, config.gradient_accumulation, mesh.size)
-    model = Albert(config.model)
-    layout = Layout(mesh, config.mesh.sharding, stacked_shapes(model))
-    vocabulary = pretrain_task.some_vocabulary(config.model.vocab_size)
-    task = pretrain_task.make_task(config.model, config.objective, vocabulary, layout)
+    model = pretrain_task.pretraining_model(config.model, config.objective)
+    layout = pretrain_task.pretraining_layout(model, mesh, config.mesh.sharding)
+    vocabulary = pretrain_task.placeholder_vocabulary(config.model.vocab_size)
+    task = pretrain_task.pretraining_workload(model, config.objective, vocabulary, layout)
     optimizer = make_optimizer(config.optim, 1000, is_stacked)
     seed = train_step.as_argument(0, mesh)
     batch = partition.put_batch(mesh, made_up(config))
@@ -269,7 +269,7 @@ def measure_compiled(config: BenchConfig) -> tuple[dict[str, Any], Timed]:
         "device": mesh.devices.flat[0].device_kind,
         "devices": mesh.size,
         "versions": {"jax": jax.__version__, "jaxlib": jax.lib.__version__},
-        "parameters": num_params(Albert(config.model)),
+        "parameters": num_params(pretrain_task.pretraining_model(config.model, config.objective)),
         "seconds": median,
         "seconds_min": seconds[0],
         "seconds_max": seconds[-1],

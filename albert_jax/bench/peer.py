@@ -13,11 +13,10 @@ from albert_jax.bench.measuring import BenchConfig, Timed, made_up, steps_a_roun
 from albert_jax.config import require
 from albert_jax.exchange.huggingface_names import NAMES
 from albert_jax.exchange.weights import Weights, named_tensors
-from albert_jax.model.heads import Albert, init_params, stacked_shapes
+from albert_jax.model.heads import Albert, init_params
 from albert_jax.pretraining import objective as pretraining
 from albert_jax.pretraining import task as pretrain_task
 from albert_jax.training import partition
-from albert_jax.training.partition import Layout
 
 SAME = (
     "vocab_size",
@@ -112,10 +111,11 @@ def compare(config: BenchConfig, timed: Timed, peer: str, dtype: str, rounds: in
 def _inputs(config: BenchConfig) -> tuple[Any, pretraining.Examples]:
     """Parameters, and examples as the step draws them, on the host."""
     mesh = partition.make_mesh("any", 1)
-    vocabulary = pretrain_task.some_vocabulary(config.model.vocab_size)
-    layout = Layout(mesh, stacked=stacked_shapes(Albert(config.model)))
-    task = pretrain_task.make_task(config.model, config.objective, vocabulary, layout)
-    params = init_params(Albert(config.model), jax.random.key(0))
+    vocabulary = pretrain_task.placeholder_vocabulary(config.model.vocab_size)
+    model = pretrain_task.pretraining_model(config.model, config.objective)
+    layout = pretrain_task.pretraining_layout(model, mesh, "none")
+    task = pretrain_task.pretraining_workload(model, config.objective, vocabulary, layout)
+    params = init_params(model, jax.random.key(0))
     examples = jax.jit(task.draw)(partition.put_batch(mesh, made_up(config)), jax.random.key(0))
     return jax.device_get(params), {name: value for name, value in examples.items() if name != "dropout_keys"}
 

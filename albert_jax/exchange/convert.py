@@ -147,7 +147,8 @@ def _write(weights: Weights, tokenizer: Tokenizer | None, folder: Path, to: str)
         return written, notes + more_notes
     from albert_jax.training import checkpoint  # Orbax takes seconds to import
 
-    table = {"job": "convert", "config": {"model": to_dict(model.config)}, "heads": model.heads, "labels": model.labels}
+    table = {"job": "convert", "config": {"model": to_dict(model.config)}}
+    table |= {name: getattr(model, name) for name in ("heads", "labels", "sentence_classes")}
     write_json(folder / "config.json", table)
     saved = checkpoint.Checkpoints(folder / "checkpoints", keep=1)
     saved.save(0, {"params": jax.device_put(weights.params)}, {})

@@ -192,7 +192,7 @@ def _with_identity(weights: Weights) -> Weights:
 
 def _with_encoder(weights: Weights, encoder: dict[str, Any], always_map_embeddings: bool) -> Weights:
     config = replace(weights.model.config, always_map_embeddings=always_map_embeddings)
-    model = Albert(config, weights.model.heads, weights.model.labels)
+    model = weights.model.clone(config=config)
     return replace(weights, model=model, params=weights.params | {"encoder": encoder})
 
 

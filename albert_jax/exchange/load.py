@@ -21,7 +21,7 @@ from albert_jax.data.tokenizer import VOCABULARY, Tokenizer
 from albert_jax.exchange import archives, huggingface, tf1
 from albert_jax.exchange.weights import Weights
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.heads import PRETRAINING, Albert, init_params, param_shapes
+from albert_jax.model.heads import PRETRAINING, SENTENCE_CLASSES, Albert, init_params, param_shapes
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def load(
     if found.tokenizer is None:
         raise InputError(f"{source}: no {VOCABULARY}; give vocab='PATH', a SentencePiece model")
     model = found.weights.model
-    model = Albert(replace(model.config, **changes), model.heads, model.labels)
+    model = model.clone(config=replace(model.config, **changes))
     return model, jax.device_put(found.weights.params), found.tokenizer
 
 
@@ -157,13 +157,14 @@ def _from_run(folder: Path, stored: dict[str, Any], vocab: str | Path, subfolder
     if "checkpoints" in folders:
         folders["checkpoints"] = table.get("train", {}).get("checkpoint_dir") or folders["checkpoints"]
     checkpoints = next((one for one in folders.values() if checkpoint.has_checkpoint(one)), folders[subfolders[-1]])
-    names = {key: stored.get(key, default) for key, default in (("heads", list(PRETRAINING)), ("labels", []))}
+    defaults = {"heads": list(PRETRAINING), "labels": [], "sentence_classes": list(SENTENCE_CLASSES)}
+    names = {key: stored.get(key, default) for key, default in defaults.items()}
     for key, value in names.items():
         if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
             raise InputError(f"{path}: {key}: expected a list of names, got {value!r}")
     try:
         config = from_dict(AlbertConfig, table["model"], "config.model")
-        model = Albert(config, tuple(names["heads"]), tuple(names["labels"]))
+        model = Albert(config, *(tuple(names[key]) for key in defaults))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -193,7 +194,7 @@ def _with_missing_heads(weights: Weights) -> Weights:
     if not missing:
         return weights
     heads = (*PRETRAINING, *(head for head in model.heads if head not in PRETRAINING))
-    full_model = Albert(model.config, heads, model.labels)
+    full_model = model.clone(heads=heads)
     fresh = jax.jit(lambda: init_params(full_model, jax.random.key(0)))()
     params = weights.params | {head: jax.tree.map(np.asarray, fresh[head]) for head in missing}
     notes = [*weights.notes, f"{', '.join(missing)}: initialized with random numbers, because of --init-missing"]

@@ -12,8 +12,7 @@ import numpy as np
 
 from albert_jax.exchange.weights import Weights
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.heads import Albert
-from albert_jax.model.sharing import PARTS, STRATEGIES, Sets, layer_sets
+from albert_jax.model.sharing import PARTS, STRATEGIES, Sets
 
 MAY_CHANGE_IN_CONVERSION = ("sharing", "num_hidden_groups", "num_hidden_layers", "hidden_act")
 """The fields of `AlbertConfig` that a conversion may change."""
@@ -53,7 +52,7 @@ def follow(weights: Weights, groups_of_layers: Sets) -> Weights:
         groups = model.config.num_hidden_groups if name == "groups" else 1
         config = dataclasses.replace(model.config, sharing=name, num_hidden_groups=groups)
         if set(block_sets(config).values()) == {blocks}:
-            return dataclasses.replace(weights, model=Albert(config, model.heads, model.labels))
+            return dataclasses.replace(weights, model=model.clone(config=config))
     note = f"layers read groups {list(groups_of_layers)} by the source's formula; stored unshared to keep that"
     unshared = dataclasses.replace(model.config, sharing="none", num_hidden_groups=1)
     weights = _gather(weights, unshared, dict.fromkeys(PARTS, blocks))
@@ -62,7 +61,7 @@ def follow(weights: Weights, groups_of_layers: Sets) -> Weights:
 
 def block_sets(config: AlbertConfig) -> dict[str, Sets]:
     """The parameter set that each block reads, for each part of a layer."""
-    return layer_sets(config.sharing, config.num_hidden_layers, config.num_hidden_groups, config.inner_group_num)
+    return config.layer_sets
 
 
 def blocks_of(layers: Sequence[int], config: AlbertConfig) -> Sets:
@@ -86,5 +85,5 @@ def _gather(weights: Weights, new: AlbertConfig, old_sets: dict[str, Sets]) -> W
             return gathered
 
         encoder[part] = jax.tree.map(gather, encoder[part])
-    model = Albert(new, weights.model.heads, weights.model.labels)
+    model = weights.model.clone(config=new)
     return dataclasses.replace(weights, model=model, params=weights.params | {"encoder": encoder})

@@ -148,7 +148,8 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
     layout = Layout(mesh, config.mesh.sharding, stacked_shapes(model))
     with run_folder.locked(run_dir, config.train.checkpoint_dir, processes.is_main()):
         if processes.is_main():
-            claimed = to_dict(config), fingerprints, model.heads, labels, allow_data_change
+            model_facts = {"heads": model.heads, "labels": labels}
+            claimed = to_dict(config), fingerprints, model_facts, allow_data_change
             run_folder.claim(run_dir, "finetune", *claimed)
             tokenizer_json.write_vocabulary(tokenizer, config.model.max_position_embeddings, run_dir)
         processes.check_shared(run_dir / "config.json")

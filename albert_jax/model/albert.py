@@ -1,7 +1,7 @@
-"""The ALBERT encoder: factorised embeddings, one block, and the loop that runs it L times.
+"""The ALBERT encoder: factorized embeddings, one block, and the loop that runs it L times.
 
-Decides the network's mathematics (arXiv 1909.11942 section 3; google-research/albert modeling.py).  Does not decide which
-layers share parameters (`sharing.py`), what is predicted (`heads.py`) or where arrays live (`partition.py`).
+This file defines the computation (arXiv 1909.11942, section 3; google-research/albert modeling.py).  `sharing.py` decides
+which layers share parameters, `heads.py` what is predicted, `training/partition.py` where arrays are.
 
 Shapes: B batch, S sequence, E embedding_size, H hidden_size, F intermediate_size, N heads, D = H / N, V vocab_size,
 L layers, G parameter sets of a part, P predicted positions.
@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from albert_jax.config import check_fields, choice, require
+from albert_jax.config import InputError, check_fields, choice
 from albert_jax.model import products
-from albert_jax.model.products import CONTEXT, KEPT, POLICIES, SCORES, cudnn_attention, einsum, named
-from albert_jax.model.sharing import STRATEGIES, layer_sets
+from albert_jax.model.products import CONTEXT, DROPOUT_MASK, POLICIES, SCORES, cudnn_attention, einsum, named
+from albert_jax.model.sharing import STRATEGIES, Sets, layer_sets
 
 Outputs = dict[str, Array]
 
@@ -33,101 +33,103 @@ ACTIVATIONS = {
 }
 
 MAX_DEPTH = 10_000
-"""Blocks; a deeper network is a damaged file."""
+"""Largest number of blocks.  A deeper network is a corrupted file."""
 
 MAX_SIZE = 2**24
-"""Of any one size: 32-bit indices hold products of two of them only so far, and a larger one is a mistake."""
+"""Largest value of any size: 32-bit indices must hold the product of two sizes."""
 
 
 @dataclass(frozen=True)
 class AlbertConfig:
-    """The network, in the names of the released `albert_config.json`.  The defaults are ALBERT-base v2."""
+    """The network.  Names are those of the released `albert_config.json`; the defaults are ALBERT-base v2."""
 
     vocab_size: int = 30000
-    """V: pieces of the vocabulary."""
+    """V: size of the vocabulary."""
     embedding_size: int = 128
-    """E: width of the token embeddings; mapped to hidden_size unless equal to it."""
+    """E: width of the token embeddings.  A dense layer maps them to hidden_size unless the two are equal."""
     always_map_embeddings: bool = False
-    """Map them even where E = H, as Hugging Face does and the released code does not."""
+    """Map the embeddings even if E = H, as Hugging Face does and the released code does not."""
     hidden_size: int = 768
     """H: width of the layers."""
     num_hidden_layers: int = 12
-    """L: how often the block runs."""
+    """L: number of layers."""
     num_attention_heads: int = 12
-    """N: heads of hidden_size / N each."""
+    """N: number of heads, each of size hidden_size / N."""
     intermediate_size: int = 3072
-    """F: width inside the feed-forward part."""
+    """F: width of the feed-forward layer."""
     sharing: str = choice("all", STRATEGIES)
-    """Which parts all layers share (paper, Table 4); 'groups' shares within num_hidden_groups runs of layers."""
+    """Which parts of the layers share parameters (paper, Table 4).  groups: consecutive layers share, in num_hidden_groups groups."""
     num_hidden_groups: int = 1
-    """Parameter sets with sharing 'groups'."""
+    """Number of parameter sets, for sharing strategies that take it."""
     inner_group_num: int = 1
-    """Blocks, each with its own parameters, in every layer: the effective depth is L times this."""
+    """Blocks in each layer, with separate parameters.  The number of blocks that run is L times this."""
     hidden_act: str = choice("gelu_new", ACTIVATIONS)
-    """gelu_new is the tanh form (released as "gelu"), gelu the erf form."""
+    """gelu_new is the tanh approximation (released as "gelu"), gelu the exact erf form."""
     hidden_dropout_prob: float = 0.0
-    """Dropout of embeddings, attention output and feed-forward output (v1: 0.1 but for xxlarge)."""
+    """Dropout of embeddings, attention output and feed-forward output.  v1: 0.1, except xxlarge."""
     attention_probs_dropout_prob: float = 0.0
     """Dropout of the attention weights."""
     classifier_dropout_prob: float = 0.1
-    """Dropout before a fine-tuned classifier (the released fine-tuning code: 0.1 whatever the model's)."""
+    """Dropout before a fine-tuned classifier.  The released fine-tuning code always uses 0.1."""
     max_position_embeddings: int = 512
-    """Longest sequence."""
+    """Maximum sequence length."""
     type_vocab_size: int = 2
-    """Segments."""
+    """Number of segment types."""
     initializer_range: float = 0.02
-    """Standard deviation of the truncated normal that kernels and embeddings start from."""
+    """Standard deviation of the truncated normal that initializes kernels and embeddings."""
     layer_norm_eps: float = 1e-12
     """Added to the variance in LayerNorm."""
     dtype: str = choice("float32", ("float32", "bfloat16"))
-    """What layers compute in.  Parameters, their gradients, LayerNorm and softmax stay float32."""
+    """Compute dtype, float32 or bfloat16.  Parameters, their gradients, LayerNorm and softmax stay in float32."""
     remat: str = choice("elementwise", POLICIES)
-    """What backward recomputes: nothing; what lies between matrix products; also attention's products; the whole block."""
+    """What the backward pass recomputes.  none: nothing; elementwise: all but matrix products; dots: also attention's products; full: the block."""
     scan_unroll: int = 1
-    """Blocks unrolled in one iteration of the layer loop."""
+    """Number of blocks in one iteration of the layer loop.  1 compiles fastest; on a GPU all of them unrolled run 10 % faster."""
     attention_implementation: str = choice("xla", ("xla", "cudnn"))
-    """cudnn: fused, on NVIDIA GPUs, in bfloat16, without dropout of its weights, for masks that only pad on the right."""
+    """cudnn: fused attention on NVIDIA GPUs, in bfloat16, without attention dropout, for masks that only pad on the right."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        sizes = [field.name for field in fields(self) if field.type is int]
-        for name in sizes:
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-            require(getattr(self, name) <= MAX_SIZE, f"{name} must be at most {MAX_SIZE}, got {getattr(self, name)}")
-        require(
-            self.hidden_size % self.num_attention_heads == 0,
-            f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}",
-        )
+        for name in (field.name for field in fields(self) if field.type is int):
+            if not 1 <= getattr(self, name) <= MAX_SIZE:
+                raise InputError(f"{name} must be in [1, {MAX_SIZE}], got {getattr(self, name)}")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout_prob"):
-            require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         for name in ("initializer_range", "layer_norm_eps"):
             value = getattr(self, name)
-            require(math.isfinite(value) and value > 0, f"{name} must be finite and > 0, got {value}")
-        kind = self.attention_implementation
+            if not (math.isfinite(value) and value > 0):
+                raise InputError(f"{name} must be finite and > 0, got {value}")
+        heads, groups = self.num_attention_heads, self.num_hidden_groups
+        if self.hidden_size % heads != 0:
+            raise InputError(f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {heads}")
+        if self.depth > MAX_DEPTH:
+            raise InputError(f"num_hidden_layers x inner_group_num is {self.depth}, more than {MAX_DEPTH}")
+        if groups > 1 and not STRATEGIES[self.sharing].takes_groups:
+            names = " or ".join(name for name, strategy in STRATEGIES.items() if strategy.takes_groups)
+            raise InputError(f"num_hidden_groups {groups} needs sharing {names}, not {self.sharing}")
+        if groups > self.num_hidden_layers:
+            raise InputError(f"num_hidden_groups {groups} exceeds num_hidden_layers {self.num_hidden_layers}")
         fusible = self.dtype == "bfloat16" and self.attention_probs_dropout_prob == 0
-        require(
-            kind == "xla" or fusible,
-            "attention_implementation 'cudnn' needs dtype 'bfloat16' and attention_probs_dropout_prob 0",
-        )
-        require(self.depth <= MAX_DEPTH, f"num_hidden_layers x inner_group_num is {self.depth}, more than {MAX_DEPTH}")
-        require(
-            self.num_hidden_groups == 1 or self.sharing == "groups",
-            f"num_hidden_groups {self.num_hidden_groups} needs sharing 'groups', not {self.sharing!r}",
-        )
-        require(
-            self.num_hidden_groups <= self.num_hidden_layers,
-            f"num_hidden_groups {self.num_hidden_groups} exceeds num_hidden_layers {self.num_hidden_layers}",
-        )
+        if self.attention_implementation == "cudnn" and not fusible:
+            raise InputError(
+                "attention_implementation 'cudnn' needs dtype 'bfloat16' and attention_probs_dropout_prob 0"
+            )
 
     @property
     def maps_embeddings(self) -> bool:
-        """Whether there is an `embedding_hidden_mapping_in`."""
+        """Whether the network has an `embedding_hidden_mapping_in`."""
         return self.always_map_embeddings or self.embedding_size != self.hidden_size
 
     @property
     def depth(self) -> int:
-        """Blocks run: L * inner_group_num."""
+        """Number of blocks that run: L * inner_group_num."""
         return self.num_hidden_layers * self.inner_group_num
+
+    @property
+    def layer_sets(self) -> dict[str, Sets]:
+        """The parameter set that each block reads, for each part of a layer."""
+        return layer_sets(self.sharing, self.num_hidden_layers, self.num_hidden_groups, self.inner_group_num)
 
 
 _V1: dict[str, Any] = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
@@ -146,28 +148,32 @@ PRESETS = {
     "xlarge-v1": AlbertConfig(**_XLARGE, **_V1),
     "xxlarge-v1": AlbertConfig(**_XXLARGE),
 }
-"""The released models.  v2 trains without dropout; v1 with 0.1, but for xxlarge."""
+"""The released models.  v2 has no dropout; v1 has 0.1, except xxlarge."""
 
 
 def dropout(x: Array, keys: Array | None, site: Array | int, rate: float) -> Array:
-    """Dropout of x [B, ...] by one key a row, so that a row's mask depends on neither its neighbours nor the sharding.
+    """Apply dropout to x [B, ...] with one key per row, so that a row's mask depends on neither other rows nor the sharding.
 
-    `keys` [B] or None for no dropout; `site` numbers the places in the network that draw from the same keys.
+    Args:
+      x: activations.
+      keys: [B] random keys, or None for no dropout.
+      site: number of the place in the network; every place folds its number into the same keys.
+      rate: probability of a zero.
     """
     if keys is None or rate == 0:
         return x
     keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, site), 1 - rate, x.shape[1:]))(keys)
-    keep = named(keep, KEPT)
+    keep = named(keep, DROPOUT_MASK)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
 def initializer(config: AlbertConfig) -> nn.initializers.Initializer:
-    """Truncated at two deviations, as tf.truncated_normal; of kernels and embeddings."""
+    """The initializer of kernels and embeddings: a normal truncated at two standard deviations, as tf.truncated_normal."""
     return nn.initializers.truncated_normal(config.initializer_range)
 
 
 class Dense(nn.Module):
-    """[..., K] -> [..., M].  Parameters in float32, cast to the compute dtype where they are used: gradients add up in float32."""
+    """Dense layer [..., K] -> [..., M].  Parameters are float32 and cast at their use, so that gradients are summed in float32."""
 
     config: AlbertConfig
     features: int
@@ -181,29 +187,29 @@ class Dense(nn.Module):
 
 
 def dense(config: AlbertConfig, features: int, name: str) -> Dense:
-    """To be called inside a module's compact method."""
+    """Make a dense layer; call it inside a module's compact method."""
     return Dense(config, features, name=name)
 
 
 def layer_norm(config: AlbertConfig, x: Array) -> Array:
-    """LayerNorm in float32, returned in x's dtype.  To be called inside a module's compact method."""
+    """LayerNorm in float32, returned in x's dtype; call it inside a module's compact method."""
     norm = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, name="LayerNorm")
     with jax.named_scope("LayerNorm"):
         return norm(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def activation(config: AlbertConfig, x: Array) -> Array:
-    """`hidden_act` in float32, returned in x's dtype: in bfloat16 each of its operations would round."""
+    """Apply `hidden_act` in float32 and return x's dtype: in bfloat16 every operation inside would round."""
 
-    def wide(x: Array) -> Array:
+    def in_float32(x: Array) -> Array:
         return ACTIVATIONS[config.hidden_act](x.astype(jnp.float32)).astype(x.dtype)
 
-    # Backward makes what lies inside again: in float32 it is twice as large as x.
-    return wide(x) if x.dtype == jnp.float32 else jax.checkpoint(wide)(x)
+    # Recomputed in the backward pass with any remat policy: XLA would save GELU's float32 tanh, twice the size of x.
+    return in_float32(x) if x.dtype == jnp.float32 else jax.checkpoint(in_float32)(x)
 
 
 class Embeddings(nn.Module):
-    """Words, positions and segments -> [B, S, E], and the word table [V, E] that the MLM head reads."""
+    """Sum of word, position and segment embeddings [B, S, E]; also returns the word embeddings [V, E] for the MLM head."""
 
     config: AlbertConfig
 
@@ -225,9 +231,10 @@ class Embeddings(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with its residual and LayerNorm: [B, S, H] -> [B, S, H] and the weights [B, N, S, S].
+    """Multi-head self-attention with residual and LayerNorm: [B, S, H] -> [B, S, H] and the weights [B, N, S, S].
 
-    With cuDNN the weights are None; where they, or hidden states, are asked for, XLA computes instead.
+    cuDNN does not return the weights (None): with `with_weights` XLA computes instead.  Query, key and value stay separate
+    products, since one fused product is no faster (9.4 ms both on two CPU cores).
     """
 
     config: AlbertConfig
@@ -249,7 +256,7 @@ class Attention(nn.Module):
             context = cudnn_attention(query, key, value, mask)
         else:
             scores = einsum("bqnd,bknd->bnqk", query, key, SCORES).astype(jnp.float32) * query.shape[-1] ** -0.5
-            # -10000 rather than minus infinity, as released, so that a row of padding alone gives no NaN.
+            # -10000 as released, not minus infinity, so that a row with only padding does not give NaN.
             bias = (1.0 - mask[:, None, None, :].astype(jnp.float32)) * -10000.0
             weights = jax.nn.softmax(scores + bias).astype(x.dtype)
             dropped = dropout(weights, keys, site, config.attention_probs_dropout_prob)
@@ -259,7 +266,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two dense layers with their residual and LayerNorm: [B, S, H] -> [B, S, F] -> [B, S, H]."""
+    """Two dense layers with residual and LayerNorm: [B, S, H] -> [B, S, F] -> [B, S, H]."""
 
     config: AlbertConfig
 
@@ -272,14 +279,15 @@ class FeedForward(nn.Module):
 
 
 SITES_PER_BLOCK = 3
-"""Dropout sites of a block; site 0 is the embeddings'."""
+"""Dropout sites in a block.  Site 0 is the embeddings."""
 
 
 class Encoder(nn.Module):
-    """The block run L times over the parameter sets that `config.sharing` names.
+    """The stack of layers: a scan over the block, with the parameter sets that `config.sharing` assigns.
 
-    Parameters of each part always carry a leading axis of its sets, [G, ...], G = 1 when shared, so one tree serves all
-    strategies.  A part with one set is a constant of the scan; a part with several is laid out per block and scanned over.
+    The parameters of each part always have a leading axis of sets, [G, ...], with G = 1 if all layers share.  So one
+    parameter tree serves all strategies.  A part with one set is a constant of the scan; otherwise its sets are laid out
+    per block and scanned over.
 
     `gather_set(params of one set, *path)`, if given, is called on each set right before its use.  It all-gathers sharded
     parameters, so that a device never holds all sets at once.
@@ -295,50 +303,54 @@ class Encoder(nn.Module):
         if config.maps_embeddings:
             x = dense(config, config.hidden_size, "embedding_hidden_mapping_in")(x)
         x = x.astype(config.dtype)
-        # Linen modules are leaves only: a module handed to flax's own scan from outside is silently un-shared.
-        attention, ffn = Attention(config, parent=None), FeedForward(config, parent=None)
-        sets = layer_sets(config.sharing, config.num_hidden_layers, config.num_hidden_groups, config.inner_group_num)
+        # Linen modules are leaves only: flax's own scan silently un-shares a module that is passed to it from outside.
+        modules: dict[str, nn.Module] = {
+            "attention": Attention(config, parent=None),
+            "ffn": FeedForward(config, parent=None),
+        }
+        sets = config.layer_sets
 
-        def init(key: Array, name: str) -> dict[str, Any]:
-            some = jnp.zeros((1, 1, config.hidden_size), config.dtype)
-            inputs = (some, jnp.ones((1, 1)), None, 0, True) if name == "attention" else (some, None, 0)
-            module: nn.Module = attention if name == "attention" else ffn
-            return jax.vmap(lambda k: module.init(k, *inputs)["params"])(jax.random.split(key, max(sets[name]) + 1))
+        def init(key: Array, part: str) -> dict[str, Any]:
+            example = jnp.zeros((1, 1, config.hidden_size), config.dtype)
+            inputs = (example, jnp.ones((1, 1)), None, 0, True) if part == "attention" else (example, None, 0)
+            keys = jax.random.split(key, max(sets[part]) + 1)
+            return jax.vmap(lambda key: modules[part].init(key, *inputs)["params"])(keys)
 
         if gather_set is None:
-            params = {name: self.param(name, init, name) for name in sets}
-        else:  # flax would miss the other devices' parts
-            params = {name: self.get_variable("params", name) for name in sets}
-        shared, scanned = {}, {}
-        for name, ids in sets.items():
+            params = {part: self.param(part, init, part) for part in sets}
+        else:  # `self.param` would check shapes, and here a device holds only its shards
+            params = {part: self.get_variable("params", part) for part in sets}
+        constant, scanned = {}, {}
+        for part, ids in sets.items():
             if max(ids) == 0:
-                one = jax.tree.map(lambda p: p[0], params[name])
-                shared[name] = one if gather_set is None else gather_set(one, "encoder", name)
+                one_set = jax.tree.map(lambda leaf: leaf[0], params[part])
+                constant[part] = one_set if gather_set is None else gather_set(one_set, "encoder", part)
             elif ids == tuple(range(len(ids))):
-                scanned[name] = params[name]
+                scanned[part] = params[part]
             else:
-                scanned[name] = jax.tree.map(lambda p, ids=ids: p[jnp.array(ids)], params[name])
+                scanned[part] = jax.tree.map(lambda leaf, ids=ids: leaf[jnp.array(ids)], params[part])
 
-        def block(x: Array, own: tuple[dict[str, Any], Array]) -> tuple[Array, Outputs]:
-            own_params, index = own
+        def block(x: Array, inputs: tuple[dict[str, Any], Array]) -> tuple[Array, Outputs]:
+            scanned_params, index = inputs
             if gather_set is not None:
-                own_params = {name: gather_set(one, "encoder", name) for name, one in own_params.items()}
-            p, site = shared | own_params, 1 + SITES_PER_BLOCK * index
-            # Shapes of parameters are asked for where there is no GPU, too.
+                scanned_params = {part: gather_set(params, "encoder", part) for part, params in scanned_params.items()}
+            block_params, site = constant | scanned_params, 1 + SITES_PER_BLOCK * index
+            # While initializing, XLA's attention: parameter shapes are also needed where there is no GPU.
             with_weights = collect or self.is_initializing()
-            y: Any = attention.apply({"params": p["attention"]}, x, mask, keys, site, with_weights)
-            z: Any = ffn.apply({"params": p["ffn"]}, y[0], keys, site + 2)
-            return z, {"hidden_states": z, "attentions": y[1]} if collect else {}
+            attention_args = (x, mask, keys, site, with_weights)
+            attended: Any = modules["attention"].apply({"params": block_params["attention"]}, *attention_args)
+            hidden: Any = modules["ffn"].apply({"params": block_params["ffn"]}, attended[0], keys, site + 2)
+            return hidden, {"hidden_states": hidden, "attentions": attended[1]} if collect else {}
 
         if config.remat != "none":
-            # Across iterations of a loop XLA finds nothing in common, but within one it would keep what backward is to make again.
-            unrolled = config.scan_unroll > 1
-            block = jax.checkpoint(block, prevent_cse=unrolled, policy=POLICIES[config.remat])
-        first = x
+            # XLA merges recomputed values with those of the forward pass if both are in one loop iteration (23 instead of
+            # 16 GB for base, 128 x 512 tokens).  Barriers prevent it; a loop with one block needs none.
+            block = jax.checkpoint(block, prevent_cse=config.scan_unroll > 1, policy=POLICIES[config.remat])
+        embedded = x
         x, outputs = jax.lax.scan(
             block, x, (scanned, jnp.arange(config.depth)), unroll=min(config.scan_unroll, config.depth)
         )
-        if collect:  # hidden states are a layer's, attention weights a block's, as Hugging Face counts them
-            ends = outputs["hidden_states"][config.inner_group_num - 1 :: config.inner_group_num]
-            outputs["hidden_states"] = jnp.concatenate([first[None], ends])
+        if collect:  # as Hugging Face: hidden states of each layer, attention weights of each block
+            layer_ends = outputs["hidden_states"][config.inner_group_num - 1 :: config.inner_group_num]
+            outputs["hidden_states"] = jnp.concatenate([embedded[None], layer_ends])
         return x, outputs

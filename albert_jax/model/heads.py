@@ -1,4 +1,4 @@
-"""The whole model: the encoder and what stands on it.  A new head is an entry of `HEADS`."""
+"""The model: the encoder with its heads.  A new head is an entry of `HEADS`."""
 
 import functools
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from albert_jax.config import require
+from albert_jax.config import InputError
 from albert_jax.model.albert import (
     SITES_PER_BLOCK,
     AlbertConfig,
@@ -27,7 +27,7 @@ from albert_jax.model.tree import leaves
 
 
 class MaskedLMHead(nn.Module):
-    """[B, P, H] -> logits [B, P, V] in float32, through E and the word table (google-research/albert run_pretraining.py)."""
+    """[B, P, H] -> float32 logits [B, P, V]; the decoder is tied to the word embeddings (google-research/albert run_pretraining.py)."""
 
     config: AlbertConfig
 
@@ -41,9 +41,9 @@ class MaskedLMHead(nn.Module):
 
 
 class AnswerClassHead(nn.Module):
-    """Start, end given the start, and whether there is an answer (google-research/albert squad_utils.py, after XLNet).
+    """Predict the start, the end given the start, and whether there is an answer (google-research/albert squad_utils.py).
 
-    Without `start_positions` the ends are those of the best starts, `ANSWER_BEAM` of each.
+    Without `start_positions` it returns the `ANSWER_BEAM` best starts, and for each the `ANSWER_BEAM` best ends.
     """
 
     config: AlbertConfig
@@ -52,20 +52,20 @@ class AnswerClassHead(nn.Module):
     def __call__(self, hidden: Array, inputs: "Inputs") -> Outputs:
         config = self.config
         hidden = hidden.astype(jnp.float32)
-        place = jnp.arange(hidden.shape[1])
-        allowed = (inputs.answer_mask == 1) | (place == 0)  # [CLS] stands for no answer
-        start_logits = jnp.where(allowed, _linear(config, hidden, 1, "start_logits")[..., 0], NO_ANSWER_HERE)
+        position = jnp.arange(hidden.shape[1])
+        allowed = (inputs.answer_mask == 1) | (position == 0)  # [CLS] means no answer
+        start_logits = jnp.where(allowed, _linear(config, hidden, 1, "start_logits")[..., 0], NOT_ALLOWED)
         end_hidden = nn.Dense(config.hidden_size, kernel_init=initializer(config), name="end_dense")
         end_norm = nn.LayerNorm(epsilon=config.layer_norm_eps, name="LayerNorm")
         end_linear = nn.Dense(1, kernel_init=initializer(config), name="end_logits")
 
         def ends(index: Array) -> Array:
-            """[B, K] starts -> [B, K, S] logits of the ends."""
+            """Logits of the ends [B, K, S] for K starts [B, K]."""
             starts = jnp.take_along_axis(hidden, index[..., None], axis=1)
             shape = (*index.shape, *hidden.shape[1:])
             both = [jnp.broadcast_to(hidden[:, None], shape), jnp.broadcast_to(starts[:, :, None], shape)]
             x = end_linear(end_norm(jnp.tanh(end_hidden(jnp.concatenate(both, axis=-1)))))[..., 0]
-            return jnp.where(allowed[:, None], x, NO_ANSWER_HERE)
+            return jnp.where(allowed[:, None], x, NOT_ALLOWED)
 
         outputs = {"start_logits": start_logits}
         if inputs.start_positions is not None:
@@ -80,30 +80,31 @@ class AnswerClassHead(nn.Module):
                 "end_top_log_probs": end_top,
                 "end_top_index": end_index,
             }
-        where = jnp.einsum("bs,bsh->bh", jax.nn.softmax(start_logits), hidden)
-        x = _linear(config, jnp.concatenate([where, hidden[:, 0]], axis=-1), config.hidden_size, "answer_dense")
+        start_hidden = jnp.einsum("bs,bsh->bh", jax.nn.softmax(start_logits), hidden)
+        x = _linear(config, jnp.concatenate([start_hidden, hidden[:, 0]], axis=-1), config.hidden_size, "answer_dense")
         x = _dropped(config, jnp.tanh(x), inputs)
         x = nn.Dense(1, use_bias=False, kernel_init=initializer(config), name="answer_class")(x)
         return outputs | {"answer_class_logits": x[:, 0]}
 
 
-NO_ANSWER_HERE = -1e30
-"""The logit of a place where no answer may begin or end."""
+NOT_ALLOWED = -1e30
+"""Logit of a position where no answer may start or end."""
 
 ANSWER_BEAM = 5
-"""Starts, and ends of each, that `AnswerClassHead` looks at (squad_utils.py, start_n_top and end_n_top)."""
+"""Number of starts, and of ends for each (squad_utils.py, start_n_top and end_n_top)."""
 
 
 class Inputs(NamedTuple):
-    """What a head may read beside the outputs that stand before it."""
+    """What a head may read in addition to the outputs of the encoder and of earlier heads."""
 
     table: Array
     """[V, E]: the word embeddings."""
     masked_lm_positions: Array | None
     dropout_keys: Array | None
     num_labels: int
+    num_sentence_classes: int
     answer_mask: Array
-    """[B, S]: 1 where an answer may begin or end."""
+    """[B, S]: 1 where an answer may start or end."""
     start_positions: Array | None
 
 
@@ -124,11 +125,11 @@ def _linear(config: AlbertConfig, x: Array, features: int, name: str) -> Array:
 
 
 def _sop_classifier(config: AlbertConfig, outputs: Outputs, inputs: Inputs) -> Outputs:
-    return {"sop_logits": _linear(config, outputs["pooler_output"], 2, "sop_classifier")}
+    return {"sop_logits": _linear(config, outputs["pooler_output"], inputs.num_sentence_classes, "sop_classifier")}
 
 
 def _dropped(config: AlbertConfig, x: Array, inputs: Inputs) -> Array:
-    site = 1 + SITES_PER_BLOCK * config.depth  # behind the encoder's
+    site = 1 + SITES_PER_BLOCK * config.depth  # the first after the encoder's sites
     return dropout(x, inputs.dropout_keys, site, config.classifier_dropout_prob)
 
 
@@ -159,20 +160,23 @@ def _answer_class(config: AlbertConfig, outputs: Outputs, inputs: Inputs) -> Out
 HEADS: dict[str, Callable[[AlbertConfig, Outputs, Inputs], Outputs]] = {
     "pooler": _pooler,  # pooler_output [B, H]: tanh of a dense layer on the first token
     "predictions": _predictions,  # prediction_logits [B, P, V]
-    "sop_classifier": _sop_classifier,  # sop_logits [B, 2], 0 = in order, 1 = swapped
+    "sop_classifier": _sop_classifier,  # sop_logits [B, sentence_classes]
     "classifier": _classifier,  # logits [B, labels] of a text or a pair of texts
     "token_classifier": _token_classifier,  # logits [B, S, labels]
-    "choice_classifier": _choice_classifier,  # logits [B], the score of one choice a row
+    "choice_classifier": _choice_classifier,  # logits [B], one choice per row
     "qa_outputs": _qa_outputs,  # start_logits, end_logits [B, S]
-    "answer_class": _answer_class,  # SQuAD 2.0's: start_logits [B, S], end_logits or the best of both, answer_class_logits [B]
+    "answer_class": _answer_class,  # SQuAD 2.0: start_logits [B, S], end_logits or the best starts and ends, answer_class_logits [B]
 }
-"""What may stand on the encoder, by the name of its parameters, in the order in which they are called."""
+"""Name of the parameters -> head, in the order in which heads are called."""
 
 POOLED = ("sop_classifier", "classifier", "choice_classifier")
 """The heads that read `pooler_output`."""
 
 PRETRAINING = ("pooler", "predictions", "sop_classifier")
 """The heads of pretraining."""
+
+SENTENCE_CLASSES = ("in order", "swapped")
+"""The classes of the released sentence head."""
 
 
 class Albert(nn.Module):
@@ -182,29 +186,33 @@ class Albert(nn.Module):
       input_ids: [B, S] token ids.
       attention_mask: [B, S], 1 = attend; everything by default.
       token_type_ids: [B, S] segment of each token; 0 by default.
-      masked_lm_positions: [B, P] where to predict; every position by default.
-      answer_mask: [B, S], 1 where an answer may begin or end, for the head `answer_class`; everywhere by default.
-      start_positions: [B] where the answer begins, for the same head in training.
-      dropout_keys: [B] random keys, one a row, or None for no dropout.
-      output_hidden_states, output_attentions: also return `hidden_states` [L + 1, B, S, H] (the first is the
-        embedding's) and `attentions` [L * inner_group_num, B, N, S, S].
+      masked_lm_positions: [B, P] positions to predict; every position by default.
+      answer_mask: [B, S], 1 where an answer may start or end, for the head `answer_class`; everywhere by default.
+      start_positions: [B] starts of the answers, for the same head in training.
+      dropout_keys: [B] random keys, or None for no dropout.
+      output_hidden_states, output_attentions: also return `hidden_states` [L + 1, B, S, H] (the first is the encoder's
+        input) and `attentions` [L * inner_group_num, B, N, S, S].
       gather_set: gathers one set of sharded parameters, see `albert.Encoder`.
 
     Returns:
-      `last_hidden_state` [B, S, H] and what `heads` add (`HEADS` says what); in pretraining `pooler_output` [B, H],
-      `prediction_logits` [B, P, V] and `sop_logits` [B, 2].
+      `last_hidden_state` [B, S, H] and the outputs of the heads (see `HEADS`); in pretraining `pooler_output` [B, H],
+      `prediction_logits` [B, P, V] and `sop_logits` [B, sentence classes].
     """
 
     config: AlbertConfig
     heads: tuple[str, ...] = PRETRAINING
-    """Names of `HEADS`.  A checkpoint that was saved without one of its heads is a model without it."""
+    """Keys of `HEADS`.  A model has only the heads its checkpoint has tensors for; missing heads are never initialized silently."""
     labels: tuple[str, ...] = ()
-    """Names of the classes, where a head classifies."""
+    """Names of the classes of a fine-tuned classifier."""
+    sentence_classes: tuple[str, ...] = SENTENCE_CLASSES
+    """Names of the classes of the sentence head."""
 
     def __post_init__(self) -> None:
         for head in self.heads:
-            require(head in HEADS, f"heads: one of {', '.join(HEADS)}, got {head!r}")
-            require("pooler" in self.heads or head not in POOLED, f"heads: {head} reads the pooler, which is missing")
+            if head not in HEADS:
+                raise InputError(f"heads: unknown value {head!r}; choose one of {', '.join(HEADS)}")
+            if head in POOLED and "pooler" not in self.heads:
+                raise InputError(f"heads: {head} reads the output of the pooler, which is missing")
         super().__post_init__()
 
     @nn.compact
@@ -231,7 +239,8 @@ class Albert(nn.Module):
         hidden, collected = Encoder(config, name="encoder")(x, attention_mask, dropout_keys, collect, gather_set)
         outputs = {"last_hidden_state": hidden}
         allowed = attention_mask if answer_mask is None else answer_mask
-        inputs = Inputs(table, masked_lm_positions, dropout_keys, len(self.labels), allowed, start_positions)
+        num_classes = len(self.labels), len(self.sentence_classes)
+        inputs = Inputs(table, masked_lm_positions, dropout_keys, *num_classes, allowed, start_positions)
         for name, head in HEADS.items():
             if name in self.heads:
                 outputs |= head(config, outputs, inputs)
@@ -243,13 +252,13 @@ class Albert(nn.Module):
 
 
 def init_params(model: Albert, key: Array) -> dict:
-    """Fresh parameters, a nested dict of float32 arrays; parts of the encoder carry the leading axis G."""
+    """Initialize the parameters: a nested dict of float32 arrays.  Parts of the encoder have the leading axis G."""
     return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
 @functools.cache
 def param_shapes(model: Albert) -> dict:
-    """`init_params` as shapes alone, without making an array."""
+    """The shapes of `init_params`; no array is made."""
     return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
@@ -259,15 +268,15 @@ def stacked_shapes(model: Albert) -> dict[tuple[str, ...], tuple[int, ...]]:
 
 
 def num_params(model: Albert) -> int:
-    """Parameters of a model, heads included, without building it."""
+    """Number of parameters, heads included; no array is made."""
     return sum(leaf.size for leaf in jax.tree.leaves(param_shapes(model)))
 
 
 def flops_per_token(config: AlbertConfig, length: int, predictions: int) -> float:
-    """Matmul FLOPs of one training step for each token of sequences of `length` with `predictions` MLM positions.
+    """Matmul FLOPs of one training step per token of sequences of `length` with `predictions` MLM positions.
 
-    Forward times 3, two for each multiply-add; recomputation, padding and the optimiser do not count.  The shared block
-    counts L times: 6 x parameters would be wrong by about L.
+    Three times the forward pass, two per multiply-add; recomputation, padding and the optimizer do not count.  The shared
+    block counts L times, so 6 x parameters would be wrong by about a factor L.
     """
     h, e = config.hidden_size, config.embedding_size
     encoder = config.depth * (8 * h * h + 4 * h * config.intermediate_size + 4 * length * h)

@@ -1,53 +1,71 @@
-"""Which layers read which parameter set: one tuple of set ids per part of a layer.
+"""Parameter sharing: which parameter set each layer reads, as one tuple of set numbers for each part of a layer.
 
-A new strategy is a new entry of `STRATEGIES`.  How the sets are stored and looped over is `albert.Encoder`'s business.
+A new strategy is an entry of `STRATEGIES`.  How the sets are stored and looped over is decided in `albert.Encoder`.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 PARTS = ("attention", "ffn")
-"""The parts of a layer that share separately: attention with its LayerNorm, feed-forward with its LayerNorm."""
+"""The parts of a layer that are shared separately: attention with its LayerNorm, feed-forward with its LayerNorm."""
 
 Sets = tuple[int, ...]
+Rule = Callable[[int, int], Sets]
+"""(num_hidden_layers, num_hidden_groups) -> the parameter set that each layer reads."""
 
 
-def _groups(num_layers: int, num_groups: int) -> Sets:
-    # In integers: the released float formula int(i / L * G) is wrong for some (L, G), such as (18, 14).
-    return tuple(i * num_groups // num_layers for i in range(num_layers))
+class Strategy(NamedTuple):
+    """An entry of `STRATEGIES`: one rule for each part."""
+
+    attention: Rule
+    ffn: Rule
+    takes_groups: bool = False
+    """Whether the rules use num_hidden_groups."""
 
 
-def _shared(num_layers: int, _: int) -> Sets:
+def shared(num_layers: int, num_groups: int) -> Sets:
+    """All layers read set 0."""
     return (0,) * num_layers
 
 
-def _own(num_layers: int, _: int) -> Sets:
+def separate(num_layers: int, num_groups: int) -> Sets:
+    """Each layer reads its own set."""
     return tuple(range(num_layers))
 
 
-STRATEGIES: dict[str, tuple[Callable[[int, int], Sets], Callable[[int, int], Sets]]] = {
-    "all": (_shared, _shared),  # ALBERT
-    "attention": (_shared, _own),  # paper, Table 4 "shared-attention"
-    "ffn": (_own, _shared),  # paper, Table 4 "shared-FFN"
-    "none": (_own, _own),  # BERT
-    "groups": (_groups, _groups),  # consecutive layers, num_hidden_groups sets (paper, section 3.1)
+def consecutive(num_layers: int, num_groups: int) -> Sets:
+    """Consecutive layers share a set."""
+    # Integers: the released float formula int(i / L * G) is wrong for some (L, G), such as (18, 14).
+    return tuple(i * num_groups // num_layers for i in range(num_layers))
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "all": Strategy(shared, shared),  # ALBERT
+    "attention": Strategy(shared, separate),  # paper, Table 4, "shared-attention"
+    "ffn": Strategy(separate, shared),  # paper, Table 4, "shared-FFN"
+    "none": Strategy(separate, separate),  # BERT
+    "groups": Strategy(consecutive, consecutive, takes_groups=True),  # paper, section 3.1
 }
-"""Name -> the rules (num_layers, num_groups) -> set ids for attention and for ffn."""
+"""Name -> sharing strategy."""
 
 
 def layer_sets(strategy: str, num_hidden_layers: int, num_hidden_groups: int, inner_group_num: int) -> dict[str, Sets]:
     """The parameter set that each block reads, for each part.
 
-    A layer is `inner_group_num` blocks in a row, each with parameters of its own, so the tuples are
-    L * inner_group_num long (google-research/albert, modeling.py: every layer runs all inner groups of its group).
+    A layer is `inner_group_num` consecutive blocks with separate parameters, so the tuples have length L * inner_group_num
+    (google-research/albert modeling.py: every layer runs all inner groups of its group).
     """
+    rules = STRATEGIES[strategy]
     return {
         part: tuple(
-            s * inner_group_num + j for s in rule(num_hidden_layers, num_hidden_groups) for j in range(inner_group_num)
+            layer_set * inner_group_num + block
+            for layer_set in getattr(rules, part)(num_hidden_layers, num_hidden_groups)
+            for block in range(inner_group_num)
         )
-        for part, rule in zip(PARTS, STRATEGIES[strategy], strict=True)
+        for part in PARTS
     }
 
 
 def is_stacked(path: tuple[str, ...]) -> bool:
-    """Whether the parameter at `path` carries the leading axis G, one row a parameter set."""
+    """Whether the parameter at `path` has the leading axis G of parameter sets."""
     return path[0] == "encoder" and path[1] in PARTS

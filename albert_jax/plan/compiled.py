@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from albert_jax.config import InputError, from_dict, to_dict
 from albert_jax.pretraining import run as pretrain
 from albert_jax.pretraining.run import PretrainConfig
-from albert_jax.pretraining.task import batch_shapes, some_vocabulary
+from albert_jax.pretraining.task import batch_shapes, placeholder_vocabulary
 from albert_jax.training import partition
 from albert_jax.training.step import make_step, state_shapes
 
@@ -82,7 +82,7 @@ def compile_here(config: PretrainConfig, devices: int) -> dict[str, Any]:
       dicts; `seconds`: the time of lowering and compiling.
     """
     mesh = partition.make_mesh("cpu", devices)
-    task, optimizer, layout = pretrain.make_task(config, some_vocabulary(config.model.vocab_size), mesh, None, None)
+    task, optimizer, layout = pretrain.training_parts(config, placeholder_vocabulary(config.model.vocab_size), mesh)
     step = make_step(task, optimizer, layout, config.train.gradient_accumulation)
     rows = partition.by_rows(mesh)
     batch = {

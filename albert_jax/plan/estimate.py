@@ -14,14 +14,18 @@ from jax.sharding import AbstractMesh, AxisType
 
 from albert_jax.config import InputError
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.heads import Albert, num_params
+from albert_jax.model.heads import num_params
 from albert_jax.model.products import POLICIES
-from albert_jax.model.sharing import layer_sets
 from albert_jax.plan.compiled import compile_step
 from albert_jax.pretraining import run as pretrain
 from albert_jax.pretraining.objective import ObjectiveConfig
 from albert_jax.pretraining.run import PretrainConfig
-from albert_jax.pretraining.task import batch_shapes, make_task, some_vocabulary
+from albert_jax.pretraining.task import (
+    batch_shapes,
+    placeholder_vocabulary,
+    pretraining_model,
+    pretraining_workload,
+)
 from albert_jax.training.devices import DATA_SHEETS
 from albert_jax.training.optim import Lamb, OptaxLamb, path_names
 from albert_jax.training.partition import DATA, Layout, check_batch_size
@@ -145,8 +149,8 @@ def plan(config: PretrainConfig, assumptions: Assumptions | None = None, compile
         "train.global_batch_size", train.global_batch_size, train.gradient_accumulation, devices, processes
     )
     check_batch_size("train.eval_batch_size", train.eval_batch_size, 1, devices, processes)
-    vocabulary, mesh = some_vocabulary(config.model.vocab_size), abstract_mesh(devices)
-    task, optimizer, layout = pretrain.make_task(config, vocabulary, mesh, None, None)
+    vocabulary, mesh = placeholder_vocabulary(config.model.vocab_size), abstract_mesh(devices)
+    task, optimizer, layout = pretrain.training_parts(config, vocabulary, mesh)
     state = state_shapes(task, optimizer, layout)
     rows = train.global_batch_size // (devices * train.gradient_accumulation)
     tokens = train.num_train_steps * train.global_batch_size * config.objective.max_seq_length
@@ -157,7 +161,7 @@ def plan(config: PretrainConfig, assumptions: Assumptions | None = None, compile
     return Plan(
         config=config,
         assumptions=assumptions,
-        parameters=num_params(Albert(config.model)),
+        parameters=num_params(pretraining_model(config.model, config.objective)),
         flops_per_token=task.flops_per_token,
         processes=processes,
         devices=devices,
@@ -198,7 +202,8 @@ def activation_bytes(model: AlbertConfig, objective: ObjectiveConfig, rows: int)
 @functools.cache
 def _saved_bytes(model: AlbertConfig, objective: ObjectiveConfig, rows: int) -> int:
     """Bytes of the arrays that autodiff saves for the backward pass, parameters not counted."""
-    task = make_task(model, objective, some_vocabulary(model.vocab_size), Layout(abstract_mesh(1)))
+    vocabulary, layout = placeholder_vocabulary(model.vocab_size), Layout(abstract_mesh(1))
+    task = pretraining_workload(pretraining_model(model, objective), objective, vocabulary, layout)
     key = jax.eval_shape(lambda: jax.random.key(0))
     examples = jax.eval_shape(task.draw, batch_shapes(objective, rows), key)
     params = jax.eval_shape(task.init, key)
@@ -221,7 +226,7 @@ def _saved_bytes(model: AlbertConfig, objective: ObjectiveConfig, rows: int) -> 
 def gradients_and_traffic(config: PretrainConfig, layout: Layout, params: Any) -> tuple[int, int, dict[str, int]]:
     """The bytes of gradients and of gathered parameters per device, and `Plan.traffic`, of `partition.summed_gradients`."""
     model, micro_batches = config.model, config.train.gradient_accumulation
-    sets = layer_sets(model.sharing, model.num_hidden_layers, model.num_hidden_groups, model.inner_group_num)
+    sets = model.layer_sets
     gradients = gathered = 0
     traffic = {"all-reduce": 0, "reduce-scatter": 0, "all-gather": 0}
     for key, leaf in jax.tree_util.tree_leaves_with_path(params):

@@ -97,7 +97,7 @@ def probe(arguments: argparse.Namespace) -> int:
     """Run `albert-jax probe`."""
     from albert_jax.pretraining import probes
 
-    print(probes.table(probes.probe(_config(arguments))))
+    print(probes.probe_table(probes.probe(_config(arguments))))
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Shortcut probes: how well sentence order can be told without reading, from shapes and from words alone.
+"""Shortcut probes: how well linear classifiers solve the sentence objective without understanding the text.
 
-A sentence-order accuracy means something only above what a linear classifier gets from segment lengths, punctuation and case,
-or from bags of pieces: public runs with 99 % are explained by such leaks, not by language.
+A sentence-order accuracy means something only above theirs: public runs with 99 % are explained by leaks in segment lengths,
+punctuation or case.
 """
 
 import functools
@@ -14,123 +14,140 @@ import numpy as np
 from albert_jax.data import loader
 from albert_jax.data.prepare import prepare
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.pretraining import objective as pretraining
-from albert_jax.pretraining.run import EVAL_SEED, PretrainConfig, describe
+from albert_jax.pretraining import objective as objectives
+from albert_jax.pretraining.evaluation import EVAL_SEED
+from albert_jax.pretraining.run import PretrainConfig, vocabulary_of
+from albert_jax.pretraining.segment_pairs import SENTENCE_OBJECTIVES
+from albert_jax.reports.tables import markdown_table
 
-TRAIN_PAIRS = 20_000
-"""Most pairs that the classifiers are fitted to."""
+MAX_TRAIN_PAIRS = 20_000
+"""Maximum number of pairs that the classifiers are fitted to."""
 
-ENDS = (".", "!", "?", "。", "！", "？")
+SENTENCE_ENDS = (".", "!", "?", "。", "！", "？")
 """Pieces that end a sentence."""
+
+Pairs = dict[str, np.ndarray]
+"""`input_ids` and `token_type_ids` [pairs, S], `is_text` [pairs, S] (no special token, no padding), `labels` [pairs]."""
 
 
 def probe(config: PretrainConfig) -> dict[str, Any]:
-    """Accuracies, on held-out pairs, of linear classifiers that see next to nothing of the text.
+    """Fit the classifiers to training pairs and score them on held-out pairs.
 
     Args:
-      config: whose data and sentence objective are probed; SOP where it has none.
+      config: gives the data and the sentence objective; SOP if it has none.
 
     Returns:
-      `objective`; `case`, whether the vocabulary has any; `shapes`, from lengths, punctuation, digits and case of both
-      segments; `pieces`, from which pieces occur in each; `standard_error` of a coin on so many pairs; `train_pairs`,
-      `heldout_pairs`.
+      `objective`; `chance`; `case`, whether the vocabulary has case; the accuracies `shapes` (from lengths, punctuation,
+      digits and case of both segments) and `pieces` (from bags of pieces); `standard_error` of guessing on this number of
+      pairs; `train_pairs`, `heldout_pairs`.
 
     Raises:
       InputError: as `prepare`.
     """
-    from scipy.sparse import csr_matrix, hstack
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    kind = config.objective.sentence_objective
-    objective = replace(config.objective, sentence_objective="sop" if kind == "none" else kind)
+    name = config.objective.sentence_objective
+    if not SENTENCE_OBJECTIVES[name].classes:
+        name = next(name for name, kind in SENTENCE_OBJECTIVES.items() if kind.classes)
+    objective = replace(config.objective, sentence_objective=name)
     prepared = prepare(config.data, config.model.vocab_size)
-    draw = jax.jit(functools.partial(pretraining.draw, objective, describe(prepared)))
-    size = config.train.eval_batch_size
+    draw = jax.jit(functools.partial(objectives.draw, objective, vocabulary_of(prepared)))
+    size, tokenizer = config.train.eval_batch_size, prepared.tokenizer
 
-    def pairs(split: str, steps: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """What the model would read, nothing hidden, and the labels."""
-        sequences = loader.open_split(prepared, split, objective.max_seq_length)
-        found = []
-        for number, batch in enumerate(loader.eval_batches(sequences, size, steps)):
+    def draw_pairs(split: str, max_steps: int) -> Pairs:
+        rows = loader.open_split(prepared, split, objective.max_seq_length)
+        batches = []
+        for number, batch in enumerate(loader.eval_batches(rows, size, max_steps)):
             key = jax.random.fold_in(jax.random.key(EVAL_SEED), number)
-            examples = jax.device_get(draw(batch, key))
-            row, slot = np.nonzero(examples["masked_lm_weights"])
-            ids = examples["input_ids"].copy()
-            ids[row, examples["masked_lm_positions"][row, slot]] = examples["masked_lm_labels"][row, slot]
-            examples["input_ids"] = ids
-            found.append({name: value[examples["sentence_weights"] > 0] for name, value in examples.items()})
-        whole = {name: np.concatenate([part[name] for part in found]) for name in ("input_ids", "token_type_ids")}
-        whole["inside"] = np.concatenate([part["attention_mask"] for part in found]) > 0
-        special = [prepared.tokenizer.cls_id, prepared.tokenizer.sep_id]
-        whole["inside"] &= ~np.isin(whole["input_ids"], special)
-        return whole, np.concatenate([part["sentence_labels"] for part in found])
+            batches.append(_unmasked(jax.device_get(draw(batch, key)), tokenizer))
+        return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
-    fitted, asked = pairs("train", -(-TRAIN_PAIRS // size)), pairs("heldout", config.max_eval_steps)
-    kinds = _kinds(prepared.tokenizer)
-
-    def bags(examples: dict[str, np.ndarray]) -> Any:
-        """[rows, 2 V]: whether a piece occurs in A, and in B."""
-        halves = []
-        for segment in (0, 1):
-            row, place = np.nonzero(examples["inside"] & (examples["token_type_ids"] == segment))
-            cells = (np.ones(len(row)), (row, examples["input_ids"][row, place]))
-            halves.append(csr_matrix(cells, (len(examples["input_ids"]), config.model.vocab_size)).minimum(1))
-        return hstack(halves).tocsr()
-
-    accuracies = {}
-    for name, features, classifier in (
-        (
-            "shapes",
+    train, heldout = draw_pairs("train", -(-MAX_TRAIN_PAIRS // size)), draw_pairs("heldout", config.max_eval_steps)
+    kinds = _kinds_of_pieces(tokenizer)
+    probes: dict[str, tuple[Any, Any]] = {
+        "shapes": (
             functools.partial(_shapes, kinds),
             make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
         ),
-        ("pieces", bags, LogisticRegression(C=0.1, max_iter=1000)),
-    ):
-        classifier.fit(features(fitted[0]), fitted[1])
-        accuracies[name] = float(classifier.score(features(asked[0]), asked[1]))
-    count = len(asked[1])
-    error = 0.5 / count**0.5
-    counts = {"train_pairs": len(fitted[1]), "heldout_pairs": count}
-    told = {"objective": objective.sentence_objective, "case": not prepared.tokenizer.lower_case}
-    return told | accuracies | {"standard_error": error} | counts
+        "pieces": (functools.partial(_bags, tokenizer.vocab_size), LogisticRegression(C=0.1, max_iter=1000)),
+    }
+    accuracies = {}
+    for probe_name, (features, classifier) in probes.items():
+        classifier.fit(features(train), train["labels"])
+        accuracies[probe_name] = float(classifier.score(features(heldout), heldout["labels"]))
+    count, chance = len(heldout["labels"]), SENTENCE_OBJECTIVES[name].chance
+    return {
+        "objective": name,
+        "chance": chance,
+        "case": not tokenizer.lower_case,
+        **accuracies,
+        "standard_error": (chance * (1 - chance) / count) ** 0.5,
+        "train_pairs": len(train["labels"]),
+        "heldout_pairs": count,
+    }
 
 
-def _kinds(tokenizer: Tokenizer) -> dict[str, np.ndarray]:
-    """Kind of piece -> [V], 1 where a piece is of it."""
+def _unmasked(examples: dict[str, np.ndarray], tokenizer: Tokenizer) -> Pairs:
+    """The pairs of a batch with the original pieces in the place of the masks."""
+    ids = examples["input_ids"].copy()
+    row, slot = np.nonzero(examples["masked_lm_weights"])
+    ids[row, examples["masked_lm_positions"][row, slot]] = examples["masked_lm_labels"][row, slot]
+    pairs = {
+        "input_ids": ids,
+        "token_type_ids": examples["token_type_ids"],
+        "is_text": (examples["attention_mask"] > 0) & ~np.isin(ids, [tokenizer.cls_id, tokenizer.sep_id]),
+        "labels": examples["sentence_labels"],
+    }
+    return {name: value[examples["sentence_weights"] > 0] for name, value in pairs.items()}
+
+
+def _kinds_of_pieces(tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+    """Kind -> [V], 1 for pieces of that kind."""
     texts = [piece.removeprefix("▁") for piece in tokenizer.pieces(range(tokenizer.vocab_size))]
     rules = {
         "punctuation": lambda text: text != "" and not any(c.isalnum() for c in text),
-        "end": lambda text: text in ENDS,
+        "end": lambda text: text in SENTENCE_ENDS,
         "digit": lambda text: any(c.isdigit() for c in text),
         "upper": lambda text: text[:1].isupper(),
     }
-    found = {name: np.array([rule(text) for text in texts], np.float32) for name, rule in rules.items()}
-    return found | {"word": tokenizer.starts_word.astype(np.float32)}
+    kinds = {name: np.array([rule(text) for text in texts], np.float32) for name, rule in rules.items()}
+    return kinds | {"word": tokenizer.starts_word.astype(np.float32)}
 
 
-def _shapes(kinds: dict[str, np.ndarray], examples: dict[str, np.ndarray]) -> np.ndarray:
-    """[rows, features]: of each segment its length, how many pieces of each kind, and the kinds of its first and last one."""
-    ids, columns = examples["input_ids"], []
+def _shapes(kinds: dict[str, np.ndarray], pairs: Pairs) -> np.ndarray:
+    """[pairs, features]: for each segment its length, the count of each kind of piece, the kinds of its first and last piece."""
+    ids, columns = pairs["input_ids"], []
     rows = np.arange(len(ids))
     for segment in (0, 1):
-        inside = examples["inside"] & (examples["token_type_ids"] == segment)
+        inside = pairs["is_text"] & (pairs["token_type_ids"] == segment)
         first, last = inside.argmax(1), ids.shape[1] - 1 - inside[:, ::-1].argmax(1)
         columns.append(inside.sum(1))
-        for of in kinds.values():
-            columns += [(of[ids] * inside).sum(1), of[ids[rows, first]], of[ids[rows, last]]]
+        for is_kind in kinds.values():
+            columns += [(is_kind[ids] * inside).sum(1), is_kind[ids[rows, first]], is_kind[ids[rows, last]]]
     return np.stack(columns, 1)
 
 
-def table(found: dict[str, Any]) -> str:
-    """What `probe` found, as Markdown."""
-    rows = {
-        "lengths, punctuation, digits" + ", case" * found["case"]: found["shapes"],
-        "bags of pieces": found["pieces"],
-        "no model": 0.5,
-    }
-    head = f"| {found['objective'].upper()} from | held-out accuracy |"
-    lines = [head, "|---|---|", *(f"| {name} | {value:.4f} |" for name, value in rows.items())]
-    told = f"linear classifiers, {found['train_pairs']:,} pairs to fit, {found['heldout_pairs']:,} held out"
-    return "\n".join([*lines, "", f"{told}: a coin's standard error is {found['standard_error']:.4f}"])
+def _bags(vocab_size: int, pairs: Pairs) -> Any:
+    """[pairs, 2 V] sparse: whether each piece occurs in A, and in B."""
+    from scipy.sparse import csr_matrix, hstack
+
+    segments = []
+    for segment in (0, 1):
+        row, position = np.nonzero(pairs["is_text"] & (pairs["token_type_ids"] == segment))
+        cells = (np.ones(len(row)), (row, pairs["input_ids"][row, position]))
+        segments.append(csr_matrix(cells, (len(pairs["input_ids"]), vocab_size)).minimum(1))
+    return hstack(segments).tocsr()
+
+
+def probe_table(result: dict[str, Any]) -> str:
+    """The result of `probe` as Markdown."""
+    shapes = "lengths, punctuation, digits, case" if result["case"] else "lengths, punctuation, digits"
+    rows = [[shapes, result["shapes"]], ["bags of pieces", result["pieces"]], ["chance", result["chance"]]]
+    header = [f"{result['objective'].upper()} from", "held-out accuracy"]
+    table = markdown_table(header, [[name, f"{value:.4f}"] for name, value in rows])
+    return (
+        f"{table}\n\nlinear classifiers, fitted to {result['train_pairs']:,} pairs, scored on "
+        f"{result['heldout_pairs']:,} held-out pairs; standard error of guessing {result['standard_error']:.4f}"
+    )

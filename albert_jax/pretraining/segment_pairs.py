@@ -1,23 +1,28 @@
-"""Two segments from a sequence of sentences, and whether the model is to notice: SOP, NSP, or neither.
+"""Sentence objectives: two segments from a row of sentences, and the class of their relation.
 
-A new sentence objective is a new entry of `PAIRS`.  Everything here works on one row with static shapes and is vmapped over
-the batch by `pretraining.draw`.  C capacity of a sequence, S sequence length, M = S - 3 room beside [CLS] and two [SEP].
+A new sentence objective is an entry of `SENTENCE_OBJECTIVES`.  Everything here works on one row with static shapes and is
+vmapped over the batch by `objective.draw`.
+
+Shapes: C capacity of a row, S sequence length, M = S - 3 tokens beside [CLS] and two [SEP].
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from albert_jax.model.heads import SENTENCE_CLASSES
+
 
 class Sequence(NamedTuple):
-    """One row of a batch: whole sentences of one document, as `data.loader` makes them."""
+    """One row of a batch: complete sentences of one document."""
 
     tokens: Array
     """[C] token ids."""
     sentence: Array
-    """[C] number of each token's sentence from 0; -1 beyond the end."""
+    """[C] index of each token's sentence; -1 after the end."""
 
 
 class Segment(NamedTuple):
@@ -28,80 +33,106 @@ class Segment(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """What is to be written as [CLS] A [SEP] B [SEP], and the label."""
+    """The segments of [CLS] A [SEP] B [SEP] and their label."""
 
     tokens: Array
-    """[C], or [2 C]: the row's tokens, then another row's where the objective looks at that."""
+    """[C], or [2 C] if the objective also uses a row of a different document: the tokens of both rows."""
     a: Segment
     b: Segment
     label: Array
-    """0 = B follows A; 1 = swapped (SOP) or from elsewhere (NSP)."""
-    counts: Array
-    """bool: whether the label could have been the other; an NSP row without another document could not."""
+    """Index into `SentenceObjective.classes`."""
+    has_weight: Array
+    """bool: False if not every class was possible (a batch with one document has no negatives); such rows get weight 0."""
+
+
+class SentenceObjective(NamedTuple):
+    """An entry of `SENTENCE_OBJECTIVES`."""
+
+    make_pair: Callable[[Array, Sequence, Sequence, Array], Pair]
+    """(key, row, row of a different document, number of tokens of `row` to use) -> Pair."""
+    classes: tuple[str, ...] = ()
+    """Name of each label; empty if there is no sentence loss."""
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of guessing."""
+        return 1 / len(self.classes)
 
 
 def in_order(key: Array, row: Sequence, other: Sequence, end: Array) -> Pair:
-    """A then B, always: what the MLM-only runs of the paper's Table 5 read."""
+    """B always follows A."""
     a, b = _cut(key, row, end)
     return Pair(row.tokens, a, b, jnp.int32(0), jnp.bool_(True))
 
 
 def sop(key: Array, row: Sequence, other: Sequence, end: Array) -> Pair:
-    """Sentence-order prediction: A and B are consecutive; half the time they are swapped (paper, section 3.1).
+    """Sentence-order prediction: consecutive segments, swapped with probability 1/2 (paper, section 3.1).
 
-    Both always come from one document.  The released code pairs a document of one sentence with a random one and
-    labels that as swapped, which teaches topics, not order.
+    Both segments are of one document.  The released code pairs a document of one sentence with a random one and labels the
+    pair as swapped, which teaches topics, not order.
     """
     cut_key, swap_key = jax.random.split(key)
     pair = in_order(cut_key, row, other, end)
     swap = jax.random.bernoulli(swap_key)
-    a, b = (
-        Segment(*(jnp.where(swap, y, x) for x, y in zip(p, q, strict=True)))
-        for p, q in ((pair.a, pair.b), (pair.b, pair.a))
-    )
+    a, b = _select(swap, pair.b, pair.a), _select(swap, pair.a, pair.b)
     return pair._replace(a=a, b=b, label=swap.astype(jnp.int32))
 
 
 def nsp(key: Array, row: Sequence, other: Sequence, end: Array) -> Pair:
-    """Next-sentence prediction, as BERT: half the time B starts at a random sentence of another document."""
+    """Next-sentence prediction, as BERT: with probability 1/2, B starts at a random sentence of a different document."""
     cut_key, swap_key, start_key = jax.random.split(key, 3)
     pair = in_order(cut_key, row, other, end)
-    first = jax.random.randint(start_key, (), 0, jnp.max(other.sentence) + 1)
-    start = jnp.sum((other.sentence >= 0) & (other.sentence < first))
-    foreign = Segment(row.tokens.shape[0] + start, jnp.sum(other.sentence >= first))
     possible = jnp.max(other.sentence) >= 0
-    swap = jax.random.bernoulli(swap_key) & possible
-    b = Segment(*(jnp.where(swap, y, x) for x, y in zip(pair.b, foreign, strict=True)))
-    return Pair(jnp.concatenate([row.tokens, other.tokens]), pair.a, b, swap.astype(jnp.int32), possible)
+    negative = jax.random.bernoulli(swap_key) & possible
+    b = _select(negative, _segment_of_other(start_key, row, other), pair.b)
+    tokens = jnp.concatenate([row.tokens, other.tokens])
+    return Pair(tokens, pair.a, b, negative.astype(jnp.int32), possible)
 
 
-PAIRS = {"sop": sop, "nsp": nsp, "none": in_order}
-"""Name -> (key, row, another document's row, tokens of the row in use) -> Pair."""
+SENTENCE_OBJECTIVES: dict[str, SentenceObjective] = {
+    "sop": SentenceObjective(sop, SENTENCE_CLASSES),
+    "nsp": SentenceObjective(nsp, ("in order", "different document")),
+    "none": SentenceObjective(in_order),  # masked LM only (paper, Table 5)
+}
+"""Name -> sentence objective.  Metrics are called `{name}_loss` and `{name}_accuracy`."""
+
+
+def _select(condition: Array, x: Segment, y: Segment) -> Segment:
+    return Segment(jnp.where(condition, x.start, y.start), jnp.where(condition, x.length, y.length))
+
+
+def _segment_of_other(key: Array, row: Sequence, other: Sequence) -> Segment:
+    """The rest of `other` from a random sentence on; `start` counts from the beginning of `row`."""
+    first_sentence = jax.random.randint(key, (), 0, jnp.max(other.sentence) + 1)
+    start = jnp.sum((other.sentence >= 0) & (other.sentence < first_sentence))
+    return Segment(row.tokens.shape[0] + start, jnp.sum(other.sentence >= first_sentence))
 
 
 def other_rows(key: Array, document: Array) -> tuple[Array, Array]:
-    """For each row a random row of another document: indices [B], and whether there is one [B]."""
+    """For each row, the index of a random row of a different document [B], and whether there is one [B]."""
     different = document[:, None] != document[None, :]
     score = jnp.where(different & (document >= 0)[None, :], jax.random.uniform(key, different.shape), -1.0)
     return jnp.argmax(score, axis=1), jnp.max(score, axis=1) >= 0
 
 
 def used_length(key: Array, row: Sequence, room: int, short_seq_prob: float) -> Array:
-    """How many tokens of the row are used: all, or with `short_seq_prob` the sentences that reach a random length.
+    """Number of tokens of the row to use: all, or with `short_seq_prob` the sentences that reach a random length.
 
-    The random length is uniform in [2, M]; two sentences are used at least.
+    The random length is uniform in [2, M].  At least two sentences are used.  The released code draws once per document,
+    this code once per row.
     """
     short_key, target_key = jax.random.split(key)
     short = jax.random.bernoulli(short_key, float(short_seq_prob))
     target = jnp.where(short, jax.random.randint(target_key, (), 2, room + 1), row.tokens.shape[0])
-    last = jnp.maximum(row.sentence[jnp.minimum(target, row.tokens.shape[0]) - 1], 1)
-    # -1 there: the row is shorter than the target, all of it is used.
-    reaches = row.sentence[jnp.minimum(target, row.tokens.shape[0]) - 1] >= 0
-    return jnp.where(reaches, jnp.sum((row.sentence >= 0) & (row.sentence <= last)), jnp.sum(row.sentence >= 0))
+    sentence_at_target = row.sentence[jnp.minimum(target, row.tokens.shape[0]) - 1]
+    last_sentence = jnp.maximum(sentence_at_target, 1)
+    is_token = row.sentence >= 0
+    # -1: the row is shorter than the target.
+    return jnp.where(sentence_at_target >= 0, jnp.sum(is_token & (row.sentence <= last_sentence)), jnp.sum(is_token))
 
 
 def _cut(key: Array, row: Sequence, end: Array) -> tuple[Segment, Segment]:
-    """The row's first `end` tokens, cut in two at a random sentence."""
+    """Split the first `end` tokens of the row at a random sentence."""
     position = jnp.arange(row.tokens.shape[0])
     count = jnp.max(jnp.where(position < end, row.sentence, -1)) + 1
     first_of_b = jax.random.randint(key, (), 1, jnp.maximum(count, 2))
@@ -109,30 +140,36 @@ def _cut(key: Array, row: Sequence, end: Array) -> tuple[Segment, Segment]:
     return Segment(jnp.zeros_like(length), length), Segment(length, end - length)
 
 
-def truncate(key: Array, a: Segment, b: Segment, room: int, most: int) -> tuple[Segment, Segment]:
-    """Both segments cut to `room` tokens together, as popping one token at a time from the longer (B on a tie) would,
-    from its front or back with equal chance (google-research/albert create_pretraining_data.py, truncate_seq_pair).
+def truncate(key: Array, a: Segment, b: Segment, room: int, max_removed: int) -> tuple[Segment, Segment]:
+    """Truncate both segments to `room` tokens together.
 
-    `most` is a static bound on the tokens that one segment loses.
+    The result is distributed as if tokens were removed one at a time from the longer segment (B on a tie), from its front
+    or back with probability 1/2 (google-research/albert create_pretraining_data.py, truncate_seq_pair).
+
+    Args:
+      key: random key.
+      a, b: the segments.
+      room: M.
+      max_removed: static bound on the number of tokens removed from one segment.
     """
     excess = jnp.maximum(a.length + b.length - room, 0)
     gap = jnp.abs(a.length - b.length)
-    level = jnp.minimum(excess, gap)  # from the longer alone, until both are equal
-    both = excess - level  # then in turns, B first
+    until_equal = jnp.minimum(excess, gap)  # removed from the longer segment only
+    alternating = excess - until_equal  # then from both in turn, B first
     a_longer = a.length > b.length
-    from_a = jnp.where(a_longer, level, 0) + both // 2
-    from_b = jnp.where(a_longer, 0, level) + (both + 1) // 2
+    removed_a = jnp.where(a_longer, until_equal, 0) + alternating // 2
+    removed_b = jnp.where(a_longer, 0, until_equal) + (alternating + 1) // 2
 
-    def cut(key: Array, segment: Segment, lost: Array) -> Segment:
-        front = jnp.sum(jax.random.bernoulli(key, shape=(most,)) & (jnp.arange(most) < lost))
-        return Segment(segment.start + front, segment.length - lost)
+    def cut(key: Array, segment: Segment, removed: Array) -> Segment:
+        front = jnp.sum(jax.random.bernoulli(key, shape=(max_removed,)) & (jnp.arange(max_removed) < removed))
+        return Segment(segment.start + front, segment.length - removed)
 
     key_a, key_b = jax.random.split(key)
-    return cut(key_a, a, from_a), cut(key_b, b, from_b)
+    return cut(key_a, a, removed_a), cut(key_b, b, removed_b)
 
 
 def assemble(pair: Pair, length: int, cls_id: int, sep_id: int, pad_id: int) -> tuple[Array, Array, Array]:
-    """[CLS] A [SEP] B [SEP] and padding: input_ids [S], attention_mask [S], token_type_ids [S]."""
+    """Write [CLS] A [SEP] B [SEP] and padding: input_ids [S], attention_mask [S], token_type_ids [S]."""
     position = jnp.arange(length)
     a_end = 1 + pair.a.length
     b_start, b_end = a_end + 1, a_end + 1 + pair.b.length

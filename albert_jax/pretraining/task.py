@@ -1,4 +1,4 @@
-"""Pretraining as the train step sees it: model and objective put together, whatever the data is."""
+"""Model and objective put together for the training step; independent of the data."""
 
 import functools
 from typing import Any
@@ -7,49 +7,61 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from albert_jax.config import require
+from albert_jax.config import InputError
 from albert_jax.data.sequences import capacity
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.heads import Albert, flops_per_token, init_params
-from albert_jax.pretraining import objective as pretraining
+from albert_jax.model.heads import SENTENCE_CLASSES, Albert, flops_per_token, init_params, stacked_shapes
+from albert_jax.pretraining import objective as objectives
 from albert_jax.pretraining.objective import ObjectiveConfig, Vocabulary
+from albert_jax.pretraining.segment_pairs import SENTENCE_OBJECTIVES
 from albert_jax.training.partition import Layout
 from albert_jax.training.step import Workload
 
 
-def make_task(
-    model_config: AlbertConfig,
+def pretraining_model(config: AlbertConfig, objective: ObjectiveConfig) -> Albert:
+    """The model with the pretraining heads; the sentence head has the classes of the objective."""
+    classes = SENTENCE_OBJECTIVES[objective.sentence_objective].classes
+    return Albert(config, sentence_classes=classes or SENTENCE_CLASSES)
+
+
+def pretraining_layout(model: Albert, mesh: Any, sharding: str) -> Layout:
+    """How the training state of `model` is sharded over a mesh."""
+    return Layout(mesh, sharding, stacked_shapes(model))
+
+
+def pretraining_workload(
+    model: Albert,
     objective: ObjectiveConfig,
     vocabulary: Vocabulary,
     layout: Layout,
     batches: Any = None,
     evaluate: Any = None,
 ) -> Workload:
-    """What the train step is made of; for the loop with `batches` and `evaluate`, as `Workload` says."""
-    model = Albert(model_config)
+    """The workload of the training step; the loop also needs `batches` and `evaluate` (see `Workload`)."""
     apply = functools.partial(model.apply, gather_set=layout.gather_set)
     return Workload(
         init=functools.partial(init_params, model),
-        draw=functools.partial(pretraining.draw, objective, vocabulary),
-        loss=functools.partial(pretraining.loss, objective, apply, train=True),
+        draw=functools.partial(objectives.draw, objective, vocabulary),
+        loss=functools.partial(objectives.loss, objective, apply, train=True),
         batches=batches,
         evaluate=evaluate,
-        flops_per_token=flops_per_token(model_config, objective.max_seq_length, objective.max_predictions_per_seq),
+        flops_per_token=flops_per_token(model.config, objective.max_seq_length, objective.max_predictions_per_seq),
     )
 
 
-def some_vocabulary(vocab_size: int) -> Vocabulary:
-    """One of this size with the released ids, where no data is at hand: every other piece starts a word.
+def placeholder_vocabulary(vocab_size: int) -> Vocabulary:
+    """A vocabulary with the released ids, for use without data; every second piece starts a word.
 
     Raises:
-      InputError: it has no room for the ids.
+      InputError: it is too small for the ids.
     """
-    require(vocab_size > 4, f"model.vocab_size must be above 4, the id of [MASK], got {vocab_size}")
+    if vocab_size <= 4:
+        raise InputError(f"model.vocab_size must be above 4, the id of [MASK], got {vocab_size}")
     starts_word = np.arange(vocab_size) % 2 == 0
     return Vocabulary(vocab_size, pad_id=0, cls_id=2, sep_id=3, mask_id=4, starts_word=starts_word)
 
 
-def batch_shapes(objective: ObjectiveConfig, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Of what the loader makes, for so many rows."""
-    sequence = jax.ShapeDtypeStruct((rows, capacity(objective.max_seq_length)), jnp.int32)
-    return {"tokens": sequence, "sentence": sequence, "document": jax.ShapeDtypeStruct((rows,), jnp.int32)}
+def batch_shapes(objective: ObjectiveConfig, num_rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch from the loader."""
+    sequence = jax.ShapeDtypeStruct((num_rows, capacity(objective.max_seq_length)), jnp.int32)
+    return {"tokens": sequence, "sentence": sequence, "document": jax.ShapeDtypeStruct((num_rows,), jnp.int32)}

@@ -1,11 +1,14 @@
 """What a run came to, for people: curves as a picture, the last numbers as a table."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from albert_jax.config import read_json
 from albert_jax.reports.tables import number
 from albert_jax.training.run_folder import read_metrics
+
+log = logging.getLogger(__name__)
 
 PRETRAINING_PANELS: dict[str, tuple[str, ...]] = {
     "loss (nats)": ("mlm_loss", "loss"),
@@ -108,3 +111,11 @@ def seeds_table(summary: dict[str, Any]) -> str:
         else "none degenerate"
     )
     return "\n".join(["", *rows, "", f"{told} (of seeds {', '.join(map(str, summary['seeds']))})"])
+
+
+def finish(run_dir: Path, summary: dict[str, Any], writes: bool) -> None:
+    """Draw the curves of a completed run and log its table; only one of several processes `writes` files."""
+    if writes:
+        plot_curves(run_dir)
+    log.info("%s", table(summary))
+    log.info("curves, log, checkpoints and summary: %s", run_dir)

@@ -9,7 +9,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,7 @@ def claim(
     job: str,
     config: dict[str, Any],
     fingerprints: dict[str, str],
-    heads: Sequence[str] = (),
-    labels: Sequence[str] = (),
+    model_facts: Mapping[str, Sequence[str]],
     allow_data_change: bool = False,
 ) -> None:
     """Writes `config.json`, or checks that the one there was written for the same data.
@@ -97,7 +96,7 @@ def claim(
       job: the subcommand.
       config: the resolved configuration, as nested dicts.
       fingerprints: of what the run reads: data and vocabulary.
-      heads, labels: of the model, where it is not pretraining's.
+      model_facts: what is needed to load the model beside its configuration, such as the names of its heads.
       allow_data_change: go on with other data than before, and keep on record that it changed.
 
     Raises:
@@ -108,7 +107,7 @@ def claim(
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             table = {"job": job, "config": config, "fingerprints": fingerprints, "versions": versions}
-            write_json(path, table | ({"heads": list(heads), "labels": list(labels)} if heads else {}))
+            write_json(path, table | dict(model_facts))
             continue
         stored = read_json(path)
         changed = differences(stored["fingerprints"], fingerprints)

@@ -1,0 +1,93 @@
+"""One function that runs a training job in its run folder; pretraining and fine-tuning use it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from albert_jax.config import flat, to_dict
+from albert_jax.training import loop, partition, processes, run_folder
+from albert_jax.training.optim import Optimizer
+from albert_jax.training.partition import Layout
+from albert_jax.training.step import Params, Workload
+
+
+def open_mesh(config: Any) -> Mesh:
+    """Make the mesh of a job and check that its batches divide over it.
+
+    Args:
+      config: has the sections `train` and `mesh`.
+
+    Raises:
+      InputError: the devices or the batch sizes do not fit.
+    """
+    train = config.train
+    mesh = partition.make_mesh(train.platform, config.mesh.data)
+    partition.check_batch_size(
+        "train.global_batch_size", train.global_batch_size, train.gradient_accumulation, mesh.size
+    )
+    partition.check_batch_size("train.eval_batch_size", train.eval_batch_size, 1, mesh.size)
+    return mesh
+
+
+def run_job(
+    job: str,
+    config: Any,
+    workload: Workload,
+    optimizer: Optimizer,
+    layout: Layout,
+    *,
+    fingerprints: dict[str, str],
+    write_vocabulary: Callable[[Path], Any],
+    model_facts: dict[str, Sequence[str]] | None = None,
+    initial: Callable[[], Params] | None = None,
+    conclude: Callable[[Path], dict[str, Any]] | None = None,
+    allow_data_change: bool = False,
+) -> dict[str, Any]:
+    """Train in the run folder, resuming what it holds, and write `summary.json`.
+
+    If there are several processes, all of them call this with the same arguments.
+
+    Args:
+      job: the subcommand.
+      config: the resolved configuration, with the fields `run_dir` and `train`.
+      workload, optimizer, layout, initial: see `loop.run`.
+      fingerprints: of the data and the vocabulary.
+      write_vocabulary: writes the tokenizer files into the run folder.
+      model_facts: further facts that are needed to load the model, for `config.json`.
+      conclude: runs after training in every process, and returns more entries for the summary.
+      allow_data_change: resume although the fingerprints have changed.
+
+    Returns:
+      The content of `summary.json`.
+
+    Raises:
+      InputError: another job or configuration owns the folder, or the data has changed.
+      loop.Interrupted: a signal arrived; the state is saved.
+    """
+    run_dir = Path(config.run_dir).expanduser()
+    values = to_dict(config)
+    processes.agree({f"--{name}": value for name, value in flat(values).items()} | {"the data": fingerprints})
+    is_main = processes.is_main()
+    with run_folder.locked(run_dir, config.train.checkpoint_dir, is_main):
+        if is_main:
+            run_folder.claim(run_dir, job, values, fingerprints, model_facts or {}, allow_data_change)
+            write_vocabulary(run_dir)
+        if workload.select or not config.train.checkpoint_dir:  # otherwise only process 0 uses the run folder
+            processes.check_shared(run_dir / "config.json")
+        _, summary = loop.run(
+            config.train,
+            workload,
+            optimizer,
+            layout,
+            run_dir,
+            initial=initial,
+            fingerprints=fingerprints,
+            allow_data_change=allow_data_change,
+        )
+        if conclude is not None:
+            summary |= conclude(run_dir)
+        if is_main:
+            run_folder.write_json(run_dir / "summary.json", summary)
+    return summary

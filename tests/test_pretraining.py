@@ -1,0 +1,125 @@
+"""The parts of the pretraining job around the step: held-out evaluation and shortcut probes."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from albert_jax.config import InputError, load
+from albert_jax.data import loader
+from albert_jax.data.prepare import Prepared, prepare, token_counts
+from albert_jax.model.heads import init_params
+from albert_jax.pretraining import probes
+from albert_jax.pretraining.evaluation import make_evaluate
+from albert_jax.pretraining.run import PretrainConfig, vocabulary_of
+from albert_jax.pretraining.segment_pairs import SENTENCE_OBJECTIVES
+from albert_jax.pretraining.task import pretraining_model
+from albert_jax.training.partition import make_mesh
+
+KNOWN_WORDS = ["the", "list", "of", "text", "which", "is", "a", "case", "object", "value", "method", "function", "name"]
+
+
+def sentence(random: np.random.Generator, length: int) -> str:
+    return " ".join(random.choice(KNOWN_WORDS, length)) + "."
+
+
+LEAKS: dict[str, Callable[[np.random.Generator], list[str]]] = {
+    # The first sentence starts with a special word; sentences grow longer; no leak.  All pairs fit uncut: the rest of a
+    # truncated sentence is shorter than its neighbors, which is a leak too.
+    "words": lambda random: ["indeed " + sentence(random, 3), *(sentence(random, 3) for _ in range(3))],
+    "shapes": lambda random: [sentence(random, length) for length in (1, 1, 6, 7)],
+    "none": lambda random: [sentence(random, 3) for _ in range(4)],
+}
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+def test_probes_find_a_leak(leak: str, small: Callable[..., list[str]], tmp_path: Path) -> None:
+    """If words or lengths reveal the order, their probe finds it; otherwise both are at chance.
+
+    Fails if the masked pieces stay masked, or the labels belong to other pairs.
+    """
+    random = np.random.default_rng(0)
+    documents = ["\n".join(LEAKS[leak](random)) for _ in range(400)]
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    words = small(tmp_path / "run", data__source=corpus, model__vocab_size=38, max_eval_steps=100)[1:]
+    words += ["--objective.max-seq-length", "128", "--model.max-position-embeddings", "128"]
+    result = probes.probe(load(PretrainConfig, words[0], [*words[1:], "--data.eval-fraction", "0.3"]))
+    assert result["heldout_pairs"] > 80
+    if leak == "none":
+        assert abs(result["shapes"] - 0.5) < 4 * result["standard_error"]
+        assert abs(result["pieces"] - 0.5) < 4 * result["standard_error"]
+    else:
+        assert result["pieces" if leak == "words" else "shapes"] > 0.85
+    assert f"| bags of pieces | {result['pieces']:.4f} |" in probes.probe_table(result)
+
+
+@pytest.fixture(scope="module")
+def config(small: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
+    words = small(tmp_path_factory.mktemp("run"))
+    return load(PretrainConfig, words[1], words[2:])
+
+
+@pytest.fixture(scope="module")
+def prepared(config: PretrainConfig) -> Prepared:
+    return prepare(config.data, config.model.vocab_size)
+
+
+def evaluate(config: PretrainConfig, prepared: Prepared) -> dict[str, dict[str, float]]:
+    """Evaluate fresh parameters."""
+    model = pretraining_model(config.model, config.objective)
+    heldout = loader.open_split(prepared, "heldout", 32)
+    objective = config.eval_objective or config.objective
+    sizes = config.train.eval_batch_size, config.max_eval_steps
+    vocabulary, mesh = vocabulary_of(prepared), make_mesh("any", 1)
+    evaluator = make_evaluate(model, objective, vocabulary, heldout, token_counts(prepared), mesh, *sizes)
+    return evaluator(init_params(model, jax.random.key(0)))
+
+
+def test_eval_objective(config: PretrainConfig, prepared: Prepared) -> None:
+    """Held-out inputs are drawn by `eval_objective`, whatever the run is trained on.
+
+    Fails if the training objective is used for either the inputs or the baseline.
+    """
+    other = dataclasses.replace(config.objective, masked_lm_prob=0.4, max_predictions_per_seq=13)
+    with_other = evaluate(dataclasses.replace(config, eval_objective=other), prepared)
+    assert with_other == evaluate(dataclasses.replace(config, objective=other), prepared)
+    assert with_other["eval"] != evaluate(config, prepared)["eval"]
+    with pytest.raises(
+        InputError, match=r"eval_objective\.max_seq_length 64 differs from objective\.max_seq_length 32"
+    ):
+        dataclasses.replace(config, eval_objective=dataclasses.replace(other, max_seq_length=64))
+
+
+@pytest.mark.parametrize("name", SENTENCE_OBJECTIVES)
+def test_every_sentence_objective_can_be_trained_and_scored(
+    name: str, config: PretrainConfig, prepared: Prepared
+) -> None:
+    """The head has the objective's classes, and is scored on all objectives with at most as many.
+
+    Fails if the head always has two classes, or chance is always 0.5.
+    """
+    objective = dataclasses.replace(config.objective, sentence_objective=name)
+    metrics = evaluate(dataclasses.replace(config, objective=objective), prepared)
+    num_classes = max(len(SENTENCE_OBJECTIVES[name].classes), 2)
+    scored = {other for other, kind in SENTENCE_OBJECTIVES.items() if 0 < len(kind.classes) <= num_classes}
+    accuracies = {f"{other}_accuracy" for other in scored} | {"mlm_accuracy"}
+    assert {key for key in metrics["eval"] if key.endswith("accuracy")} == accuracies
+    assert metrics["baseline"].keys() >= accuracies
+    for other in scored:
+        chance = metrics["baseline"][f"{other}_accuracy"]
+        assert chance == pytest.approx(1 / len(SENTENCE_OBJECTIVES[other].classes))
+        assert metrics["eval"][f"{other}_loss"] == pytest.approx(np.log(num_classes), abs=0.1)
+
+
+def test_experiments_need_one_import() -> None:
+    """Every name that an experiment uses comes from `albert_jax.pretraining`."""
+    namespace: dict[str, Any] = {}
+    names = "AlbertConfig, DataConfig, MeshConfig, ObjectiveConfig, OptimConfig, PretrainConfig, TrainConfig, pretrain"
+    exec(f"from albert_jax.pretraining import {names}", namespace)
+    assert namespace["PretrainConfig"] is PretrainConfig
