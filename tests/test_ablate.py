@@ -24,7 +24,7 @@ from albert_jax.cli import main
 from albert_jax.exchange import load as exchange
 from albert_jax.exchange.reshare import reshare
 from albert_jax.reports import comparison
-from albert_jax.training.run_folder import held, read_metrics
+from albert_jax.training.run_folder import file_lock, read_metrics
 
 from .conftest import ROOT, refused
 from .synthetic_tasks import WRITE
@@ -213,9 +213,9 @@ def test_two_launches_never_run_a_row_twice(words: Words, tmp_path: Path) -> Non
 
 
 def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
-    with held(tmp_path) as first, held(tmp_path) as second:
+    with file_lock(tmp_path) as first, file_lock(tmp_path) as second:
         assert (first, second) == (True, False)
-    with held(tmp_path) as third:
+    with file_lock(tmp_path) as third:
         assert third
 
 

@@ -196,7 +196,7 @@ def test_two_jobs_in_one_folder(
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     (run_dir / "lock").write_text("elsewhere:1 since long ago")
-    with run_folder.held(run_dir) as mine:
+    with run_folder.file_lock(run_dir) as mine:
         assert mine
         assert main(small(run_dir)) == 2
     error = capsys.readouterr().err
@@ -288,7 +288,7 @@ def test_file_system_without_locks(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(run_folder.fcntl, "flock", none)
-    with caplog.at_level("WARNING"), run_folder.held(tmp_path) as mine:
+    with caplog.at_level("WARNING"), run_folder.file_lock(tmp_path) as mine:
         assert mine
     assert "no lock (No locks available); see to it that no other job runs in it" in caplog.text
 

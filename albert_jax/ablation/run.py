@@ -72,7 +72,7 @@ def claim(plan: Plan) -> Plan:
     """
     folder = Path(plan.run_dir)
     check_writable(folder, "--run-dir")
-    with run_folder.held(folder, LOCK, wait=True):
+    with run_folder.file_lock(folder, LOCK, wait=True):
         if (folder / MANIFEST).exists():
             whole = plan.joined(load_plan(folder / MANIFEST))
             if plan.budget == "time":  # measured again, steps differ: those of the first time count
@@ -115,7 +115,7 @@ def run_unit(run_dir: str, label: str, seed: int) -> str:
     row = plan.row(label)
     config = row.seed(seed)
     folder = Path(config.run_dir)
-    with run_folder.held(folder, LOCK) as mine:
+    with run_folder.file_lock(folder, LOCK) as mine:
         if not mine:
             return "left to the launch that is running it"
         if row.start and not _finished(parent := Path(plan.row(row.start).seed(seed).run_dir)):

@@ -16,7 +16,7 @@ import numpy as np
 
 from albert_jax.config import differences, read_json, require
 from albert_jax.reports.tables import number
-from albert_jax.training.run_folder import MAY_CHANGE_ON_RESUME, placeless, read_metrics
+from albert_jax.training.run_folder import MAY_CHANGE_ON_RESUME, read_metrics, without_location
 
 MANIFEST = "ablation.json"
 """The plan of a table, which `ablate` writes into its folder."""
@@ -211,7 +211,7 @@ def _grouped(folders: Sequence[Path]) -> list[Line]:
     kinds: dict[str, tuple[dict[str, Any], list[Path]]] = {}
     for folder in folders:
         config = read_json(folder / "config.json")["config"]
-        config = placeless(config) | {"run_dir": "", "train": config["train"] | {"seed": 0}}
+        config = without_location(config) | {"run_dir": "", "train": config["train"] | {"seed": 0}}
         config["init_from"] = re.sub(r"seed-\d+", "seed", config["init_from"])  # each seed's own
         kinds.setdefault(json.dumps(config, sort_keys=True), (config, []))[1].append(folder)
     lines = []

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from albert_jax.reports.comparison import COLUMNS, Comparison, Line, markdown, runs_csv, table_csv
-from albert_jax.training.run_folder import replace
+from albert_jax.training.run_folder import write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,9 +131,9 @@ def write(comparison: Comparison) -> Comparison:
     """Writes `table.md`, `table.csv`, `runs.csv`, `curves` and `scores` (PNG and SVG) into the comparison's folder."""
     folder = comparison.folder
     folder.mkdir(parents=True, exist_ok=True)
-    replace(folder / "table.md", markdown(comparison) + "\n")
-    replace(folder / "table.csv", table_csv(comparison))
-    replace(folder / "runs.csv", runs_csv(comparison))
+    write_text(folder / "table.md", markdown(comparison) + "\n")
+    write_text(folder / "table.csv", table_csv(comparison))
+    write_text(folder / "runs.csv", runs_csv(comparison))
     for name, figure in (("curves", draw_curves(comparison)), ("scores", draw_scores(comparison))):
         if figure is not None:
             for suffix in ("png", "svg"):

@@ -1,4 +1,4 @@
-"""Several processes as one run: how they find each other, agree, stop at the same step, and end together when one fails."""
+"""Several processes as one run: how they find each other, agree, stop at the same step, and end together if one fails."""
 
 import contextlib
 import faulthandler
@@ -21,81 +21,84 @@ from typing import Any
 import jax
 import numpy as np
 
-from albert_jax.config import InputError, check_fields, require
+from albert_jax.config import InputError, check_fields, first_line
 
 HEARTBEAT_SECONDS = 10
-"""A process that is dead so long ends the others; JAX's default is 100."""
+"""A process that is silent for this long is dead, and the others end; JAX's default is 100."""
 
 STUCK = 75
 """Exit code of a process that the watchdog ended (EX_TEMPFAIL: a scheduler may start it again)."""
 
 LAST_WORDS_SECONDS = 10.0
-"""Process 0 ends so much later: JAX ends the others at once when it does, the stuck one among them, before its stacks are told."""
+"""Process 0 exits this much later than the others: when it dies, JAX kills them all, even before they print their stacks."""
 
 
 @dataclass(frozen=True)
 class DistributedConfig:
-    """Where the processes of a run meet; not needed on TPU pods, under Slurm and Open MPI, which JAX knows by itself."""
+    """How the processes of a run find each other.  Not needed on TPU pods, under Slurm and Open MPI, where JAX knows."""
 
     coordinator: str = ""
-    """HOST:PORT of process 0, the same in all processes; the port is free there."""
+    """HOST:PORT of process 0, the same in all processes; the port must be free on that host."""
     num_processes: int = 0
-    """How many processes there are; 1: this one alone, whatever cluster it finds itself in."""
+    """Number of processes; 1: run alone, even in a cluster."""
     process_id: int = -1
-    """Which of them this one is, from 0."""
+    """Number of this process, from 0."""
     timeout: int = 300
     """Seconds that processes wait for each other at the start."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        require(self.timeout >= 1, f"timeout must be at least 1, got {self.timeout}")
+        if self.timeout < 1:
+            raise InputError(f"timeout must be at least 1, got {self.timeout}")
         if not self.coordinator:
-            alone = self.num_processes in (0, 1) and self.process_id in (-1, 0)
-            require(alone, "num_processes and process_id need coordinator, HOST:PORT of process 0")
+            if self.num_processes not in (0, 1) or self.process_id not in (-1, 0):
+                raise InputError("num_processes and process_id need coordinator, HOST:PORT of process 0")
             return
         host, colon, port = self.coordinator.rpartition(":")
-        right = bool(host and colon) and port.isdecimal() and 0 < int(port) < 2**16
-        require(right, f"coordinator: expected HOST:PORT, got {self.coordinator!r}")
-        require(self.num_processes >= 1, "num_processes: with a coordinator, say how many processes there are")
-        within = 0 <= self.process_id < self.num_processes
-        require(within, f"process_id must be in [0, num_processes = {self.num_processes}), got {self.process_id}")
+        if not (host and colon and port.isdecimal() and 0 < int(port) < 2**16):
+            raise InputError(f"coordinator: expected HOST:PORT, got {self.coordinator!r}")
+        if self.num_processes < 1:
+            raise InputError("num_processes: give the number of processes that use the coordinator")
+        if not 0 <= self.process_id < self.num_processes:
+            raise InputError(f"process_id must be in [0, num_processes = {self.num_processes}), got {self.process_id}")
 
 
 def start(config: DistributedConfig) -> None:
-    """Joins the other processes, if there are any; to be called before anything else of JAX.
+    """Connect to the other processes, if there are any.  Call it before anything else in JAX.
 
     Raises:
-      InputError: a process is missing or told another count; the port is taken; `--distributed` says other things than this.
+      InputError: a process is missing, processes have different settings, or the port is taken.
     """
-    given: dict[str, Any] = {}
-    if config.num_processes == 1:
+    if config.num_processes == 1 or not (config.coordinator or _in_cluster()):
         return
+    address: dict[str, Any] = {}  # JAX finds it in a cluster
     if config.coordinator:
         _roll_call(config)
-        given = {
+        address = {
             "coordinator_address": config.coordinator,
             "num_processes": config.num_processes,
             "process_id": config.process_id,
         }
-    elif not _detected():
-        return
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
+    # JAX's preemption service would handle SIGTERM itself; it costs 3 ms per step on a CPU, and ignores SIGINT.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
-            **given,
+            **address,
             initialization_timeout=config.timeout,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=60,
         )
     except (RuntimeError, ValueError) as error:
-        told = f"--distributed: JAX cannot start several processes: {str(error).splitlines()[0]}"
-        raise InputError(f"{told}; --distributed.num-processes 1 runs alone") from None
+        raise InputError(
+            f"--distributed: JAX cannot connect the processes: {first_line(error)}; to run alone, pass "
+            "--distributed.num-processes 1"
+        ) from None
     if not is_main():
         logging.getLogger("albert_jax").setLevel(logging.ERROR)
 
 
-def _detected() -> bool:
-    """Whether this is one of several processes of a cluster whose coordinator JAX finds by itself."""
+def _in_cluster() -> bool:
+    """Whether this is one of several processes of a cluster that JAX detects."""
     slurm = "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
     mpi = int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
     tpu = importlib.util.find_spec("libtpu") is not None and any(map(os.path.exists, ("/dev/accel0", "/dev/vfio/0")))
@@ -103,102 +106,102 @@ def _detected() -> bool:
 
 
 def _roll_call(config: DistributedConfig) -> None:
-    """Returns when all processes are there.  JAX's own wait ends in an abort that does not say who is missing."""
+    """Wait until all processes are present.
+
+    It uses the coordinator's port before JAX does: JAX's own wait ends in an abort that does not name the missing processes.
+    """
     host, _, port = config.coordinator.rpartition(":")
     deadline = time.monotonic() + config.timeout
     if config.process_id == 0:
-        _call(config, int(port), deadline)
+        error = _gather_peers(config, int(port), deadline)
     else:
-        _answer(config, host.strip("[]"), int(port), deadline)
+        error = _report_to_main(config, host.strip("[]"), int(port), deadline)
+    if error:
+        raise InputError(error)
 
 
-def _call(config: DistributedConfig, port: int, deadline: float) -> None:
-    """Process 0: waits for the others, then tells all of them to go, or what is wrong."""
-    there: dict[int, socket.socket] = {}
+def _gather_peers(config: DistributedConfig, port: int, deadline: float) -> str:
+    """In process 0: wait for the other processes, then send each the error, or an empty string."""
     try:
-        both = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if both else socket.AF_INET
-        server = socket.create_server(("", port), family=family, dualstack_ipv6=both)
+        dual = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if dual else socket.AF_INET
+        server = socket.create_server(("", port), family=family, dualstack_ipv6=dual)
     except OSError as error:
-        raise InputError(
-            f"--distributed.coordinator {config.coordinator}: {os.strerror(error.errno or 0)}; take another port"
-        ) from None
-    wrong = ""
+        return f"--distributed.coordinator {config.coordinator}: {os.strerror(error.errno or 0)}; use a different port"
+    peers: dict[int, socket.socket] = {}
+    message = ""
     with server, contextlib.ExitStack() as stack:
-        while len(there) < config.num_processes - 1 and not wrong:
+        while len(peers) < config.num_processes - 1 and not message:
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
                 peer = stack.enter_context(server.accept()[0])
                 peer.settimeout(5)
                 number, count = json.loads(peer.recv(100))
             except TimeoutError:
-                if time.monotonic() < deadline:
-                    continue
-                missing = ", ".join(str(i) for i in range(1, config.num_processes) if i not in there)
-                found = f"{len(there) + 1} of {config.num_processes} processes joined (missing {missing})"
-                wrong = f"--distributed: waited {config.timeout} s: {found}; look at their logs"
-                break
-            except (OSError, ValueError, TypeError):  # not one of ours
+                if time.monotonic() >= deadline:
+                    missing = ", ".join(str(i) for i in range(1, config.num_processes) if i not in peers)
+                    message = (
+                        f"--distributed: waited {config.timeout} s: {len(peers) + 1} of {config.num_processes} processes "
+                        f"joined (missing {missing}); look at their logs"
+                    )
+                continue
+            except (OSError, ValueError, TypeError):  # a connection that is not from this run
                 continue
             if count != config.num_processes:
-                wrong = (
+                message = (
                     f"--distributed.num-processes is {count} in process {number}, {config.num_processes} in process 0"
                 )
-            elif number in there:
-                wrong = f"--distributed.process-id {number} was given to two processes"
-            there[number] = peer
-        for peer in there.values():
+            elif number in peers:
+                message = f"--distributed.process-id {number} was given to two processes"
+            peers[number] = peer
+        for peer in peers.values():
             with contextlib.suppress(OSError):
-                peer.sendall(json.dumps(wrong).encode())
-    require(not wrong, wrong)
+                peer.sendall(json.dumps(message).encode())
+    return message
 
 
-def _answer(config: DistributedConfig, host: str, port: int, deadline: float) -> None:
-    """Another: says its number and how many there are, and waits for what process 0 tells."""
-    told = (
-        f"--distributed: waited {config.timeout} s: process 0 does not answer at {config.coordinator}; look at its log"
-    )
+def _report_to_main(config: DistributedConfig, host: str, port: int, deadline: float) -> str:
+    """In the other processes: send the own number and the number of processes, and receive the error."""
     while time.monotonic() < deadline:
         try:
-            with socket.create_connection((host, port), timeout=5) as peer:
-                peer.sendall(json.dumps([config.process_id, config.num_processes]).encode())
-                peer.settimeout(max(deadline - time.monotonic(), 0) + 5)
-                said = peer.recv(1000)
-            if said:
-                require(not (wrong := json.loads(said)), wrong)
-                return
+            with socket.create_connection((host, port), timeout=5) as server:
+                server.sendall(json.dumps([config.process_id, config.num_processes]).encode())
+                server.settimeout(max(deadline - time.monotonic(), 0) + 5)
+                if reply := server.recv(1000):
+                    return json.loads(reply)
         except OSError:
             pass
         time.sleep(0.1)
-    raise InputError(told)
+    return (
+        f"--distributed: waited {config.timeout} s: process 0 does not answer at {config.coordinator}; look at its log"
+    )
 
 
 def is_main() -> bool:
-    """Whether this process is the one that prints and writes logs."""
+    """Whether this is process 0, the only one that prints and writes files (checkpoints excepted)."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
-    """The block is run by process 0, and then by all others, who find what it has written."""
-    several = jax.process_count() > 1
-    if several and not is_main():
+    """Run the block in process 0, and then in all others, which find the files that process 0 has written."""
+    if not is_main():
         meet("main first")
     yield
-    if several and is_main():
+    if is_main():
         meet("main first")
 
 
-def meet(place: str) -> None:
-    """Returns when all processes have come here."""
+def meet(barrier: str) -> None:
+    """Wait until all processes have arrived at this barrier."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices(place)
+        multihost_utils.sync_global_devices(barrier)
 
 
 def everywhere(condition: bool) -> bool:
-    """Whether it holds in all processes."""
+    """Whether the condition holds in all processes."""
     return bool(gathered(np.array(condition)).all())
 
 
@@ -212,39 +215,44 @@ def gathered(value: np.ndarray) -> np.ndarray:
 
 
 def agree(facts: dict[str, Any]) -> None:
-    """Refuses to go on where a process was told, or reads, something else than the others.
+    """Check that all processes have the same settings and the same data.
 
     Args:
-      facts: name -> what must be the same in all processes, JSON.
+      facts: name -> JSON value.
 
     Raises:
-      InputError: the first name that differs, and the processes.
+      InputError: the first name whose value differs, and the processes.
     """
     digests = [hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest() for value in facts.values()]
-    found = gathered(np.frombuffer(b"".join(digests), np.uint8).reshape(len(facts), -1))
+    values = gathered(np.frombuffer(b"".join(digests), np.uint8).reshape(len(facts), -1))
     for number, name in enumerate(facts):
-        other = [str(i) for i in range(len(found)) if (found[i, number] != found[0, number]).any()]
-        told = f"{name} is another in process {', '.join(other)} than in process 0; give all processes the same"
-        require(not other, told)
+        differing = [str(i) for i in range(len(values)) if (values[i, number] != values[0, number]).any()]
+        if differing:
+            raise InputError(
+                f"{name} differs between process 0 and process {', '.join(differing)}; launch all processes with the same "
+                "value"
+            )
 
 
 def check_shared(path: Path) -> None:
-    """Refuses a run folder that not all processes see, by a file in it that process 0 has made.
+    """Check that all processes see a file that process 0 has written into the run folder.
 
     Raises:
-      InputError: naming the processes that do not.
+      InputError: names the processes that do not.
     """
-    meet("made by process 0")
-    seen = gathered(np.array(path.exists()))
-    blind = ", ".join(str(i) for i in np.flatnonzero(~seen.reshape(-1)))
-    require(not blind, f"--run-dir {path.parent}: process {blind} does not see it; give a folder that all hosts share")
+    meet("file written")
+    visible = gathered(np.array(path.exists()))
+    if missing := ", ".join(str(i) for i in np.flatnonzero(~visible.reshape(-1))):
+        raise InputError(
+            f"--run-dir {path.parent}: process {missing} does not see it; give a folder that all hosts share"
+        )
 
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-    """Of several processes, one that fails shows why and ends at once, so that the others end too.
+    """If one of several processes fails, print the error and exit at once, so that the others end too.
 
-    Left to itself, it would wait for the others at a barrier, and they for it in a collective: 300 s.
+    An orderly exit would wait 300 s for the others, which wait for this process in a collective.
     """
     try:
         yield
@@ -256,13 +264,13 @@ def ending_together() -> Iterator[None]:
         if isinstance(error, InputError):
             print(f"albert-jax: error: process {number}: {error}", file=sys.stderr)
             code = 2
-        elif isinstance(error, KeyboardInterrupt):  # before the loop, which catches signals
+        elif isinstance(error, KeyboardInterrupt):  # before the train loop, which handles signals
             print(f"albert-jax: process {number} interrupted", file=sys.stderr)
             code = 128 + signal.SIGINT
         else:
             print(f"albert-jax: process {number} of {jax.process_count()} failed:", file=sys.stderr)
             traceback.print_exc()
-        if is_main():  # it holds what connects the others: those that fail of the same may say so first
+        if is_main():  # its exit ends the others: those that fail for the same reason can print it first
             time.sleep(2)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):
@@ -271,43 +279,47 @@ def ending_together() -> Iterator[None]:
 
 
 class Watchdog:
-    """Ends this process, with the stack of each thread, when nothing has happened for so many seconds: a peer that is alive but
-    stuck would hold all others for ever.  Only where there are peers.
+    """Ends this process with the stack of each thread if it has made no progress for `seconds`; only with several processes.
+
+    JAX notices dead processes, not stuck ones: all others would wait forever.
     """
 
     def __init__(self, seconds: int) -> None:
-        self._seconds, self._last, self._done = seconds, time.monotonic(), threading.Event()
+        self._seconds, self._last, self._closed = seconds, time.monotonic(), threading.Event()
         if seconds and jax.process_count() > 1:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def feed(self) -> None:
-        """Something has happened."""
+        """Report progress."""
         self._last = time.monotonic()
 
     def close(self) -> None:
-        """Watches no more."""
-        self._done.set()
+        """Stop watching."""
+        self._closed.set()
 
     def _watch(self) -> None:
-        while not self._done.wait(min(1.0, self._seconds / 4)):
+        while not self._closed.wait(min(1.0, self._seconds / 4)):
             if time.monotonic() - self._last > self._seconds:
-                told = f"no step for {self._seconds} s (train.watchdog_seconds): this process or one that it waits for is stuck"
                 print(
-                    f"albert-jax: error: process {jax.process_index()}: {told}; its stacks:",
+                    f"albert-jax: error: process {jax.process_index()}: no step for {self._seconds} s "
+                    "(train.watchdog_seconds): this process, or one that it waits for, is stuck; its stacks:",
                     file=sys.stderr,
                     flush=True,
                 )
                 faulthandler.dump_traceback(all_threads=True)
-                if jax.process_index() == 0:
+                if is_main():
                     time.sleep(LAST_WORDS_SECONDS)
                 os._exit(STUCK)
 
 
 @contextlib.contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Signals received, for the loop to look at between steps; the second one ends the process at once."""
+    """Collect SIGINT and SIGTERM in a list that the train loop reads between steps.  The second signal exits at once.
+
+    Only the main thread may handle signals: in another thread, as in some notebooks, the list stays empty.
+    """
     received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only the main one may
+    if threading.current_thread() is not threading.main_thread():
         yield received
         return
 
@@ -315,7 +327,7 @@ def caught_signals() -> Iterator[list[int]]:
         if received:
             os._exit(128 + signum)
         received.append(signum)
-        os.write(2, b"\nsaving after this step; once more to exit at once\n")
+        os.write(2, b"\nsaving after this step; send the signal again to exit at once\n")
 
     before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -1,4 +1,7 @@
-"""The folder of a run: its configuration, its log, its summary; opened again by the same command, refused to another."""
+"""The folder of a run: its configuration, lock, metrics and summary.  Rerunning the same command resumes the run in it.
+
+Only process 0 writes; the others read what it has written.
+"""
 
 import contextlib
 import fcntl
@@ -15,12 +18,11 @@ from typing import Any
 
 from etils import epath
 
-from albert_jax.config import check_writable, differences, from_dict, read_json, require, to_dict
+from albert_jax.config import InputError, check_writable, differences, from_dict, read_json, to_dict
 
 log = logging.getLogger(__name__)
 
 PACKAGES = ("albert_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece")
-
 
 MAY_CHANGE_ON_RESUME = (
     "run_dir",
@@ -31,54 +33,53 @@ MAY_CHANGE_ON_RESUME = (
     "train.keep_every",
     "train.watchdog_seconds",
 )
-"""Fields that may change between launches of a run: they say where it runs, not what it is."""
+"""Fields that say where a run is executed, not what it computes."""
 
 
 def check(run_dir: Path, job: str, config: Any) -> None:
-    """Refuses a folder that cannot be written to or that another configuration owns, before any work; writes nothing.
+    """Check that a run folder is writable and does not belong to a different configuration.  Writes nothing.
 
     Raises:
-      InputError: as said; the differences are named.
+      InputError: names the fields that differ.
     """
     check_writable(run_dir, "--run-dir")
-    for path in _records(run_dir, to_dict(config)):
+    for path in _config_files(run_dir, to_dict(config)):
         if not path.exists():
             continue
         stored = read_json(path)
-        require(
-            {"job", "config", "fingerprints", "versions"} <= stored.keys(),
-            f"{path} is not of a run; give another --run-dir",
-        )
-        # Through the dataclasses, so that a field that is newer than the run counts as its default.
-        before = placeless(to_dict(from_dict(type(config), stored["config"])))
-        changed = [
-            line
-            for line in differences(before, placeless(to_dict(config)))
-            if not line.startswith(MAY_CHANGE_ON_RESUME)
-        ]
-        given = "--run-dir" if path.parent == run_dir else "--train.checkpoint-dir"
-        way = f"give another, with --init-from {run_dir} if it is to start from these weights"
-        require(
-            not changed and stored["job"] == job,
-            f"{given} {path.parent} belongs to another configuration ({'; '.join(changed) or stored['job']}); {way}",
-        )
+        if not {"job", "config", "fingerprints", "versions"} <= stored.keys():
+            raise InputError(f"{path} does not belong to a run; give a different --run-dir")
+        # Through the dataclass, so that a field that was added after the run began has its default.
+        before = without_location(to_dict(from_dict(type(config), stored["config"])))
+        changes = differences(before, without_location(to_dict(config)))
+        changed = [line for line in changes if not line.startswith(MAY_CHANGE_ON_RESUME)]
+        if changed or stored["job"] != job:
+            option = "--run-dir" if path.parent == run_dir else "--train.checkpoint-dir"
+            raise InputError(
+                f"{option} {path.parent} belongs to a different configuration ({'; '.join(changed) or stored['job']}); "
+                f"give a different folder; to start from the weights of this run, add --init-from {run_dir}"
+            )
 
 
-def _records(run_dir: Path, config: dict[str, Any]) -> list[Any]:
-    """Where a run's `config.json` stands: in its folder, and beside its checkpoints where these are elsewhere."""
-    elsewhere = config["train"]["checkpoint_dir"]
-    return [run_dir / "config.json"] + ([epath.Path(elsewhere).expanduser() / "config.json"] if elsewhere else [])
+def _config_files(run_dir: Path, config: dict[str, Any]) -> list[Any]:
+    """Each `config.json` of a run: in its folder, and beside its checkpoints if they are elsewhere.
 
-
-def placeless(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's configuration with what it starts from named as seen from the run's folder, where it lies beside or in it.
-
-    So a folder of runs that belong together can be moved, or named in another way.
+    The latter protects the checkpoints from other runs even if the run folder is lost.
     """
-    beside = f"{Path(config['run_dir']).parent}/"
+    checkpoint_dir = config["train"]["checkpoint_dir"]
+    return [run_dir / "config.json"] + (
+        [epath.Path(checkpoint_dir).expanduser() / "config.json"] if checkpoint_dir else []
+    )
+
+
+def without_location(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration in which an `init_from` beside the run folder is relative to the run folder's parent.
+
+    So a folder of runs that start from each other can be moved.
+    """
     if "/" not in config["run_dir"]:
         return config
-    return config | {"init_from": config["init_from"].removeprefix(beside)}
+    return config | {"init_from": config["init_from"].removeprefix(f"{Path(config['run_dir']).parent}/")}
 
 
 def claim(
@@ -89,49 +90,49 @@ def claim(
     model_facts: Mapping[str, Sequence[str]],
     allow_data_change: bool = False,
 ) -> None:
-    """Writes `config.json`, or checks that the one there was written for the same data.
+    """Write `config.json`, or check that the existing one was written for the same data.
 
     Args:
-      run_dir: the folder, made if it is not there.
+      run_dir: the run folder; created if missing.
       job: the subcommand.
       config: the resolved configuration, as nested dicts.
-      fingerprints: of what the run reads: data and vocabulary.
+      fingerprints: of the data and the vocabulary.
       model_facts: what is needed to load the model beside its configuration, such as the names of its heads.
-      allow_data_change: go on with other data than before, and keep on record that it changed.
+      allow_data_change: accept different data, and record the change.
 
     Raises:
-      InputError: the data changed since, and that is not allowed.
+      InputError: the data changed.
     """
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
-    for path in _records(run_dir, config):
+    for path in _config_files(run_dir, config):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             table = {"job": job, "config": config, "fingerprints": fingerprints, "versions": versions}
             write_json(path, table | dict(model_facts))
             continue
         stored = read_json(path)
-        changed = differences(stored["fingerprints"], fingerprints)
-        told = f"{path.parent}: the data changed since this run began ({'; '.join(changed)})"
-        require(
-            not changed or allow_data_change,
-            f"{told}; bring the old data back, give another --run-dir, or go on with --allow-data-change",
-        )
-        if changed:
+        if changed := differences(stored["fingerprints"], fingerprints):
+            message = f"{path.parent}: the data changed since this run began ({'; '.join(changed)})"
+            if not allow_data_change:
+                raise InputError(
+                    f"{message}; restore the old data, give a different --run-dir, or continue with --allow-data-change"
+                )
             log.warning(
-                "%s, which is allowed, and has to be until the next checkpoint: no longer a function of data and seed",
-                told,
+                "%s; continuing because of --allow-data-change (needed until the next checkpoint). This run is no longer "
+                "reproducible from data and seed.",
+                message,
             )
             before = [*stored.get("data_changes", []), stored["fingerprints"]]
             write_json(path, stored | {"fingerprints": fingerprints, "data_changes": before})
-        newer = differences(stored["versions"], versions)
-        if newer:
-            log.warning("resuming with other versions, so not bit for bit: %s", "; ".join(newer))
+        if changed := differences(stored["versions"], versions):
+            log.warning("resuming with different versions, so not bit for bit: %s", "; ".join(changed))
 
 
 @contextlib.contextmanager
-def held(folder: Path, name: str = "lock", wait: bool = False) -> Iterator[bool]:
-    """Whether this process has the file `name` in a folder for itself, until the block is left; the system lets go of it when a
-    process dies.  The file says who has it: host, process and since when.
+def file_lock(folder: Path, name: str = "lock", wait: bool = False) -> Iterator[bool]:
+    """Lock a file in a folder; yields whether this process has the lock.
+
+    The operating system releases the lock when the process dies.  The file contains host, process and time.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / name).open("a+") as file:
@@ -140,8 +141,12 @@ def held(folder: Path, name: str = "lock", wait: bool = False) -> Iterator[bool]
         except BlockingIOError:
             yield False
             return
-        except OSError as error:  # a file system without locks
-            log.warning("%s: no lock (%s); see to it that no other job runs in it", folder, error.strerror)
+        except OSError as error:
+            log.warning(
+                "%s: the file system has no locks (%s); make sure that no other job uses this folder",
+                folder,
+                error.strerror,
+            )
             yield True
             return
         file.truncate(0)
@@ -151,43 +156,51 @@ def held(folder: Path, name: str = "lock", wait: bool = False) -> Iterator[bool]
 
 
 @contextlib.contextmanager
-def locked(run_dir: Path, checkpoint_dir: str, wanted: bool = True) -> Iterator[None]:
-    """Keeps other jobs off a run folder, and off checkpoints elsewhere that are not in a bucket, until the block is left.
+def locked(run_dir: Path, checkpoint_dir: str, enabled: bool = True) -> Iterator[None]:
+    """Lock a run folder, and the folder of its checkpoints if it is elsewhere and not a bucket.
+
+    Args:
+      run_dir: the run folder.
+      checkpoint_dir: `TrainConfig.checkpoint_dir`.
+      enabled: False in processes other than process 0, which has the locks of the run.
 
     Raises:
-      InputError: another job has one of them; which job.
+      InputError: another job has a lock; says which job.
     """
     elsewhere = [Path(checkpoint_dir).expanduser()] if checkpoint_dir and "://" not in checkpoint_dir else []
     with contextlib.ExitStack() as stack:
-        for folder in [run_dir, *elsewhere] if wanted else []:  # else another process of the same run has them
-            mine = stack.enter_context(held(folder))
-            told = f"{folder}: held by {(folder / 'lock').read_text()}; wait for it, or give another --run-dir"
-            require(mine, told)
+        for folder in [run_dir, *elsewhere] if enabled else []:
+            if not stack.enter_context(file_lock(folder)):
+                owner = (folder / "lock").read_text()
+                raise InputError(f"{folder}: in use by {owner}; wait for that job, or give a different --run-dir")
         yield
 
 
 class MetricsLog:
-    """`metrics.jsonl`, one line a record, and TensorBoard; cut back to the step that a run resumes from.
+    """`metrics.jsonl`, one record per line, and TensorBoard; records after the step of resumption are dropped.
 
-    Only one process of a run `writes`; the others read what is in it.
+    Args:
+      run_dir: the run folder.
+      start: the step that the run resumes from.
+      writes: False in processes other than process 0, which only read the existing records.
     """
 
     def __init__(self, run_dir: Path, start: int, writes: bool = True) -> None:
         path = run_dir / "metrics.jsonl"
-        kept = [line for line in path.read_text().splitlines() if _step(line) <= start] if path.exists() else []
-        self.evaluated = {json.loads(line)["step"] for line in kept if '"eval/' in line}
+        lines = [line for line in path.read_text().splitlines() if _step(line) <= start] if path.exists() else []
+        self.evaluated = {json.loads(line)["step"] for line in lines if '"eval/' in line}
         """Steps whose evaluation is in the log."""
         self._writes, self._full = writes, False
         if not writes:
             return
         from tensorboardX import SummaryWriter
 
-        replace(path, "".join(f"{line}\n" for line in kept))
+        write_text(path, "".join(f"{line}\n" for line in lines))
         self._file = path.open("a", buffering=1)
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1, flush_secs=30)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Appends `{"step": step, **values}`.  On a full disk the record is lost, which is told once."""
+        """Append `{"step": step, **values}`.  If the disk is full, the record is lost; the first loss is logged."""
         if not self._writes:
             return
         try:
@@ -196,11 +209,11 @@ class MetricsLog:
                 self._board.add_scalar(name, value, step)
         except OSError as error:
             if not self._full:
-                log.warning("%s: no more records are kept (%s); training goes on", self._file.name, error.strerror)
+                log.warning("%s: records are lost (%s); training continues", self._file.name, error.strerror)
             self._full = True
 
     def close(self) -> None:
-        """Flushes and closes both."""
+        """Flush and close both."""
         if self._writes:
             with contextlib.suppress(OSError):
                 self._file.close()
@@ -208,19 +221,20 @@ class MetricsLog:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """The records of `metrics.jsonl`; a last line that a crash cut off is left out."""
+    """The records of `metrics.jsonl`, without a last line that a crash cut off."""
     path = run_dir / "metrics.jsonl"
-    require(path.exists(), f"{path}: no such file; is {run_dir} a run folder?")
+    if not path.exists():
+        raise InputError(f"{path}: no such file; is {run_dir} a run folder?")
     return [json.loads(line) for line in path.read_text().splitlines() if _step(line) < float("inf")]
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON whole or not at all."""
-    replace(path, json.dumps(value, indent=2) + "\n")
+    """Write JSON atomically."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def replace(path: Path, text: str) -> None:
-    """Replaces a file's text whole or not at all."""
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     temporary.write_text(text)
     temporary.replace(path)
