@@ -1,0 +1,96 @@
+"""A run of the real train loop on a model that compiles in a blink: linear regression with noise drawn inside the step."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from albert_jax.training.loop import TrainConfig, run
+from albert_jax.training.optim import OptimConfig, Optimizer, make_optimizer
+from albert_jax.training.partition import Layout, make_mesh
+from albert_jax.training.step import TrainState, Workload
+
+ROWS, INPUTS, OUTPUTS = 16, 8, 16
+
+
+def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
+    """This process' rows of the batches after `start`; a batch depends on its step alone."""
+    rows = ROWS // jax.process_count()
+    while True:
+        inputs = np.random.default_rng(start).normal(size=(ROWS, INPUTS)).astype(np.float32)
+        yield {"inputs": inputs[rows * jax.process_index() :][:rows]}
+        start += 1
+
+
+def init(key: Array) -> dict[str, Array]:
+    return {"kernel": jax.random.normal(key, (INPUTS, OUTPUTS)), "bias": jnp.zeros(OUTPUTS)}
+
+
+def draw(batch: dict[str, Array], key: Array) -> dict[str, Array]:
+    noise = jax.vmap(lambda row: jax.random.normal(jax.random.fold_in(key, row), (OUTPUTS,)))(jnp.arange(ROWS))
+    return batch | {"noise": noise}
+
+
+def loss(params: Any, rows: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+    error = jnp.sum(jnp.square(rows["inputs"] @ params["kernel"] + params["bias"] - rows["noise"])) / ROWS
+    return error, {"tokens": jnp.array([len(rows["inputs"]), 1.0])}
+
+
+def evaluate(params: Any) -> dict[str, dict[str, float]]:
+    return {"eval": {"bias": float(jnp.sum(jnp.abs(params["bias"])))}, "baseline": {}}
+
+
+def workload(**fields: Any) -> Workload:
+    """The workload of the toy model, with some fields replaced."""
+    functions: dict[str, Any] = {
+        "init": init,
+        "draw": draw,
+        "loss": loss,
+        "batches": batches,
+        "evaluate": evaluate,
+        "flops_per_token": 1.0,
+    }
+    return Workload(**(functions | fields))
+
+
+def train(
+    run_dir: Path,
+    *,
+    devices: int = 1,
+    sharding: str = "none",
+    optimizer: Callable[[], Optimizer] | None = None,
+    optim: dict[str, Any] | None = None,
+    fields: dict[str, Any] | None = None,
+    **config: Any,
+) -> tuple[TrainState, dict[str, Any]]:
+    """Train 12 steps, with a checkpoint and an evaluation every 4.
+
+    Args:
+      run_dir: the run folder.
+      devices, sharding: of the mesh.
+      optimizer: returns the optimizer; by default the one that `optim`, fields of `OptimConfig`, selects.
+      optim: fields of `OptimConfig`.
+      fields: of `Workload`.
+      config: fields of `TrainConfig`.
+    """
+    settings = {
+        "num_train_steps": 12,
+        "global_batch_size": ROWS,
+        "log_every": 1,
+        "eval_every": 4,
+        "checkpoint_every": 4,
+    }
+    train_config = TrainConfig(**(settings | config))
+    made = OptimConfig(**({"num_warmup_steps": 1, "learning_rate": 0.01} | (optim or {})))
+    chosen = optimizer() if optimizer else make_optimizer(made, train_config.num_train_steps, lambda path: False)
+    layout = Layout(make_mesh("any", devices), sharding)
+    return run(train_config, workload(**(fields or {})), chosen, layout, run_dir)
+
+
+def flat(state: TrainState) -> np.ndarray:
+    """All numbers of a state, in one array."""
+    return np.concatenate([np.ravel(leaf).astype(np.float64) for leaf in jax.tree.leaves(jax.device_get(state))])
