@@ -7,6 +7,7 @@ stores.
 
 import contextlib
 import io
+import itertools
 import json
 import logging
 import uuid
@@ -20,7 +21,8 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 
 from albert_jax.config import InputError, check_writable
 from albert_jax.data import sources
-from albert_jax.data.builder import AlbertText, Example, examples
+from albert_jax.data.builder import AlbertText, document_records
+from albert_jax.data.records import Record
 from albert_jax.data.sources import DataConfig
 from albert_jax.data.survey import check_counts, count_documents, split_of
 from albert_jax.data.tokenizer import Tokenizer
@@ -35,9 +37,6 @@ def pipeline_options(options: Sequence[tuple[str, str]]) -> PipelineOptions:
     """Beam's pipeline options from names and values.
 
     A name that occurs several times becomes a list; the values `true` and `false` become switches.
-
-    Raises:
-      InputError: unknown runner or option, or an invalid value.
     """
     values: dict[str, Any] = {"runner": "DirectRunner", "default_sdk_harness_log_level": "ERROR"}
     for name in dict(options):
@@ -74,11 +73,7 @@ class BeamText(AlbertText, skip_registration=True):  # type: ignore[call-arg]
 
 
 class BeamEngine:
-    """Reads and writes the source in Beam's workers.  Has the same attributes as `prepare.LocalEngine`.
-
-    Raises:
-      InputError: invalid options, a source that workers cannot read, or unreadable text as in a local run.
-    """
+    """Reads and writes the source in Beam's workers.  Has the same attributes as `prepare.LocalEngine`."""
 
     builder = BeamText
 
@@ -164,14 +159,14 @@ def _write_report(rows: list[dict[str, Any]], report: str) -> None:
 
 def _file_records(
     file: tuple[int, str], config: DataConfig, tokenizer: Tokenizer
-) -> Iterator[tuple[str, int, int, Example]]:
+) -> Iterator[tuple[str, int, int, Record]]:
     """The records of a file: split, file number, number of the record within file and split, and the record."""
     file_number, path = file
     numbers: Counter[str] = Counter()
     for text in sources.file_documents(Path(path), config, Counter()):
         split = split_of(text, config)
-        for example in examples(text, config, tokenizer):
-            yield split, file_number, numbers[split], example
+        for record in document_records(text, config, tokenizer):
+            yield split, file_number, numbers[split], record
             numbers[split] += 1
 
 
@@ -195,8 +190,6 @@ class _SplitRecords(beam.PTransform):
 
 def _offsets(counts: dict[int, int]) -> dict[int, int]:
     """File number -> running number of the file's first record, from file number -> number of records."""
-    offsets, total = {}, 0
-    for number in sorted(counts):
-        offsets[number] = total
-        total += counts[number]
-    return offsets
+    numbers = sorted(counts)
+    totals = itertools.accumulate((counts[number] for number in numbers), initial=0)
+    return dict(zip(numbers, totals, strict=False))

@@ -19,12 +19,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from albert_jax.data.records import Record
 from albert_jax.data.sources import DataConfig, documents, sentences
 from albert_jax.data.survey import SPLITS, split_of
 from albert_jax.data.tokenizer import VOCABULARY, Tokenizer
 
 T = TypeVar("T")
-Example = dict[str, np.ndarray]
 log = logging.getLogger(__name__)
 
 VERSION = "1.0.0"
@@ -98,11 +98,13 @@ class AlbertText(tfds.core.GeneratorBasedBuilder):
         shutil.copyfile(self.builder_config.tokenizer.path, Path(self.data_dir) / VOCABULARY)
         return {split: self._generate_examples(split) for split in SPLITS}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, Example]]:
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, Record]]:
         config = self.builder_config
         chosen = (text for text in documents(config.data) if split_of(text, config.data) == split)
         texts = with_progress(chosen, config.counts[split], f"preparing {split}")
-        yield from enumerate(example for text in texts for example in examples(text, config.data, config.tokenizer))
+        yield from enumerate(
+            record for text in texts for record in document_records(text, config.data, config.tokenizer)
+        )
 
 
 def number_of_shards(counts: Counter[str]) -> int:
@@ -111,7 +113,7 @@ def number_of_shards(counts: Counter[str]) -> int:
     return min(1 + records // RECORDS_PER_SHARD, counts["heldout"])
 
 
-def examples(text: str, config: DataConfig, tokenizer: Tokenizer) -> Iterator[Example]:
+def document_records(text: str, config: DataConfig, tokenizer: Tokenizer) -> Iterator[Record]:
     """The records of a document: one, or several if it is longer than `MAX_RECORD_TOKENS`."""
     encoded = tokenizer.encode_batch(list(sentences(text, config.language)))
     lengths: np.ndarray = np.array([len(ids) for ids in encoded if ids], np.int32)

@@ -80,9 +80,6 @@ def open_split(prepared: Prepared, split: str, max_seq_length: int) -> Sequences
     """The sequences of `train` or `heldout`.
 
     The index (12 bytes a sequence) is computed once per length and stored beside the data.
-
-    Raises:
-      InputError: no document of the split has two sentences, or a shard is corrupted.
     """
     documents = read_split(prepared, split)
     path = prepared.folder / f"sequences-{INDEX_VERSION}-{split}-{max_seq_length}.npy"

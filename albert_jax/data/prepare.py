@@ -73,9 +73,6 @@ def prepare(config: DataConfig, vocab_size: int, beam_options: Sequence[tuple[st
       vocab_size: number of pieces that the vocabulary must have, or that a newly trained one gets.
       beam_options: names and values of Beam's pipeline options, to prepare on many machines; the records and their order
         are the same.  None: this process prepares.
-
-    Raises:
-      InputError: the text cannot be read (file and line), it is not usable, or the vocabulary does not fit.
     """
     folder = Path(config.source).expanduser()
     if (folder / "dataset_info.json").is_file():
@@ -153,11 +150,7 @@ def token_counts(prepared: Prepared) -> np.ndarray:
 
 
 def read_split(prepared: Prepared, split: str) -> Records:
-    """The records of a split.
-
-    Raises:
-      InputError: a shard is missing, corrupted, or has a wrong number of records.
-    """
+    """The records of a split."""
     builder = tfds.builder_from_directory(str(prepared.folder))
     check_shards(builder.info.splits[split], "delete the folder and prepare again")
     stored: Any = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
@@ -189,9 +182,9 @@ def _open(folder: Path, config: DataConfig, vocab_size: int) -> Prepared:
     if tokenizer.sha256 != metadata["vocab_sha256"]:
         problem = f"{folder}: the vocabulary {VOCABULARY} changed after the text was prepared"
         raise InputError(f"{problem}; delete the folder and prepare again")
-    if config.vocab and Tokenizer(config.vocab).sha256 != tokenizer.sha256:
-        digests = f"{Tokenizer(config.vocab).sha256[:8]}, but {folder} was prepared with {tokenizer.sha256[:8]}"
-        raise InputError(f"data.vocab {config.vocab} has the digest {digests}; remove the setting or prepare again")
+    if config.vocab and (digest := Tokenizer(config.vocab).sha256) != tokenizer.sha256:
+        problem = f"has the digest {digest[:8]}, but {folder} was prepared with {tokenizer.sha256[:8]}"
+        raise InputError(f"data.vocab {config.vocab} {problem}; remove the setting or prepare again")
     _check_vocab_size(tokenizer, vocab_size)
     return Prepared(folder, tokenizer, metadata["fingerprint"])
 

@@ -78,9 +78,6 @@ def documents(config: DataConfig, repairs: Counter[str] | None = None) -> Iterat
     Args:
       config: the source and how it is read.
       repairs: counts the problems that were repaired, by description.
-
-    Raises:
-      InputError: the source does not exist, or a file cannot be read as text; names file and line.
     """
     repairs = Counter() if repairs is None else repairs
     if config.source == "python-docs":
@@ -118,11 +115,7 @@ def file_digest(path: Path) -> bytes:
 
 
 def files(config: DataConfig) -> list[Path]:
-    """The files of the source: globs and data sets in the order of `config.source`, the matches of a glob sorted.
-
-    Raises:
-      InputError: a glob without a match, a data set that is not prepared, or a file that cannot be read.
-    """
+    """The files of the source: globs and data sets in the order of `config.source`, the matches of a glob sorted."""
     paths: list[Path] = []
     for pattern in map(str.strip, config.source.split(",")):
         if pattern.startswith(PREFIX):
@@ -151,11 +144,7 @@ def _file_type(path: Path) -> str:
 
 
 def lines(path: Path, encoding_errors: str, repairs: Counter[str]) -> Iterator[tuple[int, str]]:
-    """Line numbers and lines as text, without line ends, byte-order mark and NUL.  Reads one line at a time.
-
-    Raises:
-      InputError: the archive is corrupted, a line is too long, or UTF-8 is invalid and `encoding_errors` is "error".
-    """
+    """Line numbers and lines as text, without line ends, byte-order mark and NUL.  Reads one line at a time."""
     offset = 0
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as opened:
         file: IO[bytes] = opened  # type: ignore[assignment]

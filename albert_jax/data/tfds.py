@@ -25,9 +25,6 @@ def builder_of(name: str, field: str = "data.dir") -> Any:
       name: TFDS's name, such as `wikipedia/20230601.en` or `lm1b:1.1.0`, looked up where TFDS does (`$TFDS_DATA_DIR`); or
         the folder that holds the prepared data.
       field: the configuration field that has the name, for the error message.
-
-    Raises:
-      InputError: the data set is not prepared on this machine.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.utils import file_utils
@@ -44,12 +41,7 @@ def builder_of(name: str, field: str = "data.dir") -> Any:
 
 
 def dataset_shards(name: str, text_field: str) -> list[Path]:
-    """The files of a data set in order: of all splits, or of those named after a colon (`lm1b:test`, `lm1b:train+test`).
-
-    Raises:
-      InputError: the data set or split is not prepared here, has a different format, or lacks the text field; or as in
-        `check_shards`.
-    """
+    """The files of a data set in order: of all splits, or of those named after a colon (`lm1b:test`, `lm1b:train+test`)."""
     import tensorflow_datasets as tfds
 
     source = f"data.source {PREFIX}{name}"
@@ -74,16 +66,13 @@ def dataset_shards(name: str, text_field: str) -> list[Path]:
 
 
 def check_shards(split: Any, advice: str) -> None:
-    """Compare the number of records in each shard of a TFDS split with the number written.
+    """Raise `InputError` unless each shard of a TFDS split has the number of records that were written.
 
     A truncated file can look like one without records.
 
     Args:
       split: of `builder.info.splits`.
       advice: what to do, for the error message.
-
-    Raises:
-      InputError: a shard is missing, corrupted, or has a wrong number of records.
     """
     from array_record.python import array_record_module
 
@@ -123,11 +112,7 @@ def _text_feature(folder: Path, text_field: str) -> Any:
 
 
 def shard_texts(path: Path, text_field: str) -> Iterator[tuple[int, bytes]]:
-    """Record numbers and undecoded texts of a shard, one in memory at a time.
-
-    Raises:
-      InputError: the shard is corrupted, or the data set lacks the text field.
-    """
+    """Record numbers and undecoded texts of a shard, one in memory at a time."""
     from array_record.python import array_record_module
 
     feature = _text_feature(path.parent, text_field)

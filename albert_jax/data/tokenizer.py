@@ -38,19 +38,15 @@ def preprocess(text: str, *, map_punctuation: bool = False, keep_accents: bool =
 
     Collapses whitespace, removes accents (NFKD) and converts to lower case.  Unlike the released code it drops NUL, which
     would become <unk>; SentencePiece drops the other control characters.
-
-    Raises:
-      InputError: the text has a lone surrogate, which cannot be encoded; replace it where the file is read.
     """
     text = " ".join(text.replace("\0", "").split())
     if not text.isascii():
         try:
             text.encode()
-        except UnicodeEncodeError as e:
-            character, before = text[e.start], text[max(0, e.start - 20) : e.start]
-            raise InputError(
-                f"lone surrogate {character!r} after {before!r} in a text; read it with errors='replace'"
-            ) from None
+        except UnicodeEncodeError as error:
+            character, before = text[error.start], text[max(0, error.start - 20) : error.start]
+            problem = f"lone surrogate {character!r} after {before!r} in a text"
+            raise InputError(f"{problem}; read it with errors='replace'") from None
         if map_punctuation:
             text = text.translate(PUNCTUATION)  # before NFKD, which turns ´ into a space and an accent
         if not keep_accents:
@@ -77,9 +73,6 @@ class Tokenizer:
       vocab_size: V, special pieces included.
       special_ids: in the order of `SPECIAL_PIECES`; also `pad_id`, `unk_id`, `cls_id`, `sep_id` and `mask_id`.
       starts_word: [V] bool, whether a piece starts a new word for whole-word masking.
-
-    Raises:
-      InputError: the file does not exist, is not a SentencePiece model, or lacks ALBERT's special pieces.
     """
 
     def __init__(
@@ -129,9 +122,6 @@ class Tokenizer:
           text_pair: second texts, as many as `text` has.
           max_length: longer rows are truncated at the end of the longer text.
           pad_to_multiple_of: rows are padded to the longest one, rounded up to a multiple of this.
-
-        Raises:
-          InputError: unequal numbers of texts and pairs, `max_length` too small, or as in `encode`.
         """
         groups = [
             [group] if isinstance(group, str) else list(group) for group in (text, text_pair) if group is not None
@@ -173,11 +163,7 @@ class Tokenizer:
         return preprocess(text, map_punctuation=map_punctuation, keep_accents=keep_accents, lower_case=lower_case)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids without [CLS] and [SEP] (google-research/albert tokenization.py, encode_pieces).
-
-        Raises:
-          InputError: the text has a lone surrogate.
-        """
+        """Token ids without [CLS] and [SEP] (google-research/albert tokenization.py, encode_pieces)."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -222,11 +208,7 @@ class Tokenizer:
         return ids, ranges
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Text of token ids, with single spaces.  Drops [CLS], [SEP], [MASK] and <pad>; <unk> becomes ' ⁇ '.
-
-        Raises:
-          InputError: an id is not in the vocabulary.
-        """
+        """Text of token ids, with single spaces.  Drops [CLS], [SEP], [MASK] and <pad>; <unk> becomes ' ⁇ '."""
         return self._model.decode(self._checked(ids))
 
     def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
@@ -295,9 +277,6 @@ def train_vocabulary(
       path: file to write.
       vocab_size: number of pieces, special ones included.
       map_punctuation: as for the `Tokenizer` that will use the vocabulary.
-
-    Raises:
-      InputError: no text, `vocab_size` too small or too large, or as in `preprocess`.
     """
     path = Path(path)
     minimum = len(SPECIAL_PIECES) + len(SYMBOLS) + 1
@@ -341,11 +320,8 @@ def train_vocabulary(
         reason = str(error).rpartition("] ")[2].strip() or "there is no text, or it has no usable characters"
         raise InputError(f"{path}: cannot train a vocabulary of {vocab_size} pieces: {reason}") from None
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        temporary.write_bytes(model.getvalue())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary.write_bytes(model.getvalue())
+    temporary.replace(path)
 
 
 def _read(path: Path) -> bytes:

@@ -76,9 +76,6 @@ def read(folder: Path, vocab: str | Path = "") -> Tokenizer | None:
     Args:
       folder: written by Hugging Face or by this package.
       vocab: a different SentencePiece model to use with the folder's options.
-
-    Raises:
-      InputError: a file is corrupted, or does not belong to an ALBERT tokenizer.
     """
     path = folder / "tokenizer_config.json"
     stored = read_json(path) if path.is_file() else {}
@@ -157,11 +154,7 @@ def _to_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def to_sentencepiece(path: Path) -> tuple[bytes, dict[str, bool]]:
-    """A SentencePiece model that gives the same ids as a tokenizer.json, and the options of `Tokenizer`.
-
-    Raises:
-      InputError: the file is corrupted, or does not belong to an ALBERT tokenizer (type Unigram).
-    """
+    """A SentencePiece model that gives the same ids as a tokenizer.json, and the options of `Tokenizer`."""
     stored = read_json(path)
     model = stored.get("model")
     if not isinstance(model, dict) or model.get("type", "Unigram") != "Unigram" or "vocab" not in model:
