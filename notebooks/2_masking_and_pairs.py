@@ -19,6 +19,7 @@
 # %%
 # %matplotlib inline
 import dataclasses
+import functools
 import html
 
 import jax
@@ -29,8 +30,10 @@ from IPython.display import HTML
 from albert_jax.config import load
 from albert_jax.data import loader
 from albert_jax.data.prepare import prepare
-from albert_jax.pretraining import objective as pretraining
-from albert_jax.pretraining.run import PretrainConfig, describe
+from albert_jax.pretraining import PretrainConfig
+from albert_jax.pretraining.objective import draw
+from albert_jax.pretraining.run import vocabulary_of
+from albert_jax.pretraining.segment_pairs import SENTENCE_OBJECTIVES
 
 # %% [markdown]
 # The text is the documentation that ships with Python, prepared as for `experiments/pretrain/tiny.py`. Prepared data contains only the
@@ -49,11 +52,11 @@ batch["tokens"].shape, len(sequences)
 def draw_examples(sentence_objective: str, seed: int = 0) -> dict[str, np.ndarray]:
     """Examples of one sentence objective, drawn from the batch."""
     objective = dataclasses.replace(config.objective, sentence_objective=sentence_objective)
-    draw = jax.jit(lambda batch, key: pretraining.draw(objective, describe(prepared), batch, key))
-    return jax.device_get(draw(batch, jax.random.key(seed)))
+    draw_batch = jax.jit(functools.partial(draw, objective, vocabulary_of(prepared)))
+    return jax.device_get(draw_batch(batch, jax.random.key(seed)))
 
 
-def to_html(examples: dict[str, np.ndarray], row: int, labels: tuple[str, str]) -> str:
+def to_html(examples: dict[str, np.ndarray], row: int, sentence_objective: str) -> str:
     """One example. Masked pieces are bold, each followed by the piece to predict as a subscript."""
     length = examples["attention_mask"][row].sum()
     pieces = tokenizer.pieces(examples["input_ids"][row][:length])
@@ -67,7 +70,8 @@ def to_html(examples: dict[str, np.ndarray], row: int, labels: tuple[str, str]) 
         if position in targets:
             text = f"<b>{text}</b><sub>{html.escape(targets[position].replace('▁', ' '))}</sub>"
         spans.append(f"<span style='background:{color}'>{text}</span>")
-    return f"<p><i>{labels[examples['sentence_labels'][row]]}</i>: {''.join(spans)}</p>"
+    label = SENTENCE_OBJECTIVES[sentence_objective].classes[examples["sentence_labels"][row]]
+    return f"<p><i>{label}</i>: {''.join(spans)}</p>"
 
 
 # %% [markdown]
@@ -78,7 +82,7 @@ def to_html(examples: dict[str, np.ndarray], row: int, labels: tuple[str, str]) 
 
 # %%
 sop = draw_examples("sop")
-HTML("".join(to_html(sop, row, ("in order", "swapped")) for row in range(4)))
+HTML("".join(to_html(sop, row, "sop") for row in range(4)))
 
 # %% [markdown]
 # ## Next sentence, BERT's objective
@@ -87,7 +91,7 @@ HTML("".join(to_html(sop, row, ("in order", "swapped")) for row in range(4)))
 
 # %%
 nsp = draw_examples("nsp")
-HTML("".join(to_html(nsp, row, ("next", "different document")) for row in range(4)))
+HTML("".join(to_html(nsp, row, "nsp") for row in range(4)))
 
 # %% [markdown]
 # ## The same sequences at the next step
@@ -95,7 +99,7 @@ HTML("".join(to_html(nsp, row, ("next", "different document")) for row in range(
 # A different key gives different pairs and masks. The same key gives the same ones, on any number of devices.
 
 # %%
-HTML("".join(to_html(draw_examples("sop", seed), 0, ("in order", "swapped")) for seed in (1, 2)))
+HTML("".join(to_html(draw_examples("sop", seed), 0, "sop") for seed in (1, 2)))
 
 # %% [markdown]
 # ## Count them

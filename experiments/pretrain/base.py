@@ -15,12 +15,7 @@ v1 as released has dropout.  v2 has none, 10 M steps and more data (repository; 
 Expected (paper, Table 5, dev): masked-LM accuracy 54.0 %, SOP accuracy 86.5 %.  Not run here.
 """
 
-from albert_jax.data.sources import DataConfig
-from albert_jax.model.albert import AlbertConfig
-from albert_jax.pretraining.objective import ObjectiveConfig
-from albert_jax.pretraining.run import PretrainConfig
-from albert_jax.training.loop import TrainConfig
-from albert_jax.training.optim import OptimConfig
+from albert_jax.pretraining import AlbertConfig, DataConfig, ObjectiveConfig, OptimConfig, PretrainConfig, TrainConfig
 
 config = PretrainConfig(
     run_dir="runs/base",

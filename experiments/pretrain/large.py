@@ -22,12 +22,8 @@ average 82.4; v2 as released: average 85.7.  Not run here.
 
 from dataclasses import replace
 
-from albert_jax.data.sources import DataConfig
 from albert_jax.model.albert import PRESETS
-from albert_jax.pretraining.objective import ObjectiveConfig
-from albert_jax.pretraining.run import PretrainConfig
-from albert_jax.training.loop import TrainConfig
-from albert_jax.training.optim import OptimConfig
+from albert_jax.pretraining import DataConfig, ObjectiveConfig, OptimConfig, PretrainConfig, TrainConfig
 
 config = PretrainConfig(
     run_dir="runs/large",

@@ -8,12 +8,7 @@ Estimate by albert-jax plan: 528 MFLOP per token, 59 G tokens, 3.1e19 FLOP, 2.7 
 15 % of 128 tokens are 19 predictions.  Not run here.
 """
 
-from albert_jax.data.sources import DataConfig
-from albert_jax.model.albert import AlbertConfig
-from albert_jax.pretraining.objective import ObjectiveConfig
-from albert_jax.pretraining.run import PretrainConfig
-from albert_jax.training.loop import TrainConfig
-from albert_jax.training.optim import OptimConfig
+from albert_jax.pretraining import AlbertConfig, DataConfig, ObjectiveConfig, OptimConfig, PretrainConfig, TrainConfig
 
 config = PretrainConfig(
     run_dir="runs/phase_128",

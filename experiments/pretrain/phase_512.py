@@ -17,12 +17,7 @@ Any size:
 Not run here.
 """
 
-from albert_jax.data.sources import DataConfig
-from albert_jax.model.albert import AlbertConfig
-from albert_jax.pretraining.objective import ObjectiveConfig
-from albert_jax.pretraining.run import PretrainConfig
-from albert_jax.training.loop import TrainConfig
-from albert_jax.training.optim import OptimConfig
+from albert_jax.pretraining import AlbertConfig, DataConfig, ObjectiveConfig, OptimConfig, PretrainConfig, TrainConfig
 
 config = PretrainConfig(
     run_dir="runs/phase_512",

@@ -8,12 +8,7 @@ Learning rate: the paper's 0.00176 at batch size 4096, scaled by sqrt(256 / 4096
 Measured: 200 steps on a CPU (experiments/LOG.md).
 """
 
-from albert_jax.data.sources import DataConfig
-from albert_jax.model.albert import AlbertConfig
-from albert_jax.pretraining.objective import ObjectiveConfig
-from albert_jax.pretraining.run import PretrainConfig
-from albert_jax.training.loop import TrainConfig
-from albert_jax.training.optim import OptimConfig
+from albert_jax.pretraining import AlbertConfig, DataConfig, ObjectiveConfig, OptimConfig, PretrainConfig, TrainConfig
 
 config = PretrainConfig(
     run_dir="runs/small",

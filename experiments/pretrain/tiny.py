@@ -7,12 +7,7 @@ Expected (measured on CPUs, Python 3.11.7's documentation): held-out masked-LM l
 baseline has 6.0513 and 6.41 %.  Sentence order is not learned.
 """
 
-from albert_jax.data.sources import DataConfig
-from albert_jax.model.albert import AlbertConfig
-from albert_jax.pretraining.objective import ObjectiveConfig
-from albert_jax.pretraining.run import PretrainConfig
-from albert_jax.training.loop import TrainConfig
-from albert_jax.training.optim import OptimConfig
+from albert_jax.pretraining import AlbertConfig, DataConfig, ObjectiveConfig, OptimConfig, PretrainConfig, TrainConfig
 
 config = PretrainConfig(
     run_dir="runs/tiny",
