@@ -63,7 +63,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    parser, jobs = _parsers()
+    parser, jobs = parsers()
     if not words or words[0] in HELP:
         parser.print_help()
         return 0 if words else 2
@@ -83,13 +83,13 @@ def _run(words: list[str]) -> int:
     if not needs_help:
         return job.run(arguments)
     config = job.field_values(arguments)
-    documented = _parsers()[1][name]
+    documented = parsers()[1][name]
     documented.add_fields(type(config), config)
     documented.print_help()
     return 0
 
 
-def _parsers() -> tuple[Parser, dict[str, Parser]]:
+def parsers() -> tuple[Parser, dict[str, Parser]]:
     """The parser for `albert-jax --help`, and a parser for each job."""
     parser = Parser(
         prog="albert-jax", description="Pretrain, fine-tune, convert and study ALBERT in JAX.", epilog=EPILOG

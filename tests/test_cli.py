@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,9 +12,7 @@ from pathlib import Path
 import pytest
 
 import albert_jax
-from albert_jax.cli import main
-from albert_jax.config import InputError, from_dict, load, to_dict
-from albert_jax.pretraining.run import PretrainConfig
+from albert_jax.cli import main, parsers
 
 from .conftest import ROOT, TINY, refused
 
@@ -295,32 +294,64 @@ def test_report(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "no run in it" in refused(["report", str(tmp_path)], capsys)
 
 
-def test_overrides_are_typed() -> None:
-    words = ["--train.global-batch-size", "256", "--optim.learning_rate=1e-3", "--data.map-punctuation", "true"]
-    config = load(PretrainConfig, TINY, words)
-    assert (config.train.global_batch_size, config.optim.learning_rate, config.data.map_punctuation) == (
-        256,
-        1e-3,
-        True,
-    )
-    assert from_dict(PretrainConfig, to_dict(config)) == config
-    with pytest.raises(InputError, match="expected bool"):
-        load(PretrainConfig, TINY, ["--data.map-punctuation", "perhaps"])
+def test_help_is_quick() -> None:
+    """Fails if --help imports numpy or jax, whose import alone takes longer than the second that it may take."""
+    for words in (["--help"], ["pretrain", "--help"]):
+        command = [sys.executable, "-X", "importtime", "-m", "albert_jax", *words]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "pretrain" in shown.stdout
+        loaded = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
+        assert "albert_jax.pretraining.command" in loaded
+        assert loaded.isdisjoint({"jax", "flax", "numpy", "grain", "tensorflow_datasets", "pandas"})
 
 
-def test_help_is_quick_and_teaches() -> None:
-    """Fails if the command line imports jax before it must: 1 s is the bound, a jax import alone takes more than that."""
-    shown = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "albert_jax", "--help"], capture_output=True, text=True, check=True
-    )
-    assert "pretrain" in shown.stdout
-    loaded = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
-    assert loaded.isdisjoint({"jax", "flax", "numpy", "grain", "tensorflow_datasets", "tyro"})
-    fields = subprocess.run(
-        [sys.executable, "-m", "albert_jax", "pretrain", TINY, "--help"], capture_output=True, text=True, check=True
-    )
-    assert "--train.global-batch-size" in fields.stdout
-    assert "sequences an update" in " ".join(fields.stdout.split())
+JOBS = parsers()[1]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_examples_of_the_help_are_commands(job: str) -> None:
+    """Fails if an example names an option or an experiment that does not exist."""
+    lines = [line for line in JOBS[job].epilog.splitlines() if line.startswith(f"  albert-jax {job} ")]
+    assert lines
+    for line in lines:
+        words = shlex.split(line, comments=True)[2:]
+        parser = parsers()[1][job]
+        if parser.field_class:
+            parser.add_fields(parser.field_class())
+        arguments = vars(parser.parse(words))
+        path = arguments.get("experiment", arguments.get("table", ""))
+        assert not path.startswith("experiments") or (ROOT / path).is_file(), line
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["pretrain", TINY], "--train.global-batch-size INT B: sequences"),
+        (["pretrain", TINY, "--optim.optimizer", "adamw", "--optim.optimizer.beta2=0.5"], "squared gradients. (0.5)"),
+        (["finetune", str(ROOT / "experiments" / "finetune" / "sst2.py"), "--scale", "tiny"], "(300)"),
+        (["ablate", str(ROOT / "experiments" / "ablations" / "sharing.py")], "scales: paper, small, tiny"),
+        (["plan", TINY], "--device NAME"),
+        (["bench", "base"], "--objective.max-seq-length INT, --length INT"),
+        (["predict", "source", "text"], "--top-k K"),
+    ],
+)
+def test_help_after_a_file_lists_its_fields(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for help_word in ("--help", "-h"):
+        assert main([*words, help_word]) == 0
+        text = " ".join(capsys.readouterr().out.split())
+        assert expected in text
+        assert f"usage: albert-jax {words[0]} " in text
+
+
+def test_help_of_a_file_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no such experiment file" in refused(["pretrain", "nothing.py", "--help"], capsys)
+
+
+def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "finetune" in capsys.readouterr().out
 
 
 def test_version_and_entry_point() -> None:

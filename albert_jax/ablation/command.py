@@ -10,10 +10,10 @@ from albert_jax.config import InputError, Parser, load
 from albert_jax.training.command import exit_code
 
 EXAMPLES = """\
-  albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 3 --dry-run     shows rows, counts and cost
-  albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 3               runs them; rerunning resumes
+  albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 3 --dry-run   # shows rows, counts and cost
+  albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 3   # runs them; rerunning resumes
   albert-jax ablate experiments/ablations/sharing.py --scale small --data.source 'corpus/*.jsonl.gz' --data.vocab spiece.model
-  albert-jax ablate experiments/ablations/depth.py --rows '6 layers from' --budget flops  one row and those it starts from
+  albert-jax ablate experiments/ablations/depth.py --rows '6 layers from' --budget flops   # one row and those it starts from
   albert-jax ablate experiments/ablations/sharing.py --finetune 'experiments/finetune/sst2.py --data.dir glue/SST-2'
 Fields of the scale's experiment are options too, and apply to all rows: --train.num-train-steps 500.
 """

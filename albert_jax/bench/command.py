@@ -11,8 +11,8 @@ from typing import Any
 from albert_jax.config import InputError, Parser, check_choice, check_writable, from_dict, override, to_dict
 
 EXAMPLES = """\
-  albert-jax bench base --batch-size 8 --length 128                           on whatever device JAX finds
-  albert-jax bench base --batch-size 128 --dtype bfloat16 --attention cudnn --unroll 12 --remat none          an NVIDIA GPU
+  albert-jax bench base --batch-size 8 --length 128   # on whatever device JAX finds
+  albert-jax bench base --batch-size 128 --dtype bfloat16 --attention cudnn --unroll 12 --remat none   # an NVIDIA GPU
   albert-jax bench base --batch-size 8 --length 128 --work inference --dtype bfloat16 --peer huggingface
   albert-jax bench base --batch-size 4 --length 128 --work gradients --unroll 12 --json bench.json --profile trace
 --help after the size lists all fields of model, objective and optimizer, such as --model.num-hidden-layers 48.

@@ -8,8 +8,8 @@ from typing import Any
 from albert_jax.config import Parser
 
 EXAMPLES = """\
-  albert-jax convert albert_base_v2.tar.gz albert-base-v2       Google's checkpoint -> Hugging Face folder
-  albert-jax convert runs/tiny exported                         a run -> Hugging Face folder
+  albert-jax convert albert_base_v2.tar.gz albert-base-v2   # Google's checkpoint -> Hugging Face folder
+  albert-jax convert runs/tiny exported   # a run -> Hugging Face folder
   albert-jax convert exported runs/unshared --to albert_jax --sharing none --num-hidden-layers 24
 """
 

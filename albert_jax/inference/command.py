@@ -10,11 +10,11 @@ from albert_jax.exchange.command import add_source, source_options
 
 EXAMPLES = """\
   albert-jax predict albert/albert-base-v2 'Paris is the [MASK] of France.'
-  albert-jax predict runs/tiny --task sentence-order 'It rained.' 'So we stayed in.'      or lines of two texts and a tab
+  albert-jax predict runs/tiny --task sentence-order 'It rained.' 'So we stayed in.'   # or lines of two texts and a tab
   albert-jax predict runs/tiny --task embed --file texts.txt --output vectors.npy
   albert-jax predict runs/tiny --task generate 'the function returns' --length 12 --temperature 0.7
-  albert-jax predict runs/sst2 'A film to remember.'            the labels of a fine-tuned run or Hugging Face folder
-  albert-jax predict runs/rte --pair 'It rained all day.' 'The sun shone.'      two texts, or lines of two texts and a tab
+  albert-jax predict runs/sst2 'A film to remember.'   # the labels of a fine-tuned run or Hugging Face folder
+  albert-jax predict runs/rte --pair 'It rained all day.' 'The sun shone.'   # two texts, or lines of two texts and a tab
   albert-jax predict runs/squad1 'Who wrote it?' 'The book was written by Jane Austen in 1811.'
   albert-jax predict runs/race 'Tom has a dog.' 'What has Tom?' 'a cat' 'a dog'
 """

@@ -9,9 +9,9 @@ from typing import Any
 from albert_jax.config import Parser, load
 
 EXAMPLES = """\
-  albert-jax plan experiments/pretrain/xxlarge.py --mesh.data 64                      64 H100 at 40 % of their peak
+  albert-jax plan experiments/pretrain/xxlarge.py --mesh.data 64   # 64 H100 at 40 % of their peak
   albert-jax plan experiments/pretrain/base.py --mesh.data 8 --device 'TPU v3' --mfu 0.5 --tokens 3.3e9
-  albert-jax plan experiments/pretrain/base.py --mesh.data 8 --compile                XLA's figures for the real step
+  albert-jax plan experiments/pretrain/base.py --mesh.data 8 --compile   # XLA's figures for the real step
 Neither the data nor an accelerator is needed.
 """
 

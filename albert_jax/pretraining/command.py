@@ -13,7 +13,7 @@ PRETRAIN_EXAMPLES = """\
   albert-jax pretrain experiments/pretrain/tiny.py
   albert-jax pretrain experiments/pretrain/tiny.py --train.global-batch-size 256 --model.sharing none --run-dir runs/mine
   albert-jax pretrain experiments/pretrain/small.py --data.source 'text/*.jsonl.gz' --data.vocab spiece.model
-  albert-jax pretrain runs/tiny/config.json --run-dir runs/again       repeats a run
+  albert-jax pretrain runs/tiny/config.json --run-dir runs/again   # repeats a run
 """
 PREPARE_EXAMPLES = """\
   albert-jax prepare experiments/pretrain/small.py --data.source 'text/*.jsonl.gz'

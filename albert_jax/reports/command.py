@@ -8,9 +8,9 @@ from pathlib import Path
 from albert_jax.config import Parser, read_json
 
 EXAMPLES = """\
-  albert-jax report runs/tiny                        draws curves.png, prints the last numbers
-  albert-jax report runs/sharing-tiny                table.md, table.csv, runs.csv, curves and scores (.png, .svg) of a table
-  albert-jax report runs/a runs/b --output compared  compares any runs; those that differ only in the seed are one row
+  albert-jax report runs/tiny   # draws curves.png, prints the last numbers
+  albert-jax report runs/sharing-tiny   # table.md, table.csv, runs.csv, curves and scores (.png, .svg) of a table
+  albert-jax report runs/a runs/b --output compared   # compares any runs; those that differ only in the seed are one row
 """
 
 
