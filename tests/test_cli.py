@@ -1,4 +1,4 @@
-"""What a user can get wrong: one line that names the field or the file and line, exit code 2, nothing written."""
+"""The command line.  A user's mistake gives one line that names the field, or file and line, and exit code 2."""
 
 import gzip
 import json
@@ -19,7 +19,7 @@ from .conftest import ROOT, TINY, refused
 Words = Callable[..., list[str]]
 
 
-FIELDS = [  # rows of the catalogue that one field's value is enough for
+FIELDS = [  # overrides, part of the message
     ({"model.hiden_size": 64}, "unknown option --model.hiden-size; did you mean --model.hidden-size?"),
     ({"modle.hidden_size": 64}, "unknown option --modle.hidden-size; did you mean --model.hidden-size?"),
     ({"optim.learning_rate": "fast"}, "optim.learning_rate: expected float, got 'fast'"),
@@ -47,8 +47,8 @@ FIELDS = [  # rows of the catalogue that one field's value is enough for
         {"objective.max_predictions_per_seq": 0},
         "objective.max_predictions_per_seq must be in [1, max_seq_length], got 0",
     ),
-    ({"train.seed": -1}, "train.seed must be in [0, 2**32), got -1"),
-    ({"train.seed": 2**32}, "train.seed must be in [0, 2**32), got 4294967296"),
+    ({"train.seed": -1}, "train.seed must be at least 0, got -1"),
+    ({"train.seed": 2**32}, "train.seed must be below 2**32, got 4294967296"),
     ({"train.platform": "gpu"}, "train.platform is 'gpu', but JAX found 'cpu'"),
     ({"model.vocab_size": 500_000}, "cannot train a vocabulary of 500000 pieces"),
     ({"train.global_batch_size": 4096}, "train.global_batch_size is 4096, but there are only"),
@@ -60,7 +60,7 @@ FIELDS = [  # rows of the catalogue that one field's value is enough for
 
 
 @pytest.mark.parametrize(("overrides", "message"), FIELDS)
-def test_field(
+def test_a_wrong_field_is_refused_before_anything_is_written(
     overrides: dict[str, object], message: str, small: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = tmp_path / "run"
@@ -75,7 +75,7 @@ def write(path: Path, data: bytes) -> Path:
     return path
 
 
-PROSE = " ".join(f"Sentence number {i} stands here." for i in range(60))
+PROSE = " ".join(f"This is sentence number {i}." for i in range(60))
 TEXTS = [  # file name, content, message
     ("empty.txt", b"", "has 0 usable documents"),
     ("blank.jsonl", b'{"text": "  "}\n\n', "has 0 usable documents"),
@@ -93,7 +93,7 @@ TEXTS = [  # file name, content, message
 
 
 @pytest.mark.parametrize(("name", "content", "message"), TEXTS)
-def test_text(
+def test_unusable_text_is_refused_before_anything_is_written(
     name: str, content: bytes, message: str, small: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = write(tmp_path / name, content)
@@ -104,7 +104,7 @@ def test_text(
     assert not (tmp_path / "cache").exists()
 
 
-def test_line_too_long(
+def test_a_line_that_is_too_long_is_refused(
     small: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("albert_jax.data.sources.MAX_LINE_BYTES", 100)
@@ -120,22 +120,22 @@ VOCABULARIES = [
 
 
 @pytest.mark.parametrize(("name", "content", "message"), VOCABULARIES)
-def test_vocabulary(
+def test_a_file_that_is_no_vocabulary_is_refused(
     name: str, content: bytes, message: str, small: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in refused(small(tmp_path / "run", data__vocab=write(tmp_path / name, content)), capsys)
 
 
 @pytest.fixture(scope="module")
-def done(small: Words, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(small: Words, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two steps."""
     run_dir = tmp_path_factory.mktemp("done") / "run"
     assert main(small(run_dir, train__num_train_steps=2, optim__num_warmup_steps=1)) == 0
     return run_dir
 
 
-def done_words(small: Words, done: Path, **overrides: object) -> list[str]:
-    return small(done, **({"train__num_train_steps": 2, "optim__num_warmup_steps": 1} | overrides))
+def finished_run_words(small: Words, finished_run: Path, **overrides: object) -> list[str]:
+    return small(finished_run, **({"train__num_train_steps": 2, "optim__num_warmup_steps": 1} | overrides))
 
 
 @pytest.mark.parametrize(
@@ -146,53 +146,61 @@ def done_words(small: Words, done: Path, **overrides: object) -> list[str]:
         ({"train__seed": 1}, "train.seed: 0 -> 1"),
     ],
 )
-def test_folder_of_another_configuration(
-    overrides: dict[str, object], message: str, small: Words, done: Path, capsys: pytest.CaptureFixture[str]
+def test_the_folder_of_a_different_configuration_is_refused_and_unchanged(
+    overrides: dict[str, object], message: str, small: Words, finished_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = sorted((path, path.stat().st_mtime_ns) for path in done.rglob("*"))
-    error = refused(done_words(small, done, **overrides), capsys)
+    before = sorted((path, path.stat().st_mtime_ns) for path in finished_run.rglob("*"))
+    error = refused(finished_run_words(small, finished_run, **overrides), capsys)
     assert message in error
     assert "--run-dir" in error
     assert "--init-from" in error
-    assert before == sorted((path, path.stat().st_mtime_ns) for path in done.rglob("*"))
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in finished_run.rglob("*"))
 
 
-def test_data_changed_before_resume(small: Words, done: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_with_changed_data_is_refused(
+    small: Words, finished_run: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = corpus.read_text()
     try:
         corpus.write_text(text + json.dumps({"text": PROSE}) + "\n")
-        assert "the data changed since this run began (data: " in refused(done_words(small, done), capsys)
+        assert "the data changed since this run began (data: " in refused(
+            finished_run_words(small, finished_run), capsys
+        )
     finally:
         corpus.write_text(text)
 
 
-def test_run_dir_that_cannot_be(small: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Root may write anywhere, so a file stands in the way instead of a read-only folder."""
+def test_a_run_folder_that_cannot_be_created_is_refused(
+    small: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Uses a file in place of a read-only folder, since root may write anywhere."""
     write(tmp_path / "file", b"")
     assert "cannot write to" in refused(small(tmp_path / "file" / "run"), capsys)
 
 
-def test_duplicate_key_in_stored_config(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = (done / "config.json").read_text().replace('"seed": 0,', '"seed": 0,\n      "seed": 1,')
+def test_a_duplicate_key_in_config_json_is_refused(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (finished_run / "config.json").read_text().replace('"seed": 0,', '"seed": 0,\n      "seed": 1,')
     path = write(tmp_path / "config.json", text.encode())
     assert "duplicate key 'seed'" in refused(["pretrain", str(path)], capsys)
 
 
-def test_stored_config_launches_again(done: Path, tmp_path: Path) -> None:
-    """The resolved configuration is the whole experiment: the same numbers come out."""
+def test_config_json_repeats_the_run(finished_run: Path, tmp_path: Path) -> None:
+    """Fails if config.json lacks a field that changes the results."""
     again = tmp_path / "again"
-    assert main(["pretrain", str(done / "config.json"), "--run-dir", str(again)]) == 0
-    first, second = (json.loads((path / "summary.json").read_text()) for path in (done, again))
+    assert main(["pretrain", str(finished_run / "config.json"), "--run-dir", str(again)]) == 0
+    first, second = (json.loads((path / "summary.json").read_text()) for path in (finished_run, again))
     assert first["eval"] == second["eval"]
     assert first["baseline"] == second["baseline"]
 
 
-def test_summary_and_folder(done: Path) -> None:
-    summary = json.loads((done / "summary.json").read_text())
+def test_a_run_folder_has_its_files(finished_run: Path) -> None:
+    summary = json.loads((finished_run / "summary.json").read_text())
     for part in ("eval", "baseline"):
         assert {"mlm_loss", "mlm_accuracy", "sop_accuracy"} <= summary[part].keys()
     assert {"steps", "tokens", "seconds", "tokens_per_second"} <= summary.keys()
-    assert {path.name for path in done.iterdir()} >= {
+    assert {path.name for path in finished_run.iterdir()} >= {
         "config.json",
         "metrics.jsonl",
         "checkpoints",
@@ -200,11 +208,15 @@ def test_summary_and_folder(done: Path) -> None:
         "curves.png",
         "summary.json",
     }
-    assert {"fingerprints", "versions", "config", "job"} == json.loads((done / "config.json").read_text()).keys()
+    assert {"fingerprints", "versions", "config", "job"} <= json.loads(
+        (finished_run / "config.json").read_text()
+    ).keys()
 
 
-def test_loss_that_is_not_finite(small: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Stops at the step, keeps the batch and the checkpoint before; fails if saving did not read the pending metrics first."""
+def test_a_loss_that_is_not_finite_ends_the_run(
+    small: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run keeps that batch and the previous checkpoint.  Fails if a checkpoint is saved before pending metrics are read."""
     run_dir = tmp_path / "run"
     words = small(
         run_dir,
@@ -221,7 +233,7 @@ def test_loss_that_is_not_finite(small: Words, tmp_path: Path, capsys: pytest.Ca
     assert max(int(path.name) for path in (run_dir / "checkpoints").iterdir()) == step - 1
 
 
-def test_experiment_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such experiment file" in refused(["pretrain", str(tmp_path / "none.py")], capsys)
     other = write(tmp_path / "other.py", b"x = 1\n")
     assert "it must set 'config' to a PretrainConfig" in refused(["pretrain", str(other)], capsys)
@@ -230,7 +242,7 @@ def test_experiment_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFi
     assert "argument --train.seed: expected one argument" in refused(["pretrain", TINY, "--train.seed"], capsys)
 
 
-MISTAKES = [  # in tiny.py: what stands there, what someone writes, message
+MISTAKES = [  # text of tiny.py, what replaces it, message
     ("hidden_size=128", "hiden_size=128", "AlbertConfig.__init__() got an unexpected keyword argument 'hiden_size'"),
     ("hidden_size=128", "hidden_size='128'", "hidden_size: expected int, got '128'"),
     ("learning_rate=0.01", "learning_rate='fast'", "learning_rate: expected float, got 'fast'"),
@@ -240,10 +252,9 @@ MISTAKES = [  # in tiny.py: what stands there, what someone writes, message
 
 
 @pytest.mark.parametrize(("right", "wrong", "message"), MISTAKES)
-def test_mistake_in_an_experiment_file(
+def test_a_mistake_in_an_experiment_file_is_reported_with_its_line(
     right: str, wrong: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Told by file and line."""
     text = Path(TINY).read_text()
     assert right in text
     path = write(tmp_path / "mine.py", text.replace(right, wrong).encode())
@@ -253,11 +264,11 @@ def test_mistake_in_an_experiment_file(
     assert message in error
 
 
-def test_folders_that_are_something_else(small: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_of_another_kind_are_refused(small: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "other"
     other.mkdir()
     write(other / "config.json", b'{"model_type": "albert"}')
-    assert "config.json is not of a run" in refused(small(other), capsys)
+    assert "config.json does not belong to a run" in refused(small(other), capsys)
     write(other / "dataset_info.json", b"{}")
     assert "was not written by albert-jax prepare" in refused(small(tmp_path / "run", data__source=other), capsys)
     cache = write(tmp_path / "file", b"")
@@ -266,18 +277,18 @@ def test_folders_that_are_something_else(small: Words, tmp_path: Path, capsys: p
     assert "no table 'config' in it" in refused(["pretrain", str(path), "--train.seed", "1"], capsys)
 
 
-def test_prepared_folder_as_a_source(
+def test_prepare_prints_a_folder_that_can_be_a_source(
     small: Words, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`prepare` prints the folder; it can be used as it is, but not as if it had been made otherwise."""
+    """A setting that differs from those it was prepared with is refused."""
     assert main(["prepare", *small(tmp_path / "run")[1:]]) == 0
     folder = capsys.readouterr().out.strip()
     wrong = small(tmp_path / "run", data__source=folder, data__language="de")
     assert f"data.language is 'de', but {folder} was prepared with 'en'" in refused(wrong, capsys)
 
 
-def test_vocab_is_written_where_it_says(small: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Overrides may stand before the file; a file that is there is never overwritten."""
+def test_vocab_never_overwrites_a_file(small: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Options may stand before and between the arguments."""
     target = tmp_path / "my.model"
     _, experiment, *fields = small(tmp_path / "run")
     assert main(["vocab", *fields, experiment, str(target)]) == 0
@@ -286,11 +297,11 @@ def test_vocab_is_written_where_it_says(small: Words, tmp_path: Path, capsys: py
     assert target.read_bytes() == before
 
 
-def test_report(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (done / "curves.png").unlink()
-    assert main(["report", str(done)]) == 0
+def test_report_draws_the_curves_again(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (finished_run / "curves.png").unlink()
+    assert main(["report", str(finished_run)]) == 0
     assert "| mlm_loss |" in capsys.readouterr().out
-    assert (done / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (finished_run / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "no run in it" in refused(["report", str(tmp_path)], capsys)
 
 
@@ -311,7 +322,7 @@ JOBS = parsers()[1]
 @pytest.mark.parametrize("job", JOBS)
 def test_examples_of_the_help_are_commands(job: str) -> None:
     """Fails if an example names an option or an experiment that does not exist."""
-    lines = [line for line in JOBS[job].epilog.splitlines() if line.startswith(f"  albert-jax {job} ")]
+    lines = [line for line in str(JOBS[job].epilog).splitlines() if line.startswith(f"  albert-jax {job} ")]
     assert lines
     for line in lines:
         words = shlex.split(line, comments=True)[2:]

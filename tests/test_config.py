@@ -234,7 +234,7 @@ def test_variants_are_chosen_by_name() -> None:
     assert build({"shape": "square"}).shape == Square()
     assert build({"shape.width": "5", "shape": "square"}).shape == Square(5)
     assert build({"shape": {"name": "square", "width": 4}}).shape == Square(4)
-    assert Config("a", Section(), "square").shape == Square()  # type: ignore[arg-type]
+    assert Config("a", Section(), "square").shape == Square()
     larger = Config("a", Section(), Circle(3.0))
     assert from_dict(Config, override(to_dict(larger), {"shape": "circle"})).shape == Circle()
     assert from_dict(Config, override(to_dict(larger), {"shape.radius": 4})).shape == Circle(4.0)
