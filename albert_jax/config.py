@@ -67,12 +67,13 @@ def choice(default: str, values: Collection[str]) -> Any:
     return dataclasses.field(default=default, metadata={"choices": values})
 
 
-def variant(default: str, table: Mapping[str, type]) -> Any:
+def variant(default: Any, table: Mapping[str, type]) -> Any:
     """A dataclass field that holds one of several dataclasses, each with its own fields, chosen by name.
 
     In Python the field takes an instance, or a name for that dataclass with its defaults.  In JSON it is an object with the
     key `name`.  On the command line `--optim.optimizer lion` chooses a dataclass, with its defaults, and
-    `--optim.optimizer.beta2 0.98` sets a field of it.  `check_fields` turns names into instances.
+    `--optim.optimizer.beta2 0.98` sets a field of it.  `check_fields` turns names into instances.  If `default` is
+    `dataclasses.MISSING`, the field is required.
     """
     return dataclasses.field(default=default, metadata={"variants": table})
 
@@ -366,10 +367,10 @@ class Parser(argparse.ArgumentParser):
         for field in dataclasses.fields(cls):
             name = f"{path}.{field.name}" if path else field.name
             kind, value, text = _without_none(hints[field.name]), getattr(config, field.name, None), docs[field.name]
-            if dataclasses.is_dataclass(kind):
+            variants = field.metadata.get("variants", {})
+            if dataclasses.is_dataclass(kind) and not variants:
                 self.add_fields(typing.cast(type, kind), value, name, text)
                 continue
-            variants = field.metadata.get("variants", {})
             choices = field.metadata.get("choices", variants)
             shown = variant_name(config, field.name) if variants and config is not None else value
             text += f"  One of {', '.join(choices)}." if choices else ""

@@ -83,7 +83,7 @@ def _race(folder: Path) -> list[str]:
             path = folder / split / level / f"{number}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(passage) + "\n")
-    return ["--data.dir", str(folder)]
+    return ["--data.dir", str(folder), "--data.max-qa-length", "16"]
 
 
 def _mctest(folder: Path) -> list[str]:
@@ -102,7 +102,7 @@ def _mctest(folder: Path) -> list[str]:
         _tsv(folder / f"mc160.{split}.tsv", "", rows)
         if split != "test":
             _tsv(folder / f"mc160.{split}.ans", "", answers)
-    return ["--data.dir", str(folder)]
+    return ["--data.dir", str(folder), "--data.max-qa-length", "16"]
 
 
 def _ner(folder: Path) -> list[str]:

@@ -262,7 +262,7 @@ def test_a_new_task_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         text=("premise",),
         text_pair=("claim",),
         label=("verdict",),
-        labels={"y": "supported", "n": "refuted"},
+        classes={"y": "supported", "n": "refuted"},
         metrics=("accuracy", "f1"),
         server={"test": "answers.tsv"},
     )

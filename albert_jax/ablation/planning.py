@@ -25,8 +25,9 @@ from albert_jax.config import (
     require,
     to_dict,
 )
-from albert_jax.finetuning.run import RUN_FIELDS, FinetuneConfig
+from albert_jax.finetuning.run import OWN_MODEL_FIELDS, FinetuneConfig
 from albert_jax.finetuning.run import SCALES as FINETUNE_SCALES
+from albert_jax.finetuning.run import load_config as load_finetune_config
 from albert_jax.model.heads import Albert, num_params
 from albert_jax.pretraining.run import PretrainConfig
 from albert_jax.reports.comparison import MANIFEST
@@ -300,12 +301,14 @@ def finetune_config(row: PlannedRow, seed: int, scale: str, words: str) -> Finet
         arguments = parser.parse(shlex.split(words))
         check_choice("--scale", arguments.scale, FINETUNE_SCALES)
         given = arguments.overrides
-        fields = [name for name in given if name.startswith("model.") and name.removeprefix("model.") not in RUN_FIELDS]
+        fields = [
+            name for name in given if name.startswith("model.") and name.removeprefix("model.") not in OWN_MODEL_FIELDS
+        ]
         for name in ("init_from", "run_dir", "train.seed", *fields):
             require(name not in given, f"--{name.replace('_', '-')} is the row's")
         folder = Path(own.run_dir).parent / f"seed-{seed}-{Path(arguments.experiment).stem}"
         fixed = {"init_from": own.run_dir, "run_dir": str(folder), "train.seed": seed}
-        config = load(FinetuneConfig, arguments.experiment, FINETUNE_SCALES[arguments.scale] | given | fixed)
+        config = load_finetune_config(arguments.experiment, given | fixed, arguments.scale)
     except ValueError as error:
         raise InputError(f"{error_prefix}: {error}") from None
     length = min(config.data.max_seq_length, own.model.max_position_embeddings)

@@ -4,10 +4,10 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from albert_jax.config import InputError, Parser, check_choice, load
+from albert_jax.config import InputError, Parser
 from albert_jax.training.command import add_run_options, exit_code, join_processes
 
-EXAMPLES = """\
+EPILOG = """\
   albert-jax finetune experiments/finetune/sst2.py --init-from albert/albert-base-v2 --data.dir glue/SST-2
   albert-jax finetune experiments/finetune/rte.py --init-from runs/mnli --data.dir glue/RTE --seeds 5
   albert-jax finetune experiments/finetune/text.py --init-from runs/small --data.train-file mine.csv --data.dev-file dev.csv
@@ -17,7 +17,7 @@ EXAMPLES = """\
 def add_finetuning_commands(add_job: Callable[..., Parser]) -> None:
     """Add the command of this folder to the command line."""
     summary = "Fine-tune on a task, evaluate and write predictions.  Rerunning the command resumes."
-    job = add_job("finetune FILE", finetune, summary, EXAMPLES)
+    job = add_job("finetune", finetune, summary, EPILOG)
     job.add_experiment(_config_class)
     job.field_values = _config
     text = "number of seeds (default 1); several give the median, mean and spread of each metric"
@@ -49,15 +49,6 @@ def _config_class() -> type:
 
 
 def _config(arguments: argparse.Namespace) -> Any:
-    from albert_jax.finetuning.run import RUN_FIELDS, SCALES
+    from albert_jax.finetuning.run import load_config
 
-    check_choice("--scale", arguments.scale, SCALES)
-    experiment: Any = load(_config_class(), arguments.experiment)
-    model_fields = [name.removeprefix("model.") for name in arguments.overrides if name.startswith("model.")]
-    architecture = [name.replace("_", "-") for name in model_fields if name not in RUN_FIELDS]
-    if architecture and arguments.overrides.get("init_from", experiment.init_from):
-        raise InputError(
-            f"--model.{architecture[0]} cannot be combined with --init-from: the architecture comes from the checkpoint; "
-            f"of the model you can set {', '.join(RUN_FIELDS)}"
-        )
-    return load(_config_class(), arguments.experiment, SCALES[arguments.scale] | arguments.overrides)
+    return load_config(arguments.experiment, arguments.overrides, arguments.scale)

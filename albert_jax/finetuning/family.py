@@ -1,8 +1,9 @@
-"""What the families of tasks have in common: their interface, the pieces of their losses, and inference over rows."""
+"""The interface of a task family, and what the families share: reading splits, parts of their losses, inference over rows."""
 
+import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -12,7 +13,7 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
-from albert_jax.config import require
+from albert_jax.config import InputError
 from albert_jax.data.batches import Rows, eval_batches
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.finetuning.files import Source, TaskDataConfig
@@ -22,126 +23,155 @@ log = logging.getLogger(__name__)
 
 Batch = Mapping[str, Array]
 Outputs = dict[str, Array]
-Found = list[dict[str, np.ndarray]]
-"""For each row, what `outputs` gave for it."""
+RowOutputs = list[dict[str, np.ndarray]]
+"""For each row, the values that `Family.outputs` computed for it."""
 
 
-class Scored(NamedTuple):
-    """What a model came to on one split."""
+class Split(NamedTuple):
+    """The examples of one split."""
+
+    name: str
+    examples: Sequence[Any]
+    labels: tuple[str, ...] = ()
+    """Names of the classes; empty for families without classes."""
+
+
+class Score(NamedTuple):
+    """Metrics and predictions of a model on one split."""
 
     metrics: dict[str, float]
-    """Empty where the split has no labels."""
+    """Empty if the split has no labels."""
     predictions: list[Any]
-    """An example each, for `write`."""
+    """One per example, for `Family.write`."""
     degenerate: bool
-    """Whether the predictions are what no training at all would give: always the same."""
+    """True if the predictions are (almost) constant, which is what an untrained model gives."""
 
 
 class Family(Protocol):
-    """A task of some family; an entry of `TASKS`.  `Classification` is the plainest one to read."""
+    """A task; an entry of `TASKS`.  `Classification` is the simplest implementation."""
+
+    @property
+    def data_config(self) -> type[TaskDataConfig]:
+        """The family's data settings."""
 
     @property
     def splits(self) -> Mapping[str, str]:
-        """Split -> glob of its files: `train`, one or more that begin with `dev`, and others, which are to be predicted."""
+        """Split -> glob of its files: `train`, one or more that begin with `dev`, and others, which are predicted."""
 
     @property
     def select(self) -> str:
-        """The metric of the first dev split that the best checkpoint is chosen by, the larger the better."""
+        """The metric of the first dev split that selects the best checkpoint; larger is better."""
 
-    def heads(self, config: TaskDataConfig) -> tuple[str, ...]:
-        """What stands on the encoder (`model.heads.HEADS`)."""
+    def heads(self, config: Any) -> tuple[str, ...]:
+        """The heads of the model (`model.heads.HEADS`)."""
 
-    def read(
-        self, sources: Mapping[str, Source], config: TaskDataConfig
-    ) -> tuple[dict[str, list[Any]], tuple[str, ...]]:
-        """The examples of each split, and the names of the classes.
+    def examples(self, source: Source, config: Any, labels: tuple[str, ...]) -> Iterator[Any]:
+        """Read the examples of one split.
+
+        Args:
+          labels: the classes; for the training split, those that are known before it is read.
 
         Raises:
           InputError: files or lines that cannot be read; labels that the training examples do not have.
         """
 
-    def texts(self, examples: Sequence[Any]) -> list[str]:
-        """All text of some examples, for a vocabulary."""
+    def labels(self, train: Sequence[Any] = ()) -> tuple[str, ...]:
+        """Names of the classes, given the training examples; before they are read, those that the task defines."""
 
-    def rows(
-        self, examples: Sequence[Any], tokenizer: Tokenizer, config: TaskDataConfig, labels: tuple[str, ...], split: str
-    ) -> Rows:
-        """The model's inputs for some examples, one or more an example."""
+    def texts(self, examples: Sequence[Any]) -> list[str]:
+        """All text of the examples, for training a vocabulary."""
+
+    def rows(self, split: Split, tokenizer: Tokenizer, config: Any) -> Rows:
+        """The model inputs of a split, one or more per example."""
 
     def loss(self, apply: Any, params: Any, batch: Batch, train: bool) -> tuple[Array, dict[str, Array]]:
-        """As `train_step.Task.loss`."""
+        """Loss and metrics of a batch, as the train loop expects them."""
 
-    def outputs(self, apply: Any, params: Any, batch: Batch, config: TaskDataConfig) -> Outputs:
-        """What `score` needs of the model, [B, ...] each; runs jitted."""
+    def outputs(self, apply: Any, params: Any, batch: Batch, config: Any) -> Outputs:
+        """The model outputs that `score` needs, [B, ...] each; runs jitted."""
 
-    def score(
-        self,
-        examples: Sequence[Any],
-        rows: Any,
-        found: Found,
-        labels: tuple[str, ...],
-        dev: Mapping[str, float] | None = None,
-    ) -> Scored:
-        """Metrics and predictions from the outputs for all rows of a split.
+    def score(self, split: Split, rows: Any, outputs: RowOutputs, tuned: Mapping[str, float] | None = None) -> Score:
+        """Metrics and predictions from the outputs of all rows of a split.
 
-        What is tuned, such as a threshold, is tuned on these examples, or taken from `dev`, the metrics of those it was
-        tuned on.
+        Args:
+          tuned: metrics of the dev split.  Thresholds are taken from them, so that test labels are not used for tuning;
+            if None, thresholds are tuned on this split.
         """
 
-    def baseline(self, train: Sequence[Any], dev: Sequence[Any], labels: tuple[str, ...]) -> dict[str, float]:
-        """The metrics without a model, such as those of the commonest class."""
+    def baseline(self, train: Split, dev: Split) -> dict[str, float]:
+        """Metrics of a trivial baseline, such as the most frequent class."""
 
-    def write(self, folder: Path, split: str, examples: Sequence[Any], predictions: Sequence[Any]) -> Path:
-        """Writes predictions as the benchmark's server takes them; returns the file."""
+    def write(self, folder: Path, split: Split, predictions: Sequence[Any]) -> Path:
+        """Write predictions in the format of the benchmark's server; return the file."""
 
 
-def run(apply: Any, params: Any, batch: Batch, dropout_keys: Array | None, **more: Array) -> Outputs:
-    """The model on a batch of rows."""
+def read_splits(task: Family, sources: Mapping[str, Source], config: TaskDataConfig) -> dict[str, Split]:
+    """Read all splits, `train` first; limits them to the configured number of examples.
+
+    Raises:
+      InputError: as `Family.examples`; a split without examples; training or dev examples without a label.
+    """
+    splits: dict[str, Split] = {}
+    labels = task.labels()
+    for name, source in sources.items():
+        examples = list(itertools.islice(task.examples(source, config, labels), source.limit(config)))
+        if not examples:
+            raise InputError(f"{source.name}: no examples")
+        unlabeled = next((example.id for example in examples if not example.is_labeled), None)
+        if unlabeled is not None and not source.is_hidden:
+            raise InputError(f"{source.name}: no label for {unlabeled}; all training and dev examples need one")
+        if name == "train":
+            labels = task.labels(examples)
+        splits[name] = Split(name, examples, labels)
+    return splits
+
+
+def unique_ids(source: Source, examples: Iterator[Any]) -> Iterator[Any]:
+    """Pass examples on; raise InputError if an id repeats, because prediction files are keyed by id."""
+    seen = set()
+    for example in examples:
+        if example.id in seen:
+            raise InputError(f"{source.name}: two questions have the id {example.id!r}; make ids unique")
+        seen.add(example.id)
+        yield example
+
+
+def apply_model(apply: Any, params: Any, batch: Batch, dropout_keys: Array | None, **inputs: Array) -> Outputs:
+    """The model's outputs for a batch of rows."""
     return apply(
         {"params": params},
         batch["input_ids"],
         batch["attention_mask"],
         batch["token_type_ids"],
         dropout_keys=dropout_keys,
-        **more,
+        **inputs,
     )
 
 
 def draw(batch: Batch, key: Array) -> Outputs:
-    """A training batch with `dropout_keys` [B], and `scale`: its weights divided by their sum over the whole batch."""
+    """Add `dropout_keys` [B] and `scale`, the weights divided by their sum over the global batch."""
     scale = batch["weights"] / jnp.maximum(jnp.sum(batch["weights"]), 1)
     return dict(batch) | {"scale": scale, "dropout_keys": jax.random.split(key, len(batch["input_ids"]))}
 
 
-def count(batch: Batch, **of_rows: Array) -> dict[str, Array]:
-    """Metrics as the loop adds them up: the tokens, and the weighted sum of each value with the weights' sum."""
+def metric_sums(batch: Batch, **values: Array) -> dict[str, Array]:
+    """Metrics as the loop accumulates them: the number of tokens, and (weighted sum, sum of weights) of each value."""
     weights = batch["weights"]
     tokens = jnp.stack([jnp.sum(batch["attention_mask"]).astype(jnp.float32), jnp.float32(0)])
-    means = {name: jnp.stack([jnp.sum(value * weights), jnp.sum(weights)]) for name, value in of_rows.items()}
-    return {"tokens": tokens} | means
+    sums = {name: jnp.stack([jnp.sum(value * weights), jnp.sum(weights)]) for name, value in values.items()}
+    return {"tokens": tokens} | sums
 
 
 def class_loss(logits: Array, batch: Batch) -> tuple[Array, dict[str, Array]]:
     """Cross-entropy of [..., classes] with `target` [...], and accuracy."""
     losses = cross_entropy(logits, batch["target"])
-    right = (jnp.argmax(logits, axis=-1) == batch["target"]).astype(jnp.float32)
-    return jnp.sum(losses * batch["scale"]), count(batch, accuracy=right)
+    correct = (jnp.argmax(logits, axis=-1) == batch["target"]).astype(jnp.float32)
+    return jnp.sum(losses * batch["scale"]), metric_sums(batch, accuracy=correct)
 
 
-def all_the_same(predictions: Sequence[Any]) -> bool:
-    """Whether more than 99 % of the predictions are one: what a run gives that never left the commonest class."""
-    commonest = Counter(predictions).most_common(1)
-    return len(predictions) > 1 and commonest[0][1] > 0.99 * len(predictions)
-
-
-def unique(source: Source, ids: Iterable[str]) -> None:
-    """Refuses two questions of one name, for predictions go by names.
-
-    Raises:
-      InputError: as said.
-    """
-    twice = next((name for name, times in Counter(ids).items() if times > 1), None)
-    require(twice is None, f"{source.name}: two questions have the id {twice!r}; predictions go by id")
+def is_constant(predictions: Sequence[Any]) -> bool:
+    """True if more than 99 % of several predictions are equal."""
+    return len(predictions) > 1 and Counter(predictions).most_common(1)[0][1] > 0.99 * len(predictions)
 
 
 def infer(
@@ -151,37 +181,35 @@ def infer(
     batch_size: int,
     max_seq_length: int,
     put: Callable[[Any], Any] = lambda batch: batch,
-) -> Found:
-    """`step(params, batch)` over all rows: for each row, in their order, its part of the outputs.
+) -> RowOutputs:
+    """Run `step(params, batch)` over all rows; return each row's outputs, in the order of the rows."""
+    row_outputs: RowOutputs = [{} for _ in range(len(rows))]
+    total = -(-len(rows) // batch_size)
 
-    Outputs are fetched one batch late, so that the device does not wait.
-    """
-    found: Found = [{} for _ in range(len(rows))]
-    batches = -(-len(rows) // batch_size)
-    pending: tuple[np.ndarray, Outputs] | None = None
-
-    def fetch(chosen: np.ndarray, outputs: Outputs) -> None:
+    def fetch(numbers: np.ndarray, outputs: Outputs) -> None:
         arrays = jax.device_get(outputs)
-        for at, number in enumerate(chosen.tolist()):
-            found[number] = {name: value[at] for name, value in arrays.items()}
+        for at, number in enumerate(numbers.tolist()):
+            row_outputs[number] = {name: value[at] for name, value in arrays.items()}
 
-    for chosen, batch in tqdm(
-        eval_batches(rows, batch_size, max_seq_length),
-        total=batches,
-        unit="batch",
-        leave=False,
-        disable=None if batches > 10 else True,
-    ):
-        outputs = step(params, put(batch))
-        if pending is not None:
-            fetch(*pending)
-        pending = chosen, outputs
-    if pending is not None:
-        fetch(*pending)
-    return found
+    pending: list[tuple[np.ndarray, Outputs]] = []
+    batches = eval_batches(rows, batch_size, max_seq_length)
+    for numbers, batch in tqdm(batches, total=total, unit="batch", leave=False, disable=None if total > 10 else True):
+        pending.append((numbers, step(params, put(batch))))
+        if len(pending) > 1:  # fetched one batch late, so that the device does not wait
+            fetch(*pending.pop(0))
+    for batch_outputs in pending:
+        fetch(*batch_outputs)
+    return row_outputs
 
 
-def tell_long(split: str, long: int, total: int, what: str, limit: int) -> None:
-    """Says how many of a split's texts were too long, and what becomes of them."""
-    if long:
-        log.info("%s%d of %d %s %d tokens", f"{split}: " * bool(split), long, total, what, limit)
+def log_long(split: Split, count: int, message: str, limit: int) -> None:
+    """Log how many examples of a split exceed a length, and what is done with them."""
+    if count:
+        log.info(
+            "%s%d of %d %s %d tokens",
+            f"{split.name}: " if split.name else "",
+            count,
+            len(split.examples),
+            message,
+            limit,
+        )

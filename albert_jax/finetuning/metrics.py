@@ -1,7 +1,7 @@
-"""Metrics as the official scripts give them: fractions of 1 for classes, correlations and entities, percent for answers.
+"""Metrics as the official scripts report them: fractions for classes, correlations and entities, percentages for answers.
 
-F1, Matthews and correlations are scikit-learn's and scipy's; answers and entities are counted here, as
-SQuAD's evaluate-v2.0.py and CoNLL's conlleval count them.
+F1, Matthews and correlations are scikit-learn's and scipy's.  Answers and entities are scored here, because SQuAD's
+evaluate-v2.0.py is a script and seqeval is unmaintained; tests compare the scores with theirs.
 """
 
 import re
@@ -17,51 +17,49 @@ Numbers = np.ndarray
 
 
 def accuracy(predicted: Numbers, gold: Numbers) -> float:
-    """Share of the predictions that are right."""
+    """The fraction of correct predictions."""
     return float(np.mean(predicted == gold))
 
 
 def f1(predicted: Numbers, gold: Numbers) -> float:
-    """F1 of class 1, for tasks of two classes (MRPC, QQP)."""
+    """F1 of class 1, for tasks with two classes (MRPC, QQP)."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(gold, predicted, zero_division=0))
 
 
 def macro_f1(predicted: Numbers, gold: Numbers) -> float:
-    """The mean of the classes' F1, over the classes that are there."""
+    """The mean of the classes' F1."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(gold, predicted, average="macro", zero_division=0))
 
 
 def matthews(predicted: Numbers, gold: Numbers) -> float:
-    """Matthews correlation (CoLA); 0 where one class is all that is predicted."""
+    """Matthews correlation (CoLA); 0 if all predictions are equal."""
     from sklearn.metrics import matthews_corrcoef
 
-    with warnings.catch_warnings(action="ignore"):  # a single label in both: it says so, and gives 0
+    with warnings.catch_warnings(action="ignore"):  # a single class: scikit-learn warns and returns 0
         return float(matthews_corrcoef(gold, predicted))
 
 
 def pearson(predicted: Numbers, gold: Numbers) -> float:
-    """Pearson correlation (STS-B); 0 where either is constant, which has none."""
-    from scipy.stats import pearsonr
-
-    return _correlation(pearsonr, predicted, gold)
+    """Pearson correlation (STS-B); 0 if either is constant."""
+    return _correlation("pearsonr", predicted, gold)
 
 
 def spearman(predicted: Numbers, gold: Numbers) -> float:
-    """Spearman correlation; 0 as `pearson`."""
-    from scipy.stats import spearmanr
-
-    return _correlation(spearmanr, predicted, gold)
+    """Spearman correlation; 0 if either is constant."""
+    return _correlation("spearmanr", predicted, gold)
 
 
-def _correlation(of: Callable[..., tuple[float, float]], predicted: Numbers, gold: Numbers) -> float:
+def _correlation(name: str, predicted: Numbers, gold: Numbers) -> float:
+    from scipy import stats
+
     if len(gold) < 2 or np.ptp(predicted) == 0 or np.ptp(gold) == 0:
         return 0.0
     with warnings.catch_warnings(action="ignore"):  # nearly constant input
-        return float(of(np.asarray(predicted, np.float64), np.asarray(gold, np.float64))[0])
+        return float(getattr(stats, name)(np.asarray(predicted, np.float64), np.asarray(gold, np.float64))[0])
 
 
 METRICS: dict[str, Callable[[Numbers, Numbers], float]] = {
@@ -72,11 +70,11 @@ METRICS: dict[str, Callable[[Numbers, Numbers], float]] = {
     "pearson": pearson,
     "spearman": spearman,
 }
-"""Of a list of predictions and one of labels: class numbers, or real numbers."""
+"""Name -> metric of predictions and labels: class numbers, or real numbers."""
 
 
 class Span(NamedTuple):
-    """An entity: words [start, end) and its type."""
+    """An entity: its words [start, end) and its type."""
 
     start: int
     end: int
@@ -84,49 +82,47 @@ class Span(NamedTuple):
 
 
 def spans(tags: Sequence[str]) -> list[Span]:
-    """The entities of a sentence's tags, by conlleval's rules, which read IOB1, IOB2 and IOBES alike.
+    """The entities of a sentence's tags by conlleval's rules, for IOB1, IOB2 and IOBES.
 
-    An entity begins at B, S, a change of type, or at I or E after what ended one; it ends before O, B, S or another type.
+    An entity begins at B or S, and at I or E if the type changes or the previous entity has ended.  It ends before O, B, S or a
+    different type, and after E or S.
     """
-    found: list[Span] = []
+    entities: list[Span] = []
     start, before = 0, "O"
     kind: str | None = None
     for at, tag in enumerate([*tags, "O"]):
         prefix, _, name = tag.partition("-")
         if kind is not None and (prefix in ("O", "B", "S") or name != kind or before in ("E", "S")):
-            found.append(Span(start, at, kind))
+            entities.append(Span(start, at, kind))
             kind = None
         if prefix != "O" and kind is None:
             start, kind = at, name
         before = prefix
-    return found
+    return entities
 
 
 def to_iob2(tags: Sequence[str]) -> list[str]:
-    """The same entities, with B- at the first word of each and I- at its others."""
-    made = ["O"] * len(tags)
+    """The same entities in IOB2: B- at the first word of each, I- at the others."""
+    iob2 = ["O"] * len(tags)
     for start, end, kind in spans(tags):
-        made[start:end] = [f"B-{kind}", *[f"I-{kind}"] * (end - start - 1)]
-    return made
+        iob2[start:end] = [f"B-{kind}", *[f"I-{kind}"] * (end - start - 1)]
+    return iob2
 
 
 def span_f1(predicted: Iterable[Sequence[str]], gold: Iterable[Sequence[str]]) -> dict[str, float]:
-    """Precision, recall and F1 of whole entities over all sentences, and F1 of each type, as conlleval counts them."""
-    right: Counter[str] = Counter()
-    guessed: Counter[str] = Counter()
-    there: Counter[str] = Counter()
-    for mine, theirs in zip(predicted, gold, strict=True):
-        a, b = set(spans(mine)), set(spans(theirs))
-        right.update(span.type for span in a & b)
-        guessed.update(span.type for span in a)
-        there.update(span.type for span in b)
-    precision, recall, whole = _f1(right.total(), guessed.total(), there.total())
-    found = {"f1": whole, "precision": precision, "recall": recall}
-    return found | {f"f1_{kind}": _f1(right[kind], guessed[kind], there[kind])[2] for kind in sorted(there)}
+    """Precision, recall and F1 of entities over all sentences, and F1 of each type, as conlleval computes them."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("correct", "predicted", "gold")}
+    for predicted_tags, gold_tags in zip(predicted, gold, strict=True):
+        found, expected = set(spans(predicted_tags)), set(spans(gold_tags))
+        for name, entities in (("correct", found & expected), ("predicted", found), ("gold", expected)):
+            counts[name].update(span.type for span in entities)
+    precision, recall, f1_score = _f1(*(counter.total() for counter in counts.values()))
+    by_type = {f"f1_{kind}": _f1(*(counter[kind] for counter in counts.values()))[2] for kind in sorted(counts["gold"])}
+    return {"f1": f1_score, "precision": precision, "recall": recall} | by_type
 
 
-def _f1(right: int, guessed: int, there: int) -> tuple[float, float, float]:
-    precision, recall = right / max(guessed, 1), right / max(there, 1)
+def _f1(correct: int, predicted: int, gold: int) -> tuple[float, float, float]:
+    precision, recall = correct / max(predicted, 1), correct / max(gold, 1)
     return precision, recall, 2 * precision * recall / max(precision + recall, 1e-300)
 
 
@@ -135,60 +131,57 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalized(answer: str) -> str:
-    """An answer without case, punctuation, articles and extra spaces (SQuAD, evaluate-v2.0.py)."""
+    """An answer without case, punctuation, articles and extra spaces (evaluate-v2.0.py)."""
     return " ".join(_ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_and_f1(predicted: str, gold: Sequence[str]) -> tuple[float, float]:
-    """Exact match and F1 over words of one answer, each the best over the gold answers; none of these is the answer ''."""
-    answers = [answer for answer in gold if normalized(answer)] or [""]
-    mine = normalized(predicted)
-    best = [
-        (float(mine == normalized(answer)), _words_f1(mine.split(), normalized(answer).split())) for answer in answers
-    ]
-    return max(exact for exact, _ in best), max(shared for _, shared in best)
+    """Exact match and word F1 of one answer, each the maximum over the gold answers; without gold answers, '' is correct."""
+    answers = [words for answer in gold if (words := normalized(answer).split())] or [[]]
+    words = normalized(predicted).split()
+    return float(words in answers), max(_words_f1(words, answer) for answer in answers)
 
 
-def _words_f1(mine: list[str], theirs: list[str]) -> float:
-    if not mine or not theirs:
-        return float(mine == theirs)
-    same = (Counter(mine) & Counter(theirs)).total()
-    return 2 * same / (len(mine) + len(theirs))
+def _words_f1(predicted: list[str], gold: list[str]) -> float:
+    if not predicted or not gold:
+        return float(predicted == gold)
+    common = (Counter(predicted) & Counter(gold)).total()
+    return 2 * common / (len(predicted) + len(gold))
 
 
 def squad(predicted: Mapping[str, str], gold: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """`exact` and `f1` in percent, over all questions, and over those with and without an answer where there are both.
+    """`exact` and `f1` in percent, over all questions, and over those with and without an answer if there are both.
 
     Args:
       predicted: question -> answer, "" for none.
-      gold: question -> answers, none where it has no answer.
+      gold: question -> gold answers, empty if it has no answer.
     """
     scores = {name: exact_and_f1(predicted[name], answers) for name, answers in gold.items()}
-    groups = {"": list(gold), "HasAns_": [q for q in gold if gold[q]], "NoAns_": [q for q in gold if not gold[q]]}
-    if not groups["NoAns_"]:
-        groups = {"": groups[""]}
-    found = {}
+    groups = {"": list(gold)}
+    if unanswerable := [name for name in gold if not gold[name]]:
+        groups |= {"HasAns_": [name for name in gold if gold[name]], "NoAns_": unanswerable}
+    metrics = {}
     for prefix, names in groups.items():
         for number, metric in enumerate(("exact", "f1")):
             values = [scores[name][number] for name in names]
-            found[prefix + metric] = 100 * sum(values) / max(len(values), 1)
-    return found
+            metrics[prefix + metric] = 100 * sum(values) / max(len(values), 1)
+    return metrics
 
 
 def best_threshold(
     predicted: Mapping[str, str], odds: Mapping[str, float], gold: Mapping[str, Sequence[str]], metric: str = "f1"
 ) -> tuple[float, float]:
-    """The best score, in percent, that any threshold on the odds of no answer gives, and that threshold.
+    """The best score, in percent, of any threshold on the odds of no answer, and that threshold.
 
-    A question counts as unanswerable where its odds are above the threshold (SQuAD, evaluate-v2.0.py, find_best_thresh).
+    A question counts as unanswerable if its odds are above the threshold (evaluate-v2.0.py, find_best_thresh).
 
     Args:
-      predicted: question -> the answer if it has one; never "" unless there is none to give.
+      predicted: question -> the best answer, whatever its odds; "" only if there is none.
     """
     names = sorted(gold, key=lambda name: odds[name])
-    which = ("exact", "f1").index(metric)
+    column = ("exact", "f1").index(metric)
     gains = [
-        exact_and_f1(predicted[name], gold[name])[which] if gold[name] else -float(predicted[name] != "")
+        exact_and_f1(predicted[name], gold[name])[column] if gold[name] else -float(predicted[name] != "")
         for name in names
     ]
     total = sum(not gold[name] for name in names) + np.cumsum([0.0, *gains])

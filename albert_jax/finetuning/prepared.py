@@ -1,29 +1,30 @@
-"""Tasks' data sets that TFDS has prepared, without TensorFlow: which splits are there, and their records in plain Python."""
+"""Tasks' data sets prepared by TFDS, read without TensorFlow: their splits, and their records in plain Python."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from albert_jax.config import InputError, require
+from albert_jax.config import InputError, first_line
 from albert_jax.data.tfds import PREFIX, builder_of
 
 
-def splits_of(name: str, wanted: Iterable[str]) -> dict[str, str]:
-    """Our splits -> what they are called there: `dev` is `validation` in most data sets, and `dev` in some."""
-    there = builder_of(name).info.splits
-    found: dict[str, str] = {}
-    for split in wanted:
-        theirs = [split.replace("dev", "validation", 1), split] if split.startswith("dev") else [split]
-        if known := [candidate for candidate in theirs if candidate in there]:
-            found[split] = known[0]
-    require(bool(found), f"data.dir {PREFIX}{name}: none of {', '.join(wanted)} is prepared there")
-    return found
+def splits_of(name: str, splits: Iterable[str]) -> dict[str, str]:
+    """Our splits -> their names in the data set: `dev` is `validation` in most data sets, `dev` in some."""
+    available = builder_of(name).info.splits
+    names: dict[str, str] = {}
+    for split in splits:
+        candidates = [split.replace("dev", "validation", 1), split] if split.startswith("dev") else [split]
+        if known := [candidate for candidate in candidates if candidate in available]:
+            names[split] = known[0]
+    if not names:
+        raise InputError(f"data.dir {PREFIX}{name}: none of the splits {', '.join(splits)} is prepared there")
+    return names
 
 
 def records(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The records of a prepared split, with where each stands; texts are decoded, classes have their names, hidden ones none.
+    """The records of a prepared split, each with its place; classes by name, "" for hidden ones.
 
     Raises:
-      InputError: it was prepared in a format that only TensorFlow reads.
+      InputError: the format can be read only by TensorFlow.
     """
     import tensorflow_datasets as tfds
 
@@ -31,17 +32,9 @@ def records(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         rows = builder.as_data_source(split=split)
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
-        told = f"data.dir {PREFIX}{name}: cannot be read by index ({reason})"
-        raise InputError(f"{told}; prepare it with file_format=array_record") from None
-    classes = {
-        key: feature for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.ClassLabel)
-    }
-    tags = {
-        key: feature.feature
-        for key, feature in builder.info.features.items()
-        if isinstance(getattr(feature, "feature", None), tfds.features.ClassLabel)
-    }
+        problem = f"data.dir {PREFIX}{name}: cannot be read by index ({first_line(error)[:160]})"
+        raise InputError(f"{problem}; prepare it with file_format=array_record") from None
+    features = builder.info.features
 
     def plain(value: Any) -> Any:
         if isinstance(value, bytes):
@@ -55,11 +48,12 @@ def records(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for at in range(len(rows)):
         try:
             record = {key: plain(value) for key, value in rows[at].items()}
-        except ImportError:  # lists of lists, as RACE's options are
-            told = f"data.dir {PREFIX}{name}: TFDS needs TensorFlow to read its features"
-            raise InputError(f"{told}; name the benchmark's own files instead") from None
-        for key, feature in classes.items():
-            record[key] = "" if record[key] < 0 else feature.int2str(record[key])  # -1: hidden, in a test split
-        for key, feature in tags.items():
-            record[key] = [feature.int2str(number) for number in record[key]]
+        except ImportError:  # nested lists, such as RACE's options
+            problem = f"data.dir {PREFIX}{name}: TFDS needs TensorFlow to read its features"
+            raise InputError(f"{problem}; name the benchmark's own files instead") from None
+        for key, feature in features.items():
+            if isinstance(feature, tfds.features.ClassLabel):
+                record[key] = "" if record[key] < 0 else feature.int2str(record[key])  # -1: hidden, in a test split
+            elif isinstance(inner := getattr(feature, "feature", None), tfds.features.ClassLabel):
+                record[key] = [inner.int2str(number) for number in record[key]]
         yield f"{name}/{split}[{at}]", record

@@ -1,37 +1,68 @@
-"""Answers that are spans of a context: SQuAD 1.1 and 2.0, and any file of that form.
+"""Answers that are spans of a context: SQuAD 1.1 and 2.0, and any file in that format.
 
-Contexts longer than the input are read in windows; answers are found by character offsets, so that what is predicted is
-the text as it stands.
+Contexts longer than the input are read in windows.  Answers are located by character offsets, so a predicted answer is an
+exact substring of the context.
 """
 
-import itertools
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from albert_jax.config import InputError, require
+from albert_jax.config import InputError, choice
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.finetuning import family, files
+from albert_jax.finetuning.family import Split
 from albert_jax.finetuning.files import Record, Source, TaskDataConfig
 from albert_jax.finetuning.metrics import best_threshold, squad
-from albert_jax.finetuning.windows import Context, Window, Windows, locate, tokenized, windows
+from albert_jax.finetuning.windows import Context, Window, WindowRows, locate, tokenize, windows
 from albert_jax.pretraining.objective import cross_entropy
 
 log = logging.getLogger(__name__)
 
-NEVER = -1e30
-"""The logit of a place where no answer may be."""
+MASKED = -1e30
+"""The logit of a position that cannot be an answer."""
 
-SURE = 1e6
-"""The odds of no answer where a context has no token that could be one."""
+CERTAIN = 1e6
+"""The odds of no answer for a context without a token that could be one."""
+
+MIN_CONTEXT = 8
+"""Tokens of context that a window must have room for."""
+
+
+@dataclass(frozen=True)
+class QuestionAnsweringData(TaskDataConfig):
+    """Data of a question-answering task."""
+
+    doc_stride: int = 128
+    """Tokens from the start of one window to the start of the next."""
+    max_query_length: int = 64
+    """Longer questions are truncated."""
+    max_answer_length: int = 30
+    """Maximum number of tokens of an answer."""
+    n_best_size: int = 20
+    """Number of candidate answers per question."""
+    qa_head: str = choice("plain", ("plain", "answer_class"))
+    """Start and end scores only, or the released SQuAD 2.0 head, which also classifies whether there is an answer."""
+    strict: bool = False
+    """Stop at a training answer that is not in its context, instead of leaving it out and counting it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        files.check_minimum(self, 1, "doc_stride", "max_query_length", "max_answer_length", "n_best_size")
+        minimum = self.max_query_length + 3 + MIN_CONTEXT
+        if self.max_seq_length < minimum:
+            raise InputError(
+                f"max_seq_length {self.max_seq_length} has no room for a question of max_query_length "
+                f"{self.max_query_length} and a context; it must be at least {minimum}"
+            )
 
 
 class Example(NamedTuple):
@@ -41,241 +72,217 @@ class Example(NamedTuple):
     question: str
     context: str
     answers: tuple[tuple[str, int], ...]
-    """Text and first character of each; none where there is no answer."""
-    labelled: bool
-    """Whether the file says what the answers are."""
+    """Text and first character of each; empty if there is no answer."""
+    is_labeled: bool
+    """Whether the file has answers."""
 
 
 @dataclass(frozen=True)
 class QuestionAnswering:
-    """Extractive answers; with `unanswerable`, there may be none (SQuAD 2.0)."""
+    """Extractive question answering; with `unanswerable`, a question may have no answer (SQuAD 2.0)."""
 
     unanswerable: bool = False
     select: str = "f1"
     splits: Mapping[str, str] = field(
         default_factory=lambda: {"train": "train-v1.1.json", "dev": "dev-v1.1.json", "test": "test-v1.1.json"}
     )
+    data_config: ClassVar[type[TaskDataConfig]] = QuestionAnsweringData
 
-    def heads(self, config: TaskDataConfig) -> tuple[str, ...]:
+    def heads(self, config: QuestionAnsweringData) -> tuple[str, ...]:
         return ("qa_outputs",) if config.qa_head == "plain" else ("answer_class",)
 
-    def read(
-        self, sources: Mapping[str, Source], config: TaskDataConfig
-    ) -> tuple[dict[str, list[Any]], tuple[str, ...]]:
-        least = config.max_query_length + 3 + 8
-        told = f"data.max_query_length {config.max_query_length} leaves no room for a context in max_seq_length"
-        require(config.max_seq_length >= least, f"{told} {config.max_seq_length}; at least {least} tokens are needed")
-        found: dict[str, list[Any]] = {}
-        for split, source in sources.items():
-            every = (
-                question for where, record in files.records(source, config) for question in _questions(where, record)
-            )
-            questions = list(itertools.islice(every, source.limit(config)))
-            require(bool(questions), f"{source.name}: no question in it")
-            family.unique(source, (row.id for row in questions))
-            bare = next((row.id for row in questions if not row.labelled), None)
-            told = f"{source.name}: question {bare} has no 'answers', which training and dev questions need"
-            require(bare is None or source.is_hidden, told)
-            found[split] = questions
-            without = sum(not row.answers for row in questions if row.labelled)
-            told = f"{source.name}: {without} of {len(questions)} questions have no answer"
-            require(self.unanswerable or not without, f"{told}; that is --data.task squad2")
-        return found, ()
+    def labels(self, train: Sequence[Example] = ()) -> tuple[str, ...]:
+        return ()
 
-    def texts(self, examples: Sequence[Any]) -> list[str]:
+    def examples(self, source: Source, config: QuestionAnsweringData, labels: tuple[str, ...]) -> Iterator[Example]:
+        questions = (row for where, record in files.records(source, config) for row in _questions(where, record))
+        for row in family.unique_ids(source, questions):
+            if row.is_labeled and not row.answers and not self.unanswerable:
+                raise InputError(
+                    f"{source.name}: question {row.id} has no answer; use --data.task squad2 for such files"
+                )
+            yield row
+
+    def texts(self, examples: Sequence[Example]) -> list[str]:
         return [*{row.context: None for row in examples}, *(row.question for row in examples)]
 
-    def rows(
-        self,
-        examples: Sequence[Any],
-        tokenizer: Tokenizer,
-        config: TaskDataConfig,
-        labels: tuple[str, ...],
-        split: str = "",
-    ) -> Windows:
+    def rows(self, split: Split, tokenizer: Tokenizer, config: QuestionAnsweringData) -> WindowRows:
         contexts: dict[str, Context] = {}
-        found: list[Window] = []
-        lost: list[str] = []
-        inexact = cut = 0
-        for number, (row, ids) in enumerate(
-            zip(examples, tokenizer.encode_batch([row.question for row in examples]), strict=True)
-        ):
+        rows: list[Window] = []
+        truncated = inexact = outside = 0
+        missing: list[str] = []
+        questions = tokenizer.encode_batch([row.question for row in split.examples])
+        for number, (row, ids) in enumerate(zip(split.examples, questions, strict=True)):
             if row.context not in contexts:
-                contexts[row.context] = tokenized(tokenizer, row.context)
+                contexts[row.context] = tokenize(tokenizer, row.context)
             context = contexts[row.context]
-            cut += len(ids) > config.max_query_length
+            truncated += len(ids) > config.max_query_length
             question = np.array(ids[: config.max_query_length], np.int32)
-            room = config.max_seq_length - len(question) - 3
-            place = None
-            if split == "train" and row.answers:
-                answer, start = row.answers[0]
-                is_there = bool(answer.strip()) and row.context[start : start + len(answer)] == answer
-                place = locate(context, answer, start) if is_there else None
-                if place is None:
-                    lost.append(row.id)
+            own = list(windows(number, question, context, config.max_seq_length - len(question) - 3, config.doc_stride))
+            if split.name == "train" and row.answers:
+                tokens = locate(context, *row.answers[0])
+                if tokens is None:
+                    missing.append(row.id)
                     continue
-                first, last = (context.ranges[at] for at in place)
-                inexact += row.context[first[0] : last[1]].strip() != answer.strip()
-            for window in windows(number, question, context, room, config.doc_stride):
-                inside = place and window.start <= place[0] and place[1] < window.start + window.size
-                found.append(window._replace(answer=place if inside else None))
-        family.tell_long(split, cut, len(examples), "questions are cut to", config.max_query_length)
-        if lost:
-            told = f"{split}: {len(lost)} of {len(examples)} answers are not where their contexts say: {lost[0]}"
-            require(not config.strict, f"{told} is the first; mend them, or leave them out with --data.strict false")
-            log.warning("%s, ...; left out", told)
+                first, last = (context.ranges[at] for at in tokens)
+                inexact += row.context[first[0] : last[1]].strip() != row.answers[0][0].strip()
+                own = [
+                    window._replace(answer=tokens)
+                    if window.start <= tokens[0] and tokens[1] < window.start + window.size
+                    else window
+                    for window in own
+                ]
+                outside += not any(window.answer for window in own)
+            rows += own
+        family.log_long(split, truncated, "questions are truncated to", config.max_query_length)
+        if missing:
+            count = f"{len(missing)} of {len(split.examples)} answers"
+            problem = f"{split.name}: {count} are not at the given position in their contexts, the first: {missing[0]}"
+            if config.strict:
+                raise InputError(f"{problem}; fix them, or leave them out with --data.strict false")
+            log.warning("%s; left out", problem)
         if inexact:
-            log.info("%s: %d of %d answers begin or end inside a token", split, inexact, len(examples))
-        if split == "train":
-            outside = len({window.example for window in found}) - len(
-                {window.example for window in found if window.answer or not examples[window.example].answers}
-            )
-            if outside:
-                log.warning(
-                    "%s: %d answers fit in no window; a larger --data.max-seq-length holds more", split, outside
-                )
-        return Windows(found, config, (tokenizer.cls_id, tokenizer.sep_id))
+            log.info("%s: %d of %d answers begin or end inside a token", split.name, inexact, len(split.examples))
+        if outside:
+            log.warning("%s: %d answers fit in no window; increase --data.max-seq-length", split.name, outside)
+        return WindowRows(rows, config, (tokenizer.cls_id, tokenizer.sep_id))
 
     def loss(self, apply: Any, params: Any, batch: family.Batch, train: bool) -> tuple[Array, dict[str, Array]]:
         keys = batch["dropout_keys"] if train else None
-        more = {"answer_mask": batch["answer_mask"], "start_positions": batch["start"]}
-        outputs = family.run(apply, params, batch, keys, **more)
+        inputs = {"answer_mask": batch["answer_mask"], "start_positions": batch["start"]}
+        outputs = family.apply_model(apply, params, batch, keys, **inputs)
         start, end = outputs["start_logits"], outputs["end_logits"]
-        start, end = (jnp.where(batch["attention_mask"] == 1, logits, NEVER) for logits in (start, end))
+        start, end = (jnp.where(batch["attention_mask"] == 1, logits, MASKED) for logits in (start, end))
         losses = (cross_entropy(start, batch["start"]) + cross_entropy(end, batch["end"])) / 2
-        right = (jnp.argmax(start, -1) == batch["start"]) & (jnp.argmax(end, -1) == batch["end"])
-        found = {"span_accuracy": right.astype(jnp.float32)}
+        correct = (jnp.argmax(start, -1) == batch["start"]) & (jnp.argmax(end, -1) == batch["end"])
+        metrics = {"span_accuracy": correct.astype(jnp.float32)}
         if "answer_class_logits" in outputs:
-            # squad_utils.py: half of each, so that the scales agree.
+            # squad_utils.py weights this loss by 0.5, like start and end.
             logits, target = outputs["answer_class_logits"], (batch["start"] == 0).astype(jnp.float32)
-            entropy = jax.nn.softplus(logits) - logits * target
-            losses += entropy / 2
-            found["answerable_accuracy"] = ((logits > 0) == (target > 0)).astype(jnp.float32)
-        return jnp.sum(losses * batch["scale"]), family.count(batch, **found)
+            losses += (jax.nn.softplus(logits) - logits * target) / 2
+            metrics["answerable_accuracy"] = ((logits > 0) == (target > 0)).astype(jnp.float32)
+        return jnp.sum(losses * batch["scale"]), family.metric_sums(batch, **metrics)
 
-    def outputs(self, apply: Any, params: Any, batch: family.Batch, config: TaskDataConfig) -> family.Outputs:
-        """Places of good answers with their scores, [B, candidates], and `null` [B], the score of no answer."""
-        outputs = family.run(apply, params, batch, None, answer_mask=batch["answer_mask"])
+    def outputs(self, apply: Any, params: Any, batch: family.Batch, config: QuestionAnsweringData) -> family.Outputs:
+        """Candidate answers `start`, `end` and `score` [B, candidates], and `null` [B], the score of no answer."""
+        outputs = family.apply_model(apply, params, batch, None, answer_mask=batch["answer_mask"])
         allowed = (batch["best"] == 1) & (batch["answer_mask"] == 1)
         if "start_top_index" in outputs:
-            start, end = outputs["start_top_index"], outputs["end_top_index"]  # [B, K], [B, K, K]
+            starts, ends = outputs["start_top_index"], outputs["end_top_index"]  # [B, K], [B, K, K]
             scores = outputs["start_top_log_probs"][..., None] + outputs["end_top_log_probs"]
-            starts = jnp.broadcast_to(start[..., None], end.shape)
-            flat = [value.reshape(len(start), -1) for value in (starts, end, scores)]
-            begins = jnp.take_along_axis(allowed, flat[0], axis=1)
-            return {
-                "start": flat[0],
-                "end": flat[1],
-                "score": jnp.where(begins, flat[2], NEVER),
-                "null": outputs["answer_class_logits"],
-            }
-        start, end = outputs["start_logits"], outputs["end_logits"]
-        most = min(config.n_best_size, start.shape[1])
-        start_scores, start_at = jax.lax.top_k(jnp.where(allowed, start, NEVER), most)
-        end_scores, end_at = jax.lax.top_k(jnp.where(batch["answer_mask"] == 1, end, NEVER), most)
-        shape = (len(start), most, most)
-        pairs = [
-            jnp.broadcast_to(start_at[:, :, None], shape),
-            jnp.broadcast_to(end_at[:, None, :], shape),
-            start_scores[:, :, None] + end_scores[:, None, :],
-        ]
-        flat = [value.reshape(len(start), -1) for value in pairs]
-        return {"start": flat[0], "end": flat[1], "score": flat[2], "null": start[:, 0] + end[:, 0]}
+            scores = jnp.where(jnp.take_along_axis(allowed, starts, axis=1)[..., None], scores, MASKED)
+            null = outputs["answer_class_logits"]
+        else:
+            start, end = outputs["start_logits"], outputs["end_logits"]
+            candidates = min(config.n_best_size, start.shape[1])
+            start_scores, starts = jax.lax.top_k(jnp.where(allowed, start, MASKED), candidates)
+            end_scores, ends = jax.lax.top_k(jnp.where(batch["answer_mask"] == 1, end, MASKED), candidates)
+            scores = start_scores[:, :, None] + end_scores[:, None, :]
+            ends = jnp.broadcast_to(ends[:, None, :], scores.shape)
+            null = start[:, 0] + end[:, 0]
+        pairs = {"start": jnp.broadcast_to(starts[:, :, None], scores.shape), "end": ends, "score": scores}
+        return {name: value.reshape(len(value), -1) for name, value in pairs.items()} | {"null": null}
 
     def score(
-        self,
-        examples: Sequence[Any],
-        rows: Windows,
-        found: family.Found,
-        labels: tuple[str, ...],
-        dev: Mapping[str, float] | None = None,
-    ) -> family.Scored:
-        answers, odds = self.answers(len(examples), rows, found)
-        best = {row.id: (n_best[0]["text"] if n_best else "") for row, n_best in zip(examples, answers, strict=True)}
-        null = {row.id: value for row, value in zip(examples, odds, strict=True)}
-        labelled = all(row.labelled for row in examples)
-        gold = {row.id: [text for text, _ in row.answers] for row in examples}
-        metrics: dict[str, float] = {}
-        predicted = best
-        tuned: dict[str, float] = {}
-        if self.unanswerable and dev is not None:
-            tuned = {"null_threshold": dev["null_threshold"]}
-        elif self.unanswerable and labelled:
-            exact, _ = best_threshold(best, null, gold, "exact")
-            tuned = {"best_exact": exact, "null_threshold": best_threshold(best, null, gold, "f1")[1]}
-        if tuned:
-            predicted = {name: "" if null[name] > tuned["null_threshold"] else text for name, text in best.items()}
-        if labelled:
-            metrics = squad(predicted, gold) | tuned
-        full = [
-            {"id": row.id, "answer": predicted[row.id], "null_odds": null[row.id], "n_best": n_best}
-            for row, n_best in zip(examples, answers, strict=True)
+        self, split: Split, rows: WindowRows, outputs: family.RowOutputs, tuned: Mapping[str, float] | None = None
+    ) -> family.Score:
+        answers, odds = self.answers(len(split.examples), rows, outputs)
+        ids = [row.id for row in split.examples]
+        predicted = {id_: best[0]["text"] if best else "" for id_, best in zip(ids, answers, strict=True)}
+        null_odds = dict(zip(ids, odds, strict=True))
+        gold = {row.id: [text for text, _ in row.answers] for row in split.examples}
+        labeled = all(row.is_labeled for row in split.examples)
+        threshold: dict[str, float] = {}
+        if self.unanswerable and tuned is not None:
+            threshold = {"null_threshold": tuned["null_threshold"]}
+        elif self.unanswerable and labeled:
+            best_exact, _ = best_threshold(predicted, null_odds, gold, "exact")
+            threshold = {
+                "best_exact": best_exact,
+                "null_threshold": best_threshold(predicted, null_odds, gold, "f1")[1],
+            }
+        if threshold:
+            predicted = {i: "" if null_odds[i] > threshold["null_threshold"] else text for i, text in predicted.items()}
+        predictions = [
+            {"id": id_, "answer": predicted[id_], "null_odds": null_odds[id_], "n_best": n_best}
+            for id_, n_best in zip(ids, answers, strict=True)
         ]
-        degenerate = family.all_the_same(list(predicted.values()))
-        return family.Scored(metrics, full, degenerate)
+        metrics = squad(predicted, gold) | threshold if labeled else {}
+        return family.Score(metrics, predictions, family.is_constant(list(predicted.values())))
 
     def answers(
-        self, examples: int, rows: Windows, found: family.Found
+        self, count: int, rows: WindowRows, outputs: family.RowOutputs
     ) -> tuple[list[list[dict[str, Any]]], list[float]]:
-        """For each example its best answers, `text`, `start`, `end` (characters), `score`, `probability` among them; and
-        the odds of no answer, the larger the surer.
+        """The best answers of each example, and the odds that it has none.
+
+        Returns:
+          For each of `count` examples, best first: dicts of `text`, `start` and `end` (characters), `score`, `probability` (among
+          these answers).  The odds are the larger, the surer the model is that there is no answer.
         """
-        config = rows.config
-        kept: list[dict[str, dict[str, Any]]] = [{} for _ in range(examples)]
-        null = [float("inf")] * examples
-        for window, outputs in zip(rows.windows, found, strict=True):
-            first = len(window.question) + 2
-            start, end, score = (outputs[name] for name in ("start", "end", "score"))
-            good = (score > NEVER / 2) & (end >= start) & (end - start < config.max_answer_length)
-            null[window.example] = min(null[window.example], float(outputs["null"]))
-            for at in np.flatnonzero(good)[np.argsort(-score[good], kind="stable")][: config.n_best_size].tolist():
-                begin = int(window.context.ranges[start[at] - first + window.start, 0])
-                close = int(window.context.ranges[end[at] - first + window.start, 1])
-                text = window.context.text[begin:close]
-                before = kept[window.example].get(text)
-                if text.strip() and (before is None or before["score"] < score[at]):
-                    kept[window.example][text] = {"text": text, "start": begin, "end": close, "score": float(score[at])}
-        best = [sorted(texts.values(), key=lambda answer: -answer["score"])[: config.n_best_size] for texts in kept]
-        for n_best in best:
+        config: QuestionAnsweringData = rows.config
+        candidates: list[dict[str, dict[str, Any]]] = [{} for _ in range(count)]
+        null = [float("inf")] * count
+        for window, row in zip(rows.windows, outputs, strict=True):
+            start, end, score = row["start"], row["end"], row["score"]
+            null[window.example] = min(null[window.example], float(row["null"]))
+            valid = (score > MASKED / 2) & (end >= start) & (end - start < config.max_answer_length)
+            # Positions in the row -> tokens of the context.
+            ranges, offset = window.context.ranges, window.start - len(window.question) - 2
+            by_text = candidates[window.example]
+            for at in np.flatnonzero(valid)[np.argsort(-score[valid], kind="stable")][: config.n_best_size].tolist():
+                first, last = int(ranges[start[at] + offset, 0]), int(ranges[end[at] + offset, 1])
+                text = window.context.text[first:last]
+                if text.strip() and (text not in by_text or by_text[text]["score"] < score[at]):
+                    by_text[text] = {"text": text, "start": first, "end": last, "score": float(score[at])}
+        best = [
+            sorted(texts.values(), key=lambda answer: -answer["score"])[: config.n_best_size] for texts in candidates
+        ]
+        for n_best in filter(None, best):
             scores = np.exp([answer["score"] - n_best[0]["score"] for answer in n_best])
-            for answer, share in zip(n_best, scores / scores.sum() if n_best else (), strict=True):
-                answer["probability"] = float(share)
-        if config.qa_head == "plain":  # how much better no answer is than the best
-            null = [value - n_best[0]["score"] if n_best else SURE for value, n_best in zip(null, best, strict=True)]
+            for answer, probability in zip(n_best, scores / scores.sum(), strict=True):
+                answer["probability"] = float(probability)
+        if config.qa_head == "plain":  # the score of no answer, relative to the best answer
+            null = [value - n_best[0]["score"] if n_best else CERTAIN for value, n_best in zip(null, best, strict=True)]
         return best, null
 
-    def baseline(self, train: Sequence[Any], dev: Sequence[Any], labels: tuple[str, ...]) -> dict[str, float]:
-        """Always no answer, where there may be none."""
-        return squad({row.id: "" for row in dev}, {row.id: [text for text, _ in row.answers] for row in dev})
+    def baseline(self, train: Split, dev: Split) -> dict[str, float]:
+        """Predict no answer for every question."""
+        return squad(
+            {row.id: "" for row in dev.examples}, {row.id: [t for t, _ in row.answers] for row in dev.examples}
+        )
 
-    def write(self, folder: Path, split: str, examples: Sequence[Any], predictions: Sequence[Any]) -> Path:
-        """`question: answer` as evaluate-v2.0.py reads it; beside it the n best, and the odds of no answer (its --na-prob-file)."""
-        path = folder / f"{split}.json"
-        for file, key in ((path, "answer"), (folder / f"{split}.null_odds.json", "null_odds")):
+    def write(self, folder: Path, split: Split, predictions: Sequence[Any]) -> Path:
+        """Three JSON files keyed by id: the answers (read by evaluate-v2.0.py), null_odds (its --na-prob-file), and n_best."""
+        path = folder / f"{split.name}.json"
+        names = {
+            "answer": path.name,
+            "null_odds": f"{split.name}.null_odds.json",
+            "n_best": f"{split.name}.n_best.json",
+        }
+        for key, name in names.items():
             table = {row["id"]: row[key] for row in predictions}
-            file.write_text(json.dumps(table, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        n_best = {row["id"]: row["n_best"] for row in predictions}
-        (folder / f"{split}.n_best.json").write_text(json.dumps(n_best, ensure_ascii=False) + "\n", encoding="utf-8")
+            indent = None if key == "n_best" else 1
+            (folder / name).write_text(json.dumps(table, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
         return path
 
 
 def _questions(where: str, record: Record) -> Iterator[Example]:
-    """The questions of SQuAD's nested file, of one line that is one question, or of a record of TFDS."""
-    last = "its first question"
+    """The questions of a nested SQuAD file, or the one question of a JSON line or a TFDS record."""
+    place = "its first question"
     try:
-        for qa, context in _nested(record) if "data" in record else ((record, record["context"]),):
+        for qa, context in _nested(record) if "data" in record else [(record, record["context"])]:
             answers = qa.get("answers", [])
-            if isinstance(answers, dict):
+            if isinstance(answers, dict):  # lists by field, as Hugging Face and TFDS have them
                 answers = [dict(zip(answers, values, strict=True)) for values in zip(*answers.values(), strict=True)]
             gold = tuple((answer["text"], answer["answer_start"]) for answer in answers)
             texts = [qa["id"], qa["question"], context, *(text for text, _ in gold)]
             if not all(isinstance(text, str) for text in texts) or not all(type(at) is int for _, at in gold):
                 raise TypeError
             yield Example(qa["id"], qa["question"], context, () if qa.get("is_impossible") else gold, "answers" in qa)
-            last = f"the question after {qa['id']}"
+            place = f"the question after {qa['id']}"
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"no '{error.args[0]}'" if isinstance(error, KeyError) else "a field of another type"
-        raise InputError(f"{where}: {last} is not of SQuAD's form: {what}") from None
+        problem = f"no '{error.args[0]}'" if isinstance(error, KeyError) else "a field has the wrong type"
+        raise InputError(f"{where}: {place} is not in SQuAD's format: {problem}") from None
 
 
 def _nested(record: Record) -> Iterator[tuple[Any, Any]]:

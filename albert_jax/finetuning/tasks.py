@@ -1,29 +1,40 @@
-"""The table of tasks: a new one is a new entry."""
+"""The fine-tuning tasks.  To add a task, add an entry here and a recipe in experiments/finetune/."""
 
-from albert_jax.finetuning.classification import Classification
+from albert_jax.finetuning.classification import Classification, ClassificationData
 from albert_jax.finetuning.family import Family
-from albert_jax.finetuning.multiple_choice import MultipleChoice
-from albert_jax.finetuning.question_answering import QuestionAnswering
-from albert_jax.finetuning.token_classification import TokenClassification
+from albert_jax.finetuning.files import TaskDataConfig
+from albert_jax.finetuning.multiple_choice import MultipleChoice, MultipleChoiceData
+from albert_jax.finetuning.question_answering import QuestionAnswering, QuestionAnsweringData
+from albert_jax.finetuning.token_classification import TokenClassification, TokenClassificationData
+
+FAMILIES: dict[str, type[TaskDataConfig]] = {
+    "classification": ClassificationData,
+    "question_answering": QuestionAnsweringData,
+    "multiple_choice": MultipleChoiceData,
+    "token_classification": TokenClassificationData,
+}
+"""Family -> its data settings."""
 
 _ENTAILMENT = {"entailment": "entailment", "not_entailment": "not_entailment"}
 
 TASKS: dict[str, Family] = {
-    # GLUE: columns as its own .tsv have them, then as TFDS and Hugging Face name them.
+    # GLUE: the column names of its .tsv files, then those of TFDS and Hugging Face.
     "cola": Classification(
         text=("sentence",),
-        labels={"0": "unacceptable", "1": "acceptable"},
+        classes={"0": "unacceptable", "1": "acceptable"},
         metrics=("matthews", "accuracy"),
         select="matthews",
         header=("source", "label", "star", "sentence"),
         server={"test": "CoLA.tsv"},
     ),
-    "sst2": Classification(text=("sentence",), labels={"0": "negative", "1": "positive"}, server={"test": "SST-2.tsv"}),
+    "sst2": Classification(
+        text=("sentence",), classes={"0": "negative", "1": "positive"}, server={"test": "SST-2.tsv"}
+    ),
     "mrpc": Classification(
         text=("#1 String", "sentence1"),
         text_pair=("#2 String", "sentence2"),
         label=("Quality", "label"),
-        labels={"0": "not_equivalent", "1": "equivalent"},
+        classes={"0": "not_equivalent", "1": "equivalent"},
         metrics=("accuracy", "f1"),
         server={"test": "MRPC.tsv"},
     ),
@@ -40,7 +51,7 @@ TASKS: dict[str, Family] = {
         text=("question1",),
         text_pair=("question2",),
         label=("is_duplicate", "label"),
-        labels={"0": "not_duplicate", "1": "duplicate"},
+        classes={"0": "not_duplicate", "1": "duplicate"},
         metrics=("accuracy", "f1"),
         server={"test": "QQP.tsv"},
     ),
@@ -48,7 +59,7 @@ TASKS: dict[str, Family] = {
         text=("sentence1", "premise"),
         text_pair=("sentence2", "hypothesis"),
         label=("gold_label", "label"),
-        labels={name: name for name in ("entailment", "neutral", "contradiction")},
+        classes={name: name for name in ("entailment", "neutral", "contradiction")},
         splits={
             "train": "train.tsv",
             "dev_matched": "dev_matched.tsv",
@@ -60,15 +71,15 @@ TASKS: dict[str, Family] = {
         server={"test_matched": "MNLI-m.tsv", "test_mismatched": "MNLI-mm.tsv", "ax": "AX.tsv"},
     ),
     "qnli": Classification(
-        text=("question",), text_pair=("sentence",), labels=_ENTAILMENT, server={"test": "QNLI.tsv"}
+        text=("question",), text_pair=("sentence",), classes=_ENTAILMENT, server={"test": "QNLI.tsv"}
     ),
     "rte": Classification(
-        text=("sentence1",), text_pair=("sentence2",), labels=_ENTAILMENT, server={"test": "RTE.tsv"}
+        text=("sentence1",), text_pair=("sentence2",), classes=_ENTAILMENT, server={"test": "RTE.tsv"}
     ),
     "wnli": Classification(
         text=("sentence1",),
         text_pair=("sentence2",),
-        labels={"0": "not_entailment", "1": "entailment"},
+        classes={"0": "not_entailment", "1": "entailment"},
         server={"test": "WNLI.tsv"},
     ),
     "squad1": QuestionAnswering(),
@@ -79,7 +90,7 @@ TASKS: dict[str, Family] = {
     "race": MultipleChoice(),
     "mctest": MultipleChoice(splits={split: f"mc*.{split}.tsv" for split in ("train", "dev", "test")}),
     "ner": TokenClassification(),
-    # A user's own .csv, .tsv or .jsonl, with the columns that the command line names.
+    # The user's own .csv, .tsv or .jsonl; data.text_column and data.label_column name the columns.
     "text": Classification(metrics=("accuracy", "macro_f1"), splits={}),
     "regression": Classification(regression=True, metrics=("pearson", "spearman"), select="pearson", splits={}),
 }

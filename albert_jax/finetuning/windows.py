@@ -1,15 +1,14 @@
-"""Contexts longer than the input, read in overlapping windows; places of answers by characters."""
+"""Contexts longer than the input, read in overlapping windows; answers are located by characters."""
 
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from albert_jax.data.batches import Row
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.finetuning.files import TaskDataConfig
 
 
 class Context(NamedTuple):
@@ -18,7 +17,7 @@ class Context(NamedTuple):
     text: str
     ids: np.ndarray
     ranges: np.ndarray
-    """[tokens, 2]: characters [start, end) of each."""
+    """[tokens, 2]: characters [start, end) of each token."""
 
 
 class Window(NamedTuple):
@@ -28,21 +27,23 @@ class Window(NamedTuple):
     question: np.ndarray
     context: Context
     start: int
-    """First token of the context that is in it."""
+    """The window's first token in the context."""
     size: int
     best: np.ndarray
     """[size] bool: no other window has more context around this token."""
     answer: tuple[int, int] | None
-    """First and last token of the answer, of the whole context; None if it is not in this window."""
+    """First and last token of the answer in the context; None if it is not in this window."""
 
 
 @dataclass(frozen=True)
-class Windows:
-    """`[CLS] question [SEP] window [SEP]`; the answer's place is that of [CLS] where there is none."""
+class WindowRows:
+    """`[CLS] question [SEP] window [SEP]`; without an answer, `start` and `end` are the position of [CLS]."""
 
     windows: list[Window]
-    config: TaskDataConfig
+    config: Any
+    """The task's `QuestionAnsweringData`."""
     special: tuple[int, int]
+    """Ids of [CLS] and [SEP]."""
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
@@ -58,15 +59,14 @@ class Windows:
         first = len(window.question) + 2
         part = window.context.ids[window.start : window.start + window.size]
         ids = np.concatenate([[cls_id], window.question, [sep_id], part, [sep_id]]).astype(np.int32)
-        allowed = np.zeros(len(ids), np.int32)
-        allowed[first : first + window.size] = 1
-        best = np.zeros(len(ids), np.int32)
+        answer_mask, best = np.zeros_like(ids), np.zeros_like(ids)
+        answer_mask[first : first + window.size] = 1
         best[first : first + window.size] = window.best
         start, end = (0, 0) if window.answer is None else (at - window.start + first for at in window.answer)
         return {
             "input_ids": ids,
             "token_type_ids": (np.arange(len(ids)) >= first).astype(np.int32),
-            "answer_mask": allowed,
+            "answer_mask": answer_mask,
             "best": best,
             "start": np.int32(start),
             "end": np.int32(end),
@@ -75,14 +75,14 @@ class Windows:
 
 
 def windows(example: int, question: np.ndarray, context: Context, room: int, stride: int) -> Iterator[Window]:
-    """The windows of a context, each of at most `room` tokens, `stride` from one's beginning to the next one's."""
+    """The windows of a context: each has at most `room` tokens and starts `stride` tokens after the one before."""
     total = len(context.ids)
     starts = [0]
     while starts[-1] + room < total:
         starts.append(starts[-1] + min(room, stride))
     sizes = [min(room, total - start) for start in starts]
     at = np.arange(total)
-    # google-research/albert squad_utils.py, _check_is_max_context: the smaller side counts; of equals the longer window.
+    # google-research/albert squad_utils.py, _check_is_max_context: the shorter side counts; on a tie the longer window.
     scores = np.full((len(starts), total), -np.inf)
     for number, (start, size) in enumerate(zip(starts, sizes, strict=True)):
         inside = slice(start, start + size)
@@ -93,13 +93,18 @@ def windows(example: int, question: np.ndarray, context: Context, room: int, str
 
 
 def locate(context: Context, answer: str, start: int) -> tuple[int, int] | None:
-    """First and last token that an answer's characters touch; None where the characters are of no token."""
-    begin, end = start, start + len(answer)
-    touching = np.flatnonzero((context.ranges[:, 0] < end) & (context.ranges[:, 1] > begin))
-    return (int(touching[0]), int(touching[-1])) if len(touching) else None
+    """First and last token of an answer that begins at character `start`.
+
+    None if the context does not have the answer there, or no token covers it.
+    """
+    end = start + len(answer)
+    if not answer.strip() or context.text[start:end] != answer:
+        return None
+    tokens = np.flatnonzero((context.ranges[:, 0] < end) & (context.ranges[:, 1] > start))
+    return (int(tokens[0]), int(tokens[-1])) if len(tokens) else None
 
 
-def tokenized(tokenizer: Tokenizer, text: str) -> Context:
+def tokenize(tokenizer: Tokenizer, text: str) -> Context:
     """A context with the characters of its tokens."""
     ids, ranges = tokenizer.encode_with_offsets(text)
     return Context(text, np.array(ids, np.int32), np.array(ranges, np.int32).reshape(-1, 2))

@@ -11,6 +11,7 @@ import jax
 from albert_jax.config import require
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.finetuning import classification, family, multiple_choice, question_answering, token_classification
+from albert_jax.finetuning.family import Split
 from albert_jax.finetuning.files import TaskDataConfig
 from albert_jax.finetuning.metrics import spans
 from albert_jax.model.heads import Albert
@@ -38,7 +39,9 @@ def classify(
     require(len(first) == len(second), f"{len(first)} texts and {len(second)} text pairs")
     task = classification.Classification(regression=len(model.labels) == 1)
     examples = [classification.Example("", text, pair, None) for text, pair in zip(first, second, strict=True)]
-    found = _found(model, params, task, task.rows(examples, tokenizer, _config(model), model.labels), _config(model))
+    config = _config(model, classification.ClassificationData, "text")
+    rows = task.rows(Split("", examples, model.labels), tokenizer, config)
+    found = _found(model, params, task, rows, config)
     if task.regression:
         return [{"score": float(row["score"])} for row in found]
     answers = []
@@ -62,10 +65,12 @@ def entities(
     _needs(model, "token_classifier")
     texts = [texts] if isinstance(texts, str) else list(texts)
     words = [list(token_classification.WORDS.finditer(text)) for text in texts]
-    examples = [token_classification.Example(tuple(word.group() for word in found), None, "") for found in words]
+    examples = [token_classification.Example("", tuple(word.group() for word in found), None) for found in words]
     task = token_classification.TokenClassification()
-    rows = task.rows(examples, tokenizer, _config(model), model.labels)
-    tagged = task.tags(examples, rows, _found(model, params, task, rows, _config(model)), model.labels)
+    config = _config(model, token_classification.TokenClassificationData, "ner")
+    split = Split("", examples, model.labels)
+    rows = task.rows(split, tokenizer, config)
+    tagged = task.tags(split, rows, _found(model, params, task, rows, config))
     answers = []
     for text, places, (tags, probabilities) in zip(texts, words, tagged, strict=True):
         own = []
@@ -101,7 +106,7 @@ def answer(
     questions, contexts = ([some] if isinstance(some, str) else list(some) for some in (questions, contexts))
     require(len(questions) == len(contexts), f"{len(questions)} questions and {len(contexts)} contexts")
     most = min(WINDOW, model.config.max_position_embeddings)
-    config = TaskDataConfig(
+    config = question_answering.QuestionAnsweringData(
         task="squad2",
         max_seq_length=most,
         max_query_length=min(64, most // 4),
@@ -114,7 +119,7 @@ def answer(
         for number, (question, context) in enumerate(zip(questions, contexts, strict=True))
     ]
     task = question_answering.QuestionAnswering(unanswerable=True)
-    rows = task.rows(examples, tokenizer, config, ())
+    rows = task.rows(Split("", examples), tokenizer, config)
     answers, odds = task.answers(len(examples), rows, _found(model, params, task, rows, config))
     best = [found[:n_best] for found in answers]
     for found in best:  # shares among those that are told
@@ -141,16 +146,17 @@ def choose(
         for passage, question, options in questions
     ]
     task = multiple_choice.MultipleChoice()
-    rows = task.rows(examples, tokenizer, _config(model), ())
-    found = _found(model, params, task, rows, _config(model))
+    config = _config(model, multiple_choice.MultipleChoiceData, "race")
+    rows = task.rows(Split("", examples), tokenizer, config)
+    found = _found(model, params, task, rows, config)
     return [row["probabilities"][: len(example.options)].tolist() for row, example in zip(found, examples, strict=True)]
 
 
-def _config(model: Albert) -> TaskDataConfig:
-    return TaskDataConfig(task="text", max_seq_length=model.config.max_position_embeddings)
+def _config(model: Albert, kind: Callable[..., Any], task: str) -> Any:
+    return kind(task=task, max_seq_length=model.config.max_position_embeddings)
 
 
-def _found(model: Albert, params: Any, task: Any, rows: Any, config: TaskDataConfig) -> family.Found:
+def _found(model: Albert, params: Any, task: Any, rows: Any, config: TaskDataConfig) -> family.RowOutputs:
     step = _STEPS.setdefault(
         (model, type(task), config), jax.jit(lambda params, batch: task.outputs(model.apply, params, batch, config))
     )

@@ -8,16 +8,12 @@ README).
 Not run here with released weights; see experiments/LOG.md for what was.
 """
 
-from albert_jax.finetuning.files import TaskDataConfig
-from albert_jax.finetuning.run import FinetuneConfig
-from albert_jax.model.albert import AlbertConfig
-from albert_jax.training.loop import TrainConfig
-from albert_jax.training.optim import OptimConfig
+from albert_jax.finetuning import AlbertConfig, ClassificationData, FinetuneConfig, OptimConfig, TrainConfig
 
 config = FinetuneConfig(
     run_dir="runs/mnli",
     model=AlbertConfig(),
-    data=TaskDataConfig(task="mnli", max_seq_length=512),
+    data=ClassificationData(task="mnli", max_seq_length=512),
     optim=OptimConfig(optimizer="adamw", learning_rate=3e-5, num_warmup_steps=1000),
     train=TrainConfig(num_train_steps=10_000, global_batch_size=128, eval_every=500, checkpoint_every=500),
 )

@@ -7,16 +7,12 @@ xxlarge 90.9 (paper, Table 9).
 Not run here with released weights; see experiments/LOG.md for what was.
 """
 
-from albert_jax.finetuning.files import TaskDataConfig
-from albert_jax.finetuning.run import FinetuneConfig
-from albert_jax.model.albert import AlbertConfig
-from albert_jax.training.loop import TrainConfig
-from albert_jax.training.optim import OptimConfig
+from albert_jax.finetuning import AlbertConfig, ClassificationData, FinetuneConfig, OptimConfig, TrainConfig
 
 config = FinetuneConfig(
     run_dir="runs/mrpc",
     model=AlbertConfig(),
-    data=TaskDataConfig(task="mrpc", max_seq_length=512),
+    data=ClassificationData(task="mrpc", max_seq_length=512),
     optim=OptimConfig(optimizer="adamw", learning_rate=2e-5, num_warmup_steps=200),
     train=TrainConfig(num_train_steps=800, global_batch_size=32, eval_every=100, checkpoint_every=100),
 )

@@ -7,16 +7,12 @@ the word, the last the tag.  The paper has no such recipe; this is BERT's.
 Not run here with released weights; see experiments/LOG.md for what was.
 """
 
-from albert_jax.finetuning.files import TaskDataConfig
-from albert_jax.finetuning.run import FinetuneConfig
-from albert_jax.model.albert import AlbertConfig
-from albert_jax.training.loop import TrainConfig
-from albert_jax.training.optim import OptimConfig
+from albert_jax.finetuning import AlbertConfig, FinetuneConfig, OptimConfig, TokenClassificationData, TrainConfig
 
 config = FinetuneConfig(
     run_dir="runs/ner",
     model=AlbertConfig(),
-    data=TaskDataConfig(task="ner", max_seq_length=256),
+    data=TokenClassificationData(task="ner", max_seq_length=256),
     optim=OptimConfig(optimizer="adamw", learning_rate=3e-5, num_warmup_steps=150),
     train=TrainConfig(num_train_steps=1500, global_batch_size=32, eval_every=150, checkpoint_every=150),
 )

@@ -8,16 +8,12 @@ the encoder, which is v1's; v2 checkpoints learn without.  Expected (dev): xxlar
 Not run here with released weights; see experiments/LOG.md for what was.
 """
 
-from albert_jax.finetuning.files import TaskDataConfig
-from albert_jax.finetuning.run import FinetuneConfig
-from albert_jax.model.albert import AlbertConfig
-from albert_jax.training.loop import TrainConfig
-from albert_jax.training.optim import OptimConfig
+from albert_jax.finetuning import AlbertConfig, ClassificationData, FinetuneConfig, OptimConfig, TrainConfig
 
 config = FinetuneConfig(
     run_dir="runs/qqp",
     model=AlbertConfig(),
-    data=TaskDataConfig(task="qqp", max_seq_length=512),
+    data=ClassificationData(task="qqp", max_seq_length=512),
     optim=OptimConfig(optimizer="adamw", learning_rate=5e-5, num_warmup_steps=1000),
     train=TrainConfig(num_train_steps=14_000, global_batch_size=128, eval_every=1000, checkpoint_every=1000),
 )

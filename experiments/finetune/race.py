@@ -8,16 +8,12 @@ Expected (test): base v2 66.8, large v2 75.2, xlarge v2 80.7, xxlarge v2 86.8 (g
 Not run here with released weights; see experiments/LOG.md for what was.
 """
 
-from albert_jax.finetuning.files import TaskDataConfig
-from albert_jax.finetuning.run import FinetuneConfig
-from albert_jax.model.albert import AlbertConfig
-from albert_jax.training.loop import TrainConfig
-from albert_jax.training.optim import OptimConfig
+from albert_jax.finetuning import AlbertConfig, FinetuneConfig, MultipleChoiceData, OptimConfig, TrainConfig
 
 config = FinetuneConfig(
     run_dir="runs/race",
     model=AlbertConfig(),
-    data=TaskDataConfig(task="race", max_seq_length=512),
+    data=MultipleChoiceData(task="race", max_seq_length=512),
     optim=OptimConfig(optimizer="adamw", learning_rate=1e-5, num_warmup_steps=1000),
     train=TrainConfig(num_train_steps=12_000, global_batch_size=32, eval_every=1000, checkpoint_every=1000),
 )

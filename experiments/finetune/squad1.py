@@ -7,16 +7,12 @@ base v2 90.2/83.2, large v2 91.8/85.2, xlarge v2 92.9/86.4, xxlarge v2 94.6/89.1
 Not run here with released weights; see experiments/LOG.md for what was.
 """
 
-from albert_jax.finetuning.files import TaskDataConfig
-from albert_jax.finetuning.run import FinetuneConfig
-from albert_jax.model.albert import AlbertConfig
-from albert_jax.training.loop import TrainConfig
-from albert_jax.training.optim import OptimConfig
+from albert_jax.finetuning import AlbertConfig, FinetuneConfig, OptimConfig, QuestionAnsweringData, TrainConfig
 
 config = FinetuneConfig(
     run_dir="runs/squad1",
     model=AlbertConfig(),
-    data=TaskDataConfig(task="squad1", max_seq_length=384),
+    data=QuestionAnsweringData(task="squad1", max_seq_length=384),
     optim=OptimConfig(optimizer="adamw", learning_rate=5e-5, num_warmup_steps=365),
     train=TrainConfig(num_train_steps=3649, global_batch_size=48, eval_every=500, checkpoint_every=500),
 )

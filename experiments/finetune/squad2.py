@@ -8,16 +8,12 @@ Recipe: the paper's Table 14.  With the head of the released code, which asks wh
 Not run here with released weights; see experiments/LOG.md for what was.
 """
 
-from albert_jax.finetuning.files import TaskDataConfig
-from albert_jax.finetuning.run import FinetuneConfig
-from albert_jax.model.albert import AlbertConfig
-from albert_jax.training.loop import TrainConfig
-from albert_jax.training.optim import OptimConfig
+from albert_jax.finetuning import AlbertConfig, FinetuneConfig, OptimConfig, QuestionAnsweringData, TrainConfig
 
 config = FinetuneConfig(
     run_dir="runs/squad2",
     model=AlbertConfig(),
-    data=TaskDataConfig(task="squad2", max_seq_length=512, qa_head="answer_class"),
+    data=QuestionAnsweringData(task="squad2", max_seq_length=512, qa_head="answer_class"),
     optim=OptimConfig(optimizer="adamw", learning_rate=3e-5, num_warmup_steps=814),
     train=TrainConfig(num_train_steps=8144, global_batch_size=48, eval_every=500, checkpoint_every=500),
 )

@@ -7,16 +7,12 @@ Recipe: the paper's Table 14.  Expected (dev): base v2 92.9, large v2 94.9, xlar
 Not run here with released weights; see experiments/LOG.md for what was.
 """
 
-from albert_jax.finetuning.files import TaskDataConfig
-from albert_jax.finetuning.run import FinetuneConfig
-from albert_jax.model.albert import AlbertConfig
-from albert_jax.training.loop import TrainConfig
-from albert_jax.training.optim import OptimConfig
+from albert_jax.finetuning import AlbertConfig, ClassificationData, FinetuneConfig, OptimConfig, TrainConfig
 
 config = FinetuneConfig(
     run_dir="runs/sst2",
     model=AlbertConfig(),
-    data=TaskDataConfig(task="sst2", max_seq_length=512),
+    data=ClassificationData(task="sst2", max_seq_length=512),
     optim=OptimConfig(optimizer="adamw", learning_rate=1e-5, num_warmup_steps=1256),
     train=TrainConfig(num_train_steps=20_935, global_batch_size=32, eval_every=500, checkpoint_every=500),
 )

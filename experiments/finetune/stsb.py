@@ -7,16 +7,12 @@ xxlarge 93.0 (paper, Table 9).
 Not run here with released weights; see experiments/LOG.md for what was.
 """
 
-from albert_jax.finetuning.files import TaskDataConfig
-from albert_jax.finetuning.run import FinetuneConfig
-from albert_jax.model.albert import AlbertConfig
-from albert_jax.training.loop import TrainConfig
-from albert_jax.training.optim import OptimConfig
+from albert_jax.finetuning import AlbertConfig, ClassificationData, FinetuneConfig, OptimConfig, TrainConfig
 
 config = FinetuneConfig(
     run_dir="runs/stsb",
     model=AlbertConfig(),
-    data=TaskDataConfig(task="stsb", max_seq_length=512),
+    data=ClassificationData(task="stsb", max_seq_length=512),
     optim=OptimConfig(optimizer="adamw", learning_rate=2e-5, num_warmup_steps=214),
     train=TrainConfig(num_train_steps=3598, global_batch_size=16, eval_every=200, checkpoint_every=200),
 )

@@ -7,16 +7,12 @@ v1's; v2 checkpoints learn without.  Expected: the paper has a test figure alone
 Not run here with released weights; see experiments/LOG.md for what was.
 """
 
-from albert_jax.finetuning.files import TaskDataConfig
-from albert_jax.finetuning.run import FinetuneConfig
-from albert_jax.model.albert import AlbertConfig
-from albert_jax.training.loop import TrainConfig
-from albert_jax.training.optim import OptimConfig
+from albert_jax.finetuning import AlbertConfig, ClassificationData, FinetuneConfig, OptimConfig, TrainConfig
 
 config = FinetuneConfig(
     run_dir="runs/wnli",
     model=AlbertConfig(),
-    data=TaskDataConfig(task="wnli", max_seq_length=512),
+    data=ClassificationData(task="wnli", max_seq_length=512),
     optim=OptimConfig(optimizer="adamw", learning_rate=2e-5, num_warmup_steps=250),
     train=TrainConfig(num_train_steps=2000, global_batch_size=16, eval_every=100, checkpoint_every=100),
 )
