@@ -257,10 +257,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
-    except RecursionError:
-        raise InputError(f"{path}: cannot be read: it is nested too deeply") from None
-    except ValueError as error:  # a number with thousands of digits
-        raise InputError(f"{path}: cannot be read: {str(error).partition(';')[0]}") from None
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number with thousands of digits
+        raise InputError(f"{path}: cannot be read: {first_line(error)}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a JSON object")
     return values

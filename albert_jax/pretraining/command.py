@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from albert_jax import pretraining
 from albert_jax.config import InputError, Parser, check_writable, load
 from albert_jax.training.command import add_run_options, exit_code, join_processes
 
@@ -39,25 +40,19 @@ def add_pretraining_commands(add_job: Callable[..., Parser]) -> None:
     """Add the commands of this folder to the command line."""
     summary = "Prepare the data, train and evaluate.  Rerunning the command resumes."
     job = add_job("pretrain FILE", pretrain, summary, PRETRAIN_EXAMPLES)
-    job.add_experiment(_config_class)
+    job.add_experiment(lambda: pretraining.PretrainConfig)
     add_run_options(job)
     job = add_job("prepare FILE", prepare, "Prepare the data of an experiment; print the folder.", PREPARE_EXAMPLES)
-    job.add_experiment(_config_class)
+    job.add_experiment(lambda: pretraining.PretrainConfig)
     text = "local: this process (default); beam: the workers of an Apache Beam pipeline"
     job.add_argument("--engine", default="local", choices=("local", "beam"), help=text)
     job.free_options = "--beam."
     summary = "Train a SentencePiece vocabulary on an experiment's text, with the flags of the released one."
     job = add_job("vocab FILE TARGET", vocab, summary, VOCAB_EXAMPLES)
-    job.add_experiment(_config_class)
+    job.add_experiment(lambda: pretraining.PretrainConfig)
     job.add_argument("target", metavar="TARGET", type=Path, help="file to write, such as spiece.model")
     summary = "Measure how well sentence order can be predicted without a model, in an experiment's data."
-    add_job("probe FILE", probe, summary, PROBE_EXAMPLES).add_experiment(_config_class)
-
-
-def _config_class() -> type:
-    from albert_jax.pretraining.run import PretrainConfig
-
-    return PretrainConfig
+    add_job("probe FILE", probe, summary, PROBE_EXAMPLES).add_experiment(lambda: pretraining.PretrainConfig)
 
 
 def pretrain(arguments: argparse.Namespace) -> int:
@@ -102,4 +97,4 @@ def probe(arguments: argparse.Namespace) -> int:
 
 
 def _config(arguments: argparse.Namespace) -> Any:
-    return load(_config_class(), arguments.experiment, arguments.overrides)
+    return load(pretraining.PretrainConfig, arguments.experiment, arguments.overrides)
