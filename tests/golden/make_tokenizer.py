@@ -1,8 +1,10 @@
-"""Made tests/golden/tokenizer once, with transformers 4.57.1 and sentencepiece 0.2.3: `python make_tokenizer.py FOLDER SPIECE`.
+"""Script that wrote tests/golden/tokenizer, with transformers 4.57.1 and sentencepiece 0.2.3.
 
-The ids that transformers 4's slow AlbertTokenizer gives hard text: the last living one with Google's digit-comma rule.
-`ids.json` holds the texts and the ids by vocabulary and switches; the small vocabulary stands beside it, the released one
-(SPIECE) does not.  Left out of the texts is what is another thing there on purpose: NUL, `` and '', special pieces.
+    python make_tokenizer.py FOLDER SPIECE
+
+`ids.json` has the ids that transformers 4's slow AlbertTokenizer, the last maintained code with Google's digit-comma rule, gives
+for difficult texts, by vocabulary and options.  The small vocabulary is in the same folder; the released one (SPIECE) is not.
+The texts do not contain what this package treats differently on purpose: NUL, `` and '', and special pieces.
 """
 
 import inspect
@@ -37,11 +39,11 @@ TEXTS = [
     "def f(self, *args): return {'a': [1, 2,], \"b\": 3.0}  # 100,000 == 1e5",
     "the  quick   brown\tfox\njumps over the lazy dog, and then, in 1984, it sleeps.",
 ]
-SWITCHES = {"": {}, "keep_accents": {"keep_accents": True}, "cased": {"keep_accents": True, "do_lower_case": False}}
+OPTIONS = {"": {}, "keep_accents": {"keep_accents": True}, "cased": {"keep_accents": True, "do_lower_case": False}}
 
 
 def main(target: Path, released: Path) -> None:
-    """Trains the small vocabulary and asks both."""
+    """Train the small vocabulary, and write the ids of both vocabularies."""
     from transformers import AlbertTokenizer
 
     from albert_jax.data.tokenizer import train_vocabulary
@@ -49,18 +51,18 @@ def main(target: Path, released: Path) -> None:
     numbers = ["in 2010, it cost $5,000, in 1999, it cost $1,500,000, (a12,b12,) x7,y7, 0,00,000, 42, 42,"] * 40
     prose = [line for module in (textwrap, random) for line in inspect.getsource(module).splitlines()]
     train_vocabulary(prose + numbers, target / "spiece.model", 500)
-    found = {
+    ids = {
         vocabulary: {
-            name: [AlbertTokenizer(str(path), **switches).encode(text, add_special_tokens=False) for text in TEXTS]
-            for name, switches in SWITCHES.items()
+            name: [AlbertTokenizer(str(path), **options).encode(text, add_special_tokens=False) for text in TEXTS]
+            for name, options in OPTIONS.items()
         }
         for vocabulary, path in (("small", target / "spiece.model"), ("released", released))
     }
-    rows = [
-        {"text": text} | {v: {name: ids[number] for name, ids in by_switch.items()} for v, by_switch in found.items()}
+    lines = [
+        {"text": text} | {v: {name: rows[number] for name, rows in by_option.items()} for v, by_option in ids.items()}
         for number, text in enumerate(TEXTS)
     ]
-    (target / "ids.json").write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    (target / "ids.json").write_text("[\n" + ",\n".join(json.dumps(line) for line in lines) + "\n]\n")
 
 
 if __name__ == "__main__":
