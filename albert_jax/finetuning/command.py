@@ -7,7 +7,7 @@ from typing import Any
 from albert_jax.config import InputError, Parser
 from albert_jax.training.command import add_run_options, exit_code, join_processes
 
-EPILOG = """\
+EXAMPLES = """\
   albert-jax finetune experiments/finetune/sst2.py --init-from albert/albert-base-v2 --data.dir glue/SST-2
   albert-jax finetune experiments/finetune/rte.py --init-from runs/mnli --data.dir glue/RTE --seeds 5
   albert-jax finetune experiments/finetune/text.py --init-from runs/small --data.train-file mine.csv --data.dev-file dev.csv
@@ -17,7 +17,7 @@ EPILOG = """\
 def add_finetuning_commands(add_job: Callable[..., Parser]) -> None:
     """Add the command of this folder to the command line."""
     summary = "Fine-tune on a task, evaluate and write predictions.  Rerunning the command resumes."
-    job = add_job("finetune", finetune, summary, EPILOG)
+    job = add_job("finetune FILE", finetune, summary, EXAMPLES)
     job.add_experiment(_config_class)
     job.field_values = _config
     text = "number of seeds (default 1); several give the median, mean and spread of each metric"
