@@ -29,7 +29,8 @@ def reshare(weights: Weights, **changes: Any) -> Weights:
       InputError: a combination that `AlbertConfig` refuses.
     """
     old = weights.model.config
-    if changes.get("sharing", "groups") != "groups":
+    strategy = STRATEGIES.get(changes.get("sharing", old.sharing))
+    if strategy is not None and not strategy.takes_groups:
         changes = {"num_hidden_groups": 1} | changes
     new = dataclasses.replace(old, **changes)
     if new == old:
@@ -48,8 +49,8 @@ def follow(weights: Weights, groups_of_layers: Sets) -> Weights:
     """
     model = weights.model
     blocks = blocks_of(groups_of_layers, model.config)
-    for name in STRATEGIES:
-        groups = model.config.num_hidden_groups if name == "groups" else 1
+    for name, strategy in STRATEGIES.items():
+        groups = model.config.num_hidden_groups if strategy.takes_groups else 1
         config = dataclasses.replace(model.config, sharing=name, num_hidden_groups=groups)
         if set(block_sets(config).values()) == {blocks}:
             return dataclasses.replace(weights, model=model.clone(config=config))
