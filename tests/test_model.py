@@ -31,6 +31,7 @@ STRATEGIES: dict[str, tuple[dict[str, Any], list[int], list[int]]] = {
     "attention": ({"sharing": "attention"}, [0, 0, 0, 0], [0, 1, 2, 3]),
     "ffn": ({"sharing": "ffn"}, [0, 1, 2, 3], [0, 0, 0, 0]),
     "groups": ({"sharing": "groups", "num_hidden_groups": 2}, [0, 0, 1, 1], [0, 0, 1, 1]),
+    "cycle": ({"sharing": "cycle", "num_hidden_groups": 2}, [0, 1, 0, 1], [0, 1, 0, 1]),
     "inner": ({"inner_group_num": 2, "sharing": "ffn"}, [0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 0, 1, 0, 1, 0, 1]),
 }
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles 3 times faster
@@ -459,8 +460,8 @@ def test_initialisation() -> None:
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"hidden_size": 64, "num_attention_heads": 3}, "hidden_size 64 is not divisible by num_attention_heads 3"),
     ({"hidden_act": "swish"}, "hidden_act: unknown value 'swish'; choose one of gelu_new, gelu, relu, tanh, linear"),
-    ({"sharing": "some"}, "sharing: unknown value 'some'; choose one of all, attention, ffn, none, groups"),
-    ({"num_hidden_groups": 2}, "num_hidden_groups 2 needs sharing groups"),
+    ({"sharing": "some"}, "sharing: unknown value 'some'; choose one of all, attention, ffn, none, groups, cycle"),
+    ({"num_hidden_groups": 2}, "num_hidden_groups 2 needs sharing groups or cycle, not all"),
     ({"sharing": "groups", "num_hidden_groups": 13}, "num_hidden_groups 13 exceeds num_hidden_layers 12"),
     ({"num_hidden_layers": 0}, "num_hidden_layers must be in [1, 16777216], got 0"),
     ({"attention_probs_dropout_prob": math.nan}, "attention_probs_dropout_prob must be in"),

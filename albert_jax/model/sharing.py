@@ -39,12 +39,18 @@ def consecutive(num_layers: int, num_groups: int) -> Sets:
     return tuple(i * num_groups // num_layers for i in range(num_layers))
 
 
+def cycle(num_layers: int, num_groups: int) -> Sets:
+    """Layer i reads set i % G (Takase and Kiyono, arXiv 2104.06022)."""
+    return tuple(i % num_groups for i in range(num_layers))
+
+
 STRATEGIES: dict[str, Strategy] = {
     "all": Strategy(shared, shared),  # ALBERT
     "attention": Strategy(shared, separate),  # paper, Table 4, "shared-attention"
     "ffn": Strategy(separate, shared),  # paper, Table 4, "shared-FFN"
     "none": Strategy(separate, separate),  # BERT
     "groups": Strategy(consecutive, consecutive, takes_groups=True),  # paper, section 3.1
+    "cycle": Strategy(cycle, cycle, takes_groups=True),
 }
 """Name -> sharing strategy."""
 
