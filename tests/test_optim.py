@@ -24,6 +24,7 @@ from albert_jax.training.optim import (
     OPTIMIZERS,
     AdamW,
     Lamb,
+    Lion,
     OptaxLamb,
     OptimConfig,
     decay_mask,
@@ -144,15 +145,19 @@ def test_each_set_is_updated_as_a_separate_tensor(name: str) -> None:
     assert_close(separate(flatten(stacked)), flatten(apart), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("rule", "reference"), [(AdamW, optax.adamw), (OptaxLamb, optax.lamb)])
+@pytest.mark.parametrize(
+    ("rule", "reference"), [(AdamW, optax.adamw), (OptaxLamb, optax.lamb), (Lion, optax.lion)], ids=str
+)
 def test_optax_gets_all_settings(rule: Any, reference: Any) -> None:
     """Fails if epsilon or the decay mask is not passed on, or the two betas are exchanged."""
-    settings = rule(beta1=0.8, beta2=0.99, epsilon=1e-3, weight_decay=0.3)
+    epsilon = {} if rule is Lion else {"epsilon": 1e-3}
+    settings = rule(beta1=0.8, beta2=0.98, weight_decay=0.3, **epsilon)
     config = OptimConfig(optimizer=settings, max_grad_norm=0.5, **FLAT)
     params, grads = nest(separate(start())), [nest(separate(step)) for step in gradients()]
     mask = nest({path: path.endswith(DECAYED) for path in separate(start())})
+    given = {"eps": epsilon["epsilon"]} if epsilon else {}
     direct = optax.chain(
-        optax.clip_by_global_norm(0.5), reference(0.1, b1=0.8, b2=0.99, eps=1e-3, weight_decay=0.3, mask=mask)
+        optax.clip_by_global_norm(0.5), reference(0.1, b1=0.8, b2=0.98, weight_decay=0.3, mask=mask, **given)
     )
     updated = run(make_optimizer(config, 10, lambda _: False).transformation, params, grads)
     assert_close(flatten(updated), flatten(run(direct, params, grads)), rtol=1e-6)
@@ -261,8 +266,9 @@ def test_settings_belong_to_the_selected_optimizer() -> None:
     config = from_dict(OptimConfig, {"optimizer": {"name": "adamw", "beta2": "0.98"}})
     assert config.optimizer == AdamW(beta2=0.98)
     assert from_dict(OptimConfig, to_dict(config)) == config
-    with pytest.raises(InputError, match="momentum"):
-        from_dict(OptimConfig, {"optimizer": {"name": "lamb", "momentum": 0.9}})
+    assert from_dict(OptimConfig, {"optimizer": "lion"}).optimizer.beta2 == 0.99
+    with pytest.raises(InputError, match="epsilon"):
+        from_dict(OptimConfig, {"optimizer": {"name": "lion", "epsilon": 1e-6}})
 
 
 def test_a_spike_is_skipped_and_the_next_update_is_applied() -> None:

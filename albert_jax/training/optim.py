@@ -101,7 +101,26 @@ class OptaxLamb(AdamSettings):
         return optax.lamb(schedule, *betas, self.epsilon, weight_decay=self.weight_decay, mask=decay_mask)
 
 
-OPTIMIZERS: dict[str, type[UpdateRule]] = {"lamb": Lamb, "adamw": AdamW, "optax_lamb": OptaxLamb}
+@dataclass(frozen=True)
+class Lion:
+    """Lion: the sign of an interpolated momentum (Chen et al., arXiv 2302.06675)."""
+
+    beta1: float = 0.9
+    """Weight of the momentum in the update."""
+    beta2: float = 0.99
+    """Decay rate of the momentum."""
+    weight_decay: float = 0.01
+    """Applies to all parameters except LayerNorms and biases."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def transformation(self, schedule: Schedule) -> optax.GradientTransformation:
+        """The update rule."""
+        return optax.lion(schedule, self.beta1, self.beta2, weight_decay=self.weight_decay, mask=decay_mask)
+
+
+OPTIMIZERS: dict[str, type[UpdateRule]] = {"lamb": Lamb, "adamw": AdamW, "optax_lamb": OptaxLamb, "lion": Lion}
 """Name -> update rule with its settings."""
 
 SCHEDULES: dict[str, Callable[[Any], Any]] = {
@@ -135,7 +154,7 @@ class OptimConfig:
     """The optimizer and its learning rate.  The defaults are the paper's pretraining at batch size 4096."""
 
     optimizer: Any = variant("lamb", OPTIMIZERS)
-    """The update rule with its settings.  lamb is the released one; adamw, optax_lamb are optax's."""
+    """The update rule with its settings.  lamb is the released one; the others are optax's."""
     learning_rate: float = 0.00176
     """Peak learning rate.  For smaller batches scale it by sqrt(batch size / 4096)."""
     schedule: str = choice("linear", SCHEDULES)
