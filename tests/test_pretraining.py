@@ -1,6 +1,7 @@
 """The parts of the pretraining job around the step: held-out evaluation and shortcut probes."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,7 @@ def prepared(config: PretrainConfig) -> Prepared:
     return prepare(config.data, config.model.vocab_size)
 
 
+@functools.cache
 def evaluate(config: PretrainConfig, prepared: Prepared) -> dict[str, dict[str, float]]:
     """Evaluate fresh parameters."""
     model = pretraining_model(config.model, config.objective)

@@ -89,9 +89,21 @@ def nsp(key: Array, row: Sequence, other: Sequence, end: Array) -> Pair:
     return Pair(tokens, pair.a, b, negative.astype(jnp.int32), possible)
 
 
+def sso(key: Array, row: Sequence, other: Sequence, end: Array) -> Pair:
+    """Sentence structural objective: B follows A, A follows B, or B is of a different document (StructBERT, arXiv 1908.04577)."""
+    cut_key, class_key, start_key = jax.random.split(key, 3)
+    pair = in_order(cut_key, row, other, end)
+    possible = jnp.max(other.sentence) >= 0
+    label = jax.random.randint(class_key, (), 0, jnp.where(possible, 3, 2))
+    b = _select(label == 2, _segment_of_other(start_key, row, other), pair.b)
+    a, b = _select(label == 1, b, pair.a), _select(label == 1, pair.a, b)
+    return Pair(jnp.concatenate([row.tokens, other.tokens]), a, b, label, possible)
+
+
 SENTENCE_OBJECTIVES: dict[str, SentenceObjective] = {
     "sop": SentenceObjective(sop, SENTENCE_CLASSES),
     "nsp": SentenceObjective(nsp, ("in order", "different document")),
+    "sso": SentenceObjective(sso, ("in order", "swapped", "different document")),
     "none": SentenceObjective(in_order),  # masked LM only (paper, Table 5)
 }
 """Name -> sentence objective.  Metrics are called `{name}_loss` and `{name}_accuracy`."""
