@@ -94,7 +94,7 @@ class AlbertText(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        # TFDS writes to a temporary folder and renames it at the end, so the vocabulary is there from the beginning.
+        # TFDS renames its temporary folder at the end, so a prepared folder always has its vocabulary.
         shutil.copyfile(self.builder_config.tokenizer.path, Path(self.data_dir) / VOCABULARY)
         return {split: self._generate_examples(split) for split in SPLITS}
 
