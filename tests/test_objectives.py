@@ -198,11 +198,9 @@ def test_segments_are_runs_of_sentences(objective: str) -> None:
 def test_without_another_document_there_is_no_negative() -> None:
     """The three-class objective then draws the other two classes, and its rows get weight 0, as with NSP."""
     rows = text(64, 64, 5) | {"document": np.zeros(64, np.int32)}
-    for objective in ("nsp", "sso"):
-        examples = drawer(replace(SHORT, sentence_objective=objective))(rows, 0)
-        classes = SENTENCE_OBJECTIVES[objective].classes
-        assert "different document" not in {classes[label] for label in examples["sentence_labels"]}
-        assert not examples["sentence_weights"].any()
+    examples = drawer(replace(SHORT, sentence_objective="sso"))(rows, 0)
+    assert set(examples["sentence_labels"].tolist()) == {0, 1}
+    assert not examples["sentence_weights"].any()
 
 
 def test_labels_for_a_head_with_other_classes() -> None:
@@ -297,11 +295,10 @@ def test_draw_follows_the_width_of_the_rows(objective: str) -> None:
     assert objectives.max_predictions(replace(config, max_predictions_per_seq=99), 512) == 99
 
 
-@pytest.mark.parametrize("objective", ["sop", "nsp"])
-def test_draw_is_the_same_on_eight_devices(objective: str) -> None:
-    """Bit for bit.  Fails if a key is folded with the number of devices."""
+def test_draw_is_the_same_on_eight_devices() -> None:
+    """Bit for bit, with an objective that also reads other rows.  Fails if a key is folded with the number of devices."""
     batch, drawn = text(16, 64, 9, 2000), []
-    draw = functools.partial(objectives.draw, replace(SHORT, sentence_objective=objective), vocabulary(2000))
+    draw = functools.partial(objectives.draw, replace(SHORT, sentence_objective="nsp"), vocabulary(2000))
     for num_devices in (1, 8):
         mesh = partition.make_mesh("cpu", num_devices)
         rows = partition.put_batch(mesh, batch)
