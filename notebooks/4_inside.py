@@ -24,7 +24,7 @@ import jax
 
 import albert_jax
 from albert_jax.inference import inspection
-from albert_jax.inference import text as predict
+from albert_jax.inference.pretrained import fill_mask
 from albert_jax.model.heads import init_params
 
 # %% [markdown]
@@ -83,5 +83,5 @@ inspection.draw_layer_distances(distances)
 
 # %%
 for label, (model, params, tokenizer) in models.items():
-    found = predict.fill_mask(model, params, tokenizer, ["The function [MASK] a list."], top_k=5)
+    found = fill_mask(model, params, tokenizer, ["The function [MASK] a list."], top_k=5)
     print(label, found[0])

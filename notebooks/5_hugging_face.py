@@ -28,7 +28,7 @@ import numpy as np
 
 import albert_jax
 from albert_jax.exchange.convert import convert
-from albert_jax.inference import text as predict
+from albert_jax.inference.pretrained import fill_mask
 
 # %% [markdown]
 # The shared network that the notebook on the sharing ablation trains; any other run folder will do.
@@ -105,4 +105,4 @@ shutil.rmtree(unshared, ignore_errors=True)
 grown = convert(source, unshared, to="albert_jax", sharing="none")
 print(f"{report['parameters']:,} -> {grown['parameters']:,} parameters")
 for folder in (source, unshared):
-    print(predict.fill_mask(*albert_jax.load(folder), ["The function returns a [MASK]."], top_k=3)[0])
+    print(fill_mask(*albert_jax.load(folder), ["The function returns a [MASK]."], top_k=3)[0])

@@ -59,13 +59,13 @@ def test_pictures(loaded: Loaded) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(shown, maps.reshape(-1, *maps.shape[2:]), strict=True))
     one = inspection.draw_attention(maps, pieces, layers=[1], heads=[0])
     assert [label.get_text() for label in one.axes[0].get_yticklabels()] == pieces
-    with pytest.raises(InputError, match="name at least one of each"):
+    with pytest.raises(InputError, match="layers: expected one or more numbers"):
         inspection.draw_attention(maps, pieces, layers=[])
     for chosen in ({"layers": [2]}, {"heads": [-1]}):
-        with pytest.raises(InputError, match=r"is not in \[0, 2\)"):
+        with pytest.raises(InputError, match=r"expected one or more numbers in \[0, 2\)"):
             inspection.draw_attention(maps, pieces, **chosen)
     found = inspection.layer_distances(model, params, tokenizer("the text has lines"))
-    with pytest.raises(InputError, match="give them a name each"):
+    with pytest.raises(InputError, match="give each model a label"):
         inspection.draw_layer_distances(found)
     curves = inspection.draw_layer_distances({"this": found, "that": jax.tree.map(lambda x: x + 1, found)})
     assert [line.get_label() for line in curves.axes[0].lines] == ["this", "that"]

@@ -19,8 +19,7 @@ from albert_jax.data import tokenizer_json
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.exchange import huggingface
 from albert_jax.exchange.weights import Weights
-from albert_jax.inference import answers
-from albert_jax.inference import text as predict
+from albert_jax.inference import answers, pretrained
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import PRETRAINING, Albert, param_shapes
 
@@ -62,7 +61,7 @@ def outputs(loaded: Loaded, *texts: str) -> dict[str, np.ndarray]:
 def test_fill_mask(loaded: Loaded) -> None:
     """Fails if padding is attended to, or a row's masks are taken from another place."""
     tokenizer = loaded[2]
-    found = predict.fill_mask(*loaded, TEXTS, top_k=4)
+    found = pretrained.fill_mask(*loaded, TEXTS, top_k=4)
     assert [len(masks) for masks in found] == [1, 2, 1]
     for text, masks in zip(TEXTS, found, strict=True):
         places = np.flatnonzero(tokenizer(text)["input_ids"][0] == tokenizer.mask_id)
@@ -76,7 +75,7 @@ def test_fill_mask(loaded: Loaded) -> None:
 
 def test_sentence_order(loaded: Loaded) -> None:
     """Fails if the second text is not segment 1."""
-    for pair, found in zip(PAIRS, predict.sentence_order(*loaded, PAIRS), strict=True):
+    for pair, found in zip(PAIRS, pretrained.sentence_order(*loaded, PAIRS), strict=True):
         wanted = np.asarray(jax.nn.softmax(outputs(loaded, *pair)["sop_logits"][0]))
         assert [found["in_order"], found["swapped"]] == pytest.approx(wanted, rel=1e-4)
 
@@ -84,28 +83,28 @@ def test_sentence_order(loaded: Loaded) -> None:
 @pytest.mark.parametrize("pooling", ["mean", "pooler"])
 def test_embed_in_batches(loaded: Loaded, pooling: Any) -> None:
     """Several batches, the last one short, rows of many lengths."""
-    texts = ["word " * (1 + number % 7) for number in range(2 * predict.BATCH_SIZE + 3)]
-    found = predict.embed(*loaded, texts, pooling)
+    texts = ["word " * (1 + number % 7) for number in range(2 * pretrained.BATCH_SIZE + 3)]
+    found = pretrained.embed(*loaded, texts, pooling)
     assert found.shape == (len(texts), 32)
     assert found.dtype == np.float32
-    for number in (0, 5, predict.BATCH_SIZE, len(texts) - 1):
+    for number in (0, 5, pretrained.BATCH_SIZE, len(texts) - 1):
         alone = outputs(loaded, texts[number])
         wanted = alone["last_hidden_state"][0].mean(0) if pooling == "mean" else alone["pooler_output"][0]
         np.testing.assert_allclose(found[number], wanted, atol=1e-5)
-    assert predict.embed(*loaded, [], pooling).shape == (0, 32)
+    assert pretrained.embed(*loaded, [], pooling).shape == (0, 32)
 
 
 def test_longer_text_loses_its_end_and_that_is_said(loaded: Loaded, caplog: pytest.LogCaptureFixture) -> None:
-    whole = predict.embed(*loaded, ["word " * 500])
+    whole = pretrained.embed(*loaded, ["word " * 500])
     assert "1 of 1 texts fill all 80 tokens" in caplog.text
-    np.testing.assert_allclose(whole, predict.embed(*loaded, ["word " * 78]), atol=1e-6)
+    np.testing.assert_allclose(whole, pretrained.embed(*loaded, ["word " * 78]), atol=1e-6)
 
 
 def test_generate(loaded: Loaded) -> None:
     """The surest first; what was given stays; the seed decides."""
     model, params, tokenizer = loaded
     text = "the [MASK] text has [MASK] lines"
-    found = predict.generate(*loaded, text, length=9, temperature=0.0)
+    found = pretrained.generate(*loaded, text, length=9, temperature=0.0)
     assert sorted(found["order"]) == list(range(1, 12))
     ids = tokenizer(text + "[MASK]" * 9)["input_ids"]
     places = np.flatnonzero(ids[0] == tokenizer.mask_id)
@@ -119,9 +118,9 @@ def test_generate(loaded: Loaded) -> None:
     ids[0, places] = piece_ids
     assert found["text"] == tokenizer.decode(ids[0])
 
-    drawn = [predict.generate(*loaded, text, length=9, seed=seed) for seed in (1, 1, 2)]
+    drawn = [pretrained.generate(*loaded, text, length=9, seed=seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
-    assert predict.generate(*loaded, text, length=9, temperature=0.0, seed=5) == found
+    assert pretrained.generate(*loaded, text, length=9, temperature=0.0, seed=5) == found
 
 
 def test_nothing_special_is_generated(loaded: Loaded) -> None:
@@ -130,30 +129,36 @@ def test_nothing_special_is_generated(loaded: Loaded) -> None:
     bias = params["predictions"]["bias"].copy()
     bias[list(tokenizer.special_ids)] = 1000.0
     sold = params | {"predictions": params["predictions"] | {"bias": bias}}
-    assert predict.fill_mask(model, sold, tokenizer, TEXTS, 1)[0][0][0]["id"] in tokenizer.special_ids
+    assert pretrained.fill_mask(model, sold, tokenizer, TEXTS, 1)[0][0][0]["id"] in tokenizer.special_ids
     for temperature in (0.0, 1.0):
-        filled = predict.generate(model, sold, tokenizer, "the text", length=9, temperature=temperature)["filled"]
+        filled = pretrained.generate(model, sold, tokenizer, "the text", length=9, temperature=temperature)["filled"]
         assert not set(filled) & set(tokenizer.pieces(tokenizer.special_ids))
 
 
 FEW = made(("predictions",))
 UNPAIRED: list[Any] = [["ab", "cd"], [("a", "b", "c")]]
 BAD: dict[str, tuple[Callable[[Loaded], Any], str]] = {
-    "no mask": (lambda m: predict.fill_mask(*m, ["a [MASK]", "none"]), r"text 2 has no \[MASK\]: 'none'"),
-    "mask cut off": (lambda m: predict.fill_mask(*m, ["a " * 100 + "[MASK]"]), r"text 1: a \[MASK\] lies beyond 80"),
-    "top_k": (lambda m: predict.fill_mask(*m, TEXTS, top_k=0), r"top_k must be in \[1, 500\], got 0"),
-    "pooling": (lambda m: predict.embed(*m, TEXTS, "max"), "pooling: one of 'mean', 'pooler', got 'max'"),
-    "no SOP head": (lambda m: predict.sentence_order(*FEW, PAIRS), "needs the head sop_classifier; .*: predictions"),
-    "no pooler": (lambda m: predict.embed(*FEW, TEXTS, "pooler"), "pooled embeddings needs the head pooler"),
-    "nothing to fill": (lambda m: predict.generate(*m, "text"), r"no \[MASK\] to fill; or give --length"),
-    "too long": (lambda m: predict.generate(*m, "text", length=80), "tokens with its masks, the model takes 80"),
-    "absurd length": (lambda m: predict.generate(*m, "text", length=10**12), r"length must be in \[0, 80\]"),
-    "texts for pairs": (lambda m: predict.sentence_order(*m, UNPAIRED[0]), "pair 1: expected two texts, got 'ab'"),
-    "three for a pair": (lambda m: predict.sentence_order(*m, UNPAIRED[1]), "pair 1: expected two texts"),
-    "temperature": (lambda m: predict.generate(*m, "a", length=1, temperature=float("nan")), "temperature must be"),
-    "seed": (lambda m: predict.generate(*m, "a", length=1, seed=-1), "seed must be in"),
-    "length": (lambda m: predict.generate(*m, "a", length=-1), r"length must be in \[0, 80\]"),
-    "surrogate": (lambda m: predict.embed(*m, ["\ud800"]), "lone surrogate"),
+    "no mask": (lambda m: pretrained.fill_mask(*m, ["a [MASK]", "none"]), r"text 2 has no \[MASK\]: 'none'"),
+    "mask cut off": (lambda m: pretrained.fill_mask(*m, ["a " * 100 + "[MASK]"]), r"text 1: a \[MASK\] lies beyond 80"),
+    "top_k": (lambda m: pretrained.fill_mask(*m, TEXTS, top_k=0), r"top_k must be in \[1, 500\], got 0"),
+    "pooling": (
+        lambda m: pretrained.embed(*m, TEXTS, "max"),
+        "pooling: unknown value 'max'; choose one of mean, pooler",
+    ),
+    "no SOP head": (
+        lambda m: pretrained.sentence_order(*FEW, PAIRS),
+        "needs a model with the head sop_classifier; .*: predictions",
+    ),
+    "no pooler": (lambda m: pretrained.embed(*FEW, TEXTS, "pooler"), "needs a model with the head pooler"),
+    "nothing to fill": (lambda m: pretrained.generate(*m, "text"), r"no \[MASK\] to fill; add one, or give --length"),
+    "too long": (lambda m: pretrained.generate(*m, "text", length=80), "tokens including masks; the model takes 80"),
+    "absurd length": (lambda m: pretrained.generate(*m, "text", length=10**12), r"length must be in \[0, 80\]"),
+    "texts for pairs": (lambda m: pretrained.sentence_order(*m, UNPAIRED[0]), "pair 1: expected two texts, got 'ab'"),
+    "three for a pair": (lambda m: pretrained.sentence_order(*m, UNPAIRED[1]), "pair 1: expected two texts"),
+    "temperature": (lambda m: pretrained.generate(*m, "a", length=1, temperature=float("nan")), "temperature must be"),
+    "seed": (lambda m: pretrained.generate(*m, "a", length=1, seed=-1), "seed must be in"),
+    "length": (lambda m: pretrained.generate(*m, "a", length=-1), r"length must be in \[0, 80\]"),
+    "surrogate": (lambda m: pretrained.embed(*m, ["\ud800"]), "lone surrogate"),
 }
 
 
@@ -193,7 +198,7 @@ def test_arguments_file_and_standard_input(
     records = [
         json.loads(line) for line in said(["predict", source, "--json", "--top-k", "2", *TEXTS], capsys).splitlines()
     ]
-    wanted = predict.fill_mask(*loaded, TEXTS, top_k=2)
+    wanted = pretrained.fill_mask(*loaded, TEXTS, top_k=2)
     assert [record["text"] for record in records] == TEXTS
     assert [record["masks"] for record in records] == [
         [
@@ -217,10 +222,10 @@ def test_vectors_to_a_file(source: str, tmp_path: Path, loaded: Loaded, capsys: 
     words = ["predict", source, "--task", "embed"]
     target = tmp_path / "vectors.npy"
     assert "float32 (3, 32)" in said([*words, *TEXTS, "--output", str(target)], capsys)
-    np.testing.assert_allclose(np.load(target), predict.embed(*loaded, TEXTS), atol=1e-5)
+    np.testing.assert_allclose(np.load(target), pretrained.embed(*loaded, TEXTS), atol=1e-5)
     assert [path.name for path in tmp_path.iterdir()] == ["vectors.npy"]
     record = json.loads(said([*words, "one", "--json", "--pooling", "pooler"], capsys))
-    np.testing.assert_allclose(record["embedding"], predict.embed(*loaded, ["one"], "pooler")[0], atol=1e-5)
+    np.testing.assert_allclose(record["embedding"], pretrained.embed(*loaded, ["one"], "pooler")[0], atol=1e-5)
 
 
 def test_rows_are_the_lines_of_the_file(source: str, tmp_path: Path, loaded: Loaded) -> None:
@@ -235,8 +240,8 @@ def test_rows_are_the_lines_of_the_file(source: str, tmp_path: Path, loaded: Loa
 
 
 def test_one_text_is_no_list_of_letters(loaded: Loaded) -> None:
-    np.testing.assert_array_equal(predict.embed(*loaded, "abc"), predict.embed(*loaded, ["abc"]))
-    assert predict.fill_mask(*loaded, TEXTS[0]) == predict.fill_mask(*loaded, TEXTS[:1])
+    np.testing.assert_array_equal(pretrained.embed(*loaded, "abc"), pretrained.embed(*loaded, ["abc"]))
+    assert pretrained.fill_mask(*loaded, TEXTS[0]) == pretrained.fill_mask(*loaded, TEXTS[:1])
 
 
 def test_a_text_may_begin_with_a_dash(source: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,21 +269,21 @@ def test_a_reader_that_has_enough(source: str) -> None:
 
 def test_generated_text(source: str, loaded: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["predict", source, "--task", "generate", "the text", "--length", "4", "--temperature", "0", "--seed", "1"]
-    assert said(words, capsys) == predict.generate(*loaded, "the text", length=4, temperature=0.0)["text"] + "\n"
+    assert said(words, capsys) == pretrained.generate(*loaded, "the text", length=4, temperature=0.0)["text"] + "\n"
 
 
 REFUSED = [
     (["--task", "guess"], "--task: unknown value 'guess'; choose one of fill-mask"),
     (["--top-k", "many"], "invalid int value"),
     (["--nonsense", "1"], "unknown option --nonsense"),
-    (["--task", "sentence-order", "--file", "pairs.tsv"], "text 3 has 0 tabs, where one parts the two texts"),
+    (["--task", "sentence-order", "--file", "pairs.tsv"], "text 3 has 0 tabs; separate a pair of texts by one tab"),
     (["--task", "sentence-order", "a\tb\tc"], "text 1 has 2 tabs"),
     (["a [MASK]", "--output", "vectors.npy"], "--output is for --task embed"),
     (["text", "--file", "x.txt"], "texts and --file: give one of them"),
     (["--file", "nowhere.txt"], "nowhere.txt: No such file or directory"),
     (["--file", "latin.txt"], "latin.txt:2: not UTF-8 at byte 8"),
     (["--file", "bom.txt"], "bom.txt:2: not UTF-8 at byte 6"),
-    (["--file", "empty.txt"], "empty.txt: no text in it"),
+    (["--file", "empty.txt"], "empty.txt: it holds no text"),
     (["--task", "embed", "a", "--output", "vectors.txt"], "its name must end in .npy"),
     (["--task", "embed", "a", "--output", "nowhere/vectors.npy"], "no folder "),
 ]

@@ -1,9 +1,9 @@
 """Convert any ALBERT to a Hugging Face folder or a model folder of albert_jax, and check the result by its outputs."""
 
-import dataclasses
 import importlib.metadata
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ def sample_inputs(config: AlbertConfig) -> dict[str, np.ndarray]:
 
 def outputs(weights: Weights, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The outputs of our model for `inputs`, in float32."""
-    model = dataclasses.replace(weights.model, config=dataclasses.replace(weights.model.config, dtype="float32"))
+    model = weights.with_config(replace(weights.model.config, dtype="float32")).model
     return jax.device_get(jax.jit(model.apply)({"params": weights.params}, **inputs))
 
 

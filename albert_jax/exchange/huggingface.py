@@ -6,7 +6,7 @@ the identity, read the identity as no mapping, and keep any other mapping (`alwa
 
 import importlib.util
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,23 @@ import numpy as np
 from albert_jax.config import InputError, read_json
 from albert_jax.exchange.huggingface_names import ACTIVATIONS, ARCHITECTURES, BUFFERS, CLASSIFIERS, NAMES, TIED
 from albert_jax.exchange.released_config import OPTIONAL, REQUIRED, read_config
-from albert_jax.exchange.reshare import block_sets, blocks_of, follow, reshare
+from albert_jax.exchange.reshare import blocks_of, follow, reshare
 from albert_jax.exchange.safetensors import open_weights, save
 from albert_jax.exchange.weights import (
     Mapped,
     Name,
     Renamed,
-    Shape,
     Tensors,
     Weights,
     collect,
+    default_labels,
     named_tensors,
+    num_classes,
     present_heads,
+    sentence_classes,
 )
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.heads import Albert
+from albert_jax.model.heads import SENTENCE_CLASSES, Albert
 from albert_jax.model.sharing import Sets
 
 MAPPING = "embedding_hidden_mapping_in"
@@ -78,8 +80,12 @@ def read(folder: Path, allow_pickle: bool = False) -> Weights:
     if "predictions" in heads and "sop_classifier" not in heads:
         notes.append("no sop_classifier: the outputs have no sop_logits")
 
-    labels = _labels(stored, tensors.shapes, path) if {"classifier", "token_classifier"} & set(heads) else ()
-    model = Albert(config, heads, labels)
+    labels, classes = (), sentence_classes(num_classes(tensors, "sop_classifier.classifier.bias"))
+    if {"classifier", "token_classifier"} & set(heads):
+        labels = _labels(stored, num_classes(tensors, "classifier.bias"), path)
+    elif len(classes) != len(SENTENCE_CLASSES):
+        classes = _labels(stored, len(classes), path)
+    model = Albert(config, heads, labels, classes)
     params, mapped = collect(model, tensors, table)
     weights = Weights(model, params, mapped, skipped + same_or_unused, notes)
     weights = follow(weights, _groups_of_layers(config.num_hidden_layers, config.num_hidden_groups))
@@ -158,16 +164,16 @@ def _stated_architecture(stored: dict[str, Any], path: Path) -> str:
     return stated[0]
 
 
-def _labels(stored: dict[str, Any], shapes: Mapping[str, Shape], path: Path) -> tuple[str, ...]:
+def _labels(stored: dict[str, Any], count: int, path: Path) -> tuple[str, ...]:
     """The names of the classes, in the order of their numbers."""
-    shape = shapes.get("classifier.bias", ())
-    num_classes = shape[0] if len(shape) == 1 else 0
-    named = stored.get("id2label", {str(i): f"LABEL_{i}" for i in range(num_classes)})
-    if not isinstance(named, dict):
-        raise InputError(f"{path}: id2label: expected a table of number -> name, got {named!r}")
-    if sorted(named) != sorted(str(i) for i in range(num_classes)):
-        raise InputError(f"{path}: id2label names {len(named)} classes, the classifier has {num_classes}")
-    return tuple(str(named[str(i)]) for i in range(num_classes))
+    if "id2label" not in stored:
+        return default_labels(count)
+    names = stored["id2label"]
+    if not isinstance(names, dict):
+        raise InputError(f"{path}: id2label: expected a table of number -> name, got {names!r}")
+    if sorted(names) != sorted(str(i) for i in range(count)):
+        raise InputError(f"{path}: id2label names {len(names)} classes, the classifier has {count}")
+    return tuple(str(names[str(i)]) for i in range(count))
 
 
 def _without_identity(weights: Weights) -> Weights:
@@ -192,8 +198,7 @@ def _with_identity(weights: Weights) -> Weights:
 
 def _with_encoder(weights: Weights, encoder: dict[str, Any], always_map_embeddings: bool) -> Weights:
     config = replace(weights.model.config, always_map_embeddings=always_map_embeddings)
-    model = weights.model.clone(config=config)
-    return replace(weights, model=model, params=weights.params | {"encoder": encoder})
+    return weights.with_config(config, params=weights.params | {"encoder": encoder})
 
 
 def _architecture(heads: tuple[str, ...]) -> str:
@@ -217,7 +222,7 @@ def _groups_of_layers(num_layers: int, num_groups: int) -> Sets:
 
 def _num_hidden_groups(config: AlbertConfig) -> int | None:
     """`num_hidden_groups` for config.json; None if transformers cannot express the sharing."""
-    sets = block_sets(config)
+    sets = config.layer_sets
     groups = (max(map(max, sets.values())) + 1) // config.inner_group_num
     expressed = blocks_of(_groups_of_layers(config.num_hidden_layers, groups), config)
     return groups if set(sets.values()) == {expressed} else None
@@ -228,9 +233,12 @@ def _config(model: Albert, architecture: str) -> dict[str, Any]:
     values = {key: getattr(config, key) for key in REQUIRED + OPTIONAL}
     values |= {"architectures": [architecture], "model_type": "albert", "num_hidden_groups": _num_hidden_groups(config)}
     values |= {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0, "dtype": "float32"}
-    if model.labels:
-        values["id2label"] = {str(i): label for i, label in enumerate(model.labels)}
-        values["label2id"] = {label: i for i, label in enumerate(model.labels)}
+    labels = model.labels
+    if not labels and len(model.sentence_classes) != len(SENTENCE_CLASSES):  # AlbertForPreTraining takes their number
+        labels = model.sentence_classes
+    if labels:
+        values["id2label"] = {str(i): label for i, label in enumerate(labels)}
+        values["label2id"] = {label: i for i, label in enumerate(labels)}
     return dict(sorted(values.items()))
 
 

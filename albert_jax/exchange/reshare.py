@@ -30,14 +30,14 @@ def reshare(weights: Weights, **changes: Any) -> Weights:
     """
     old = weights.model.config
     strategy = STRATEGIES.get(changes.get("sharing", old.sharing))
-    if strategy is not None and not strategy.takes_groups:
+    if strategy and not strategy.takes_groups:
         changes = {"num_hidden_groups": 1} | changes
     new = dataclasses.replace(old, **changes)
     if new == old:
         return weights
     source_layers = [i * old.num_hidden_layers // new.num_hidden_layers for i in range(new.num_hidden_layers)]
     blocks = blocks_of(source_layers, old)
-    old_sets = {part: tuple(sets[block] for block in blocks) for part, sets in block_sets(old).items()}
+    old_sets = {part: tuple(sets[block] for block in blocks) for part, sets in old.layer_sets.items()}
     return _gather(weights, new, old_sets)
 
 
@@ -47,22 +47,17 @@ def follow(weights: Weights, groups_of_layers: Sets) -> Weights:
     Google's and Hugging Face's code compute the group of a layer in floating point, and round wrongly for some numbers of
     layers and groups.  Our strategies use integers; if none of them matches, each layer gets its own copy of its group.
     """
-    model = weights.model
-    blocks = blocks_of(groups_of_layers, model.config)
+    old = weights.model.config
+    blocks = blocks_of(groups_of_layers, old)
     for name, strategy in STRATEGIES.items():
-        groups = model.config.num_hidden_groups if strategy.takes_groups else 1
-        config = dataclasses.replace(model.config, sharing=name, num_hidden_groups=groups)
-        if set(block_sets(config).values()) == {blocks}:
-            return dataclasses.replace(weights, model=model.clone(config=config))
+        groups = old.num_hidden_groups if strategy.takes_groups else 1
+        config = dataclasses.replace(old, sharing=name, num_hidden_groups=groups)
+        if set(config.layer_sets.values()) == {blocks}:
+            return weights.with_config(config)
     note = f"layers read groups {list(groups_of_layers)} by the source's formula; stored unshared to keep that"
-    unshared = dataclasses.replace(model.config, sharing="none", num_hidden_groups=1)
+    unshared = dataclasses.replace(old, sharing="none", num_hidden_groups=1)
     weights = _gather(weights, unshared, dict.fromkeys(PARTS, blocks))
     return dataclasses.replace(weights, notes=[*weights.notes, note])
-
-
-def block_sets(config: AlbertConfig) -> dict[str, Sets]:
-    """The parameter set that each block reads, for each part of a layer."""
-    return config.layer_sets
 
 
 def blocks_of(layers: Sequence[int], config: AlbertConfig) -> Sets:
@@ -73,7 +68,7 @@ def blocks_of(layers: Sequence[int], config: AlbertConfig) -> Sets:
 def _gather(weights: Weights, new: AlbertConfig, old_sets: dict[str, Sets]) -> Weights:
     """The parameters of `new`, where block b of a part used to read set `old_sets[part][b]`."""
     encoder = dict(weights.params["encoder"])
-    for part, new_sets in block_sets(new).items():
+    for part, new_sets in new.layer_sets.items():
         sources: list[list[int]] = [[] for _ in range(max(new_sets) + 1)]
         for number, old in zip(new_sets, old_sets[part], strict=True):
             sources[number].append(old)
@@ -86,5 +81,4 @@ def _gather(weights: Weights, new: AlbertConfig, old_sets: dict[str, Sets]) -> W
             return gathered
 
         encoder[part] = jax.tree.map(gather, encoder[part])
-    model = weights.model.clone(config=new)
-    return dataclasses.replace(weights, model=model, params=weights.params | {"encoder": encoder})
+    return weights.with_config(new, params=weights.params | {"encoder": encoder})

@@ -7,7 +7,16 @@ from albert_jax.config import InputError, read_json
 from albert_jax.exchange.released_config import read_config
 from albert_jax.exchange.reshare import follow
 from albert_jax.exchange.tensor_bundle import TensorBundle
-from albert_jax.exchange.weights import Name, Renamed, Weights, collect, present_heads
+from albert_jax.exchange.weights import (
+    Name,
+    Renamed,
+    Weights,
+    collect,
+    default_labels,
+    num_classes,
+    present_heads,
+    sentence_classes,
+)
 from albert_jax.model.heads import PRETRAINING, Albert
 
 _BLOCK = "bert/encoder/transformer/group_{group}/inner_group_{inner}/"
@@ -112,9 +121,9 @@ def read(prefix: Path) -> tuple[Weights, Path | None]:
     heads = present_heads(tensors, NAMES)
     if missing := [head for head in PRETRAINING if head not in heads]:
         notes.append(f"{prefix.name} has no {', '.join(missing)}, and so the model has none")
-    shape = tensors.shapes.get("output_bias", ())
-    num_classes = shape[0] if len(shape) == 1 else 0
-    model = Albert(config, heads, tuple(f"LABEL_{i}" for i in range(num_classes)))
+    labels = default_labels(num_classes(tensors, "output_bias"))
+    classes = sentence_classes(num_classes(tensors, "cls/seq_relationship/output_bias"))
+    model = Albert(config, heads, labels, classes)
     params, mapped = collect(model, tensors, NAMES)
     weights = Weights(model, params, mapped, skipped + optimizer_variables, notes)
     layers, groups = config.num_hidden_layers, config.num_hidden_groups

@@ -4,13 +4,14 @@ Knows no file format: `huggingface_names.py` and `tf1.py` hold the tables, and a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from albert_jax.config import InputError
-from albert_jax.model.heads import HEADS, POOLED, Albert, param_shapes
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.model.heads import HEADS, POOLED, SENTENCE_CLASSES, Albert, param_shapes
 from albert_jax.model.sharing import is_stacked
 from albert_jax.model.tree import Path, leaves, nested
 
@@ -72,6 +73,10 @@ class Weights:
     notes: list[str] = field(default_factory=list)
     """What may surprise the user about this import."""
 
+    def with_config(self, config: AlbertConfig, **changes: Any) -> "Weights":
+        """A copy whose model has a different config, and with `changes` of the other fields."""
+        return replace(self, model=self.model.clone(config=config), **changes)
+
 
 class Slot(NamedTuple):
     """The place of one tensor in the parameter tree."""
@@ -122,6 +127,22 @@ def present_heads(tensors: Tensors, table: Mapping[str, Name]) -> tuple[str, ...
         pooler = table["pooler/kernel"].tensor
         raise InputError(f"{tensors.path}: 1 missing: '{pooler}', which {', '.join(readers)} reads")
     return tuple(name for name in HEADS if name in present)
+
+
+def num_classes(tensors: Tensors, bias: str) -> int:
+    """The number of classes of a classifier, given the name of its bias; 0 if the file does not have it."""
+    shape = tensors.shapes.get(bias, ())
+    return shape[0] if len(shape) == 1 else 0
+
+
+def sentence_classes(count: int) -> tuple[str, ...]:
+    """Names for the classes of a sentence head whose file does not name them."""
+    return SENTENCE_CLASSES if count in (0, len(SENTENCE_CLASSES)) else default_labels(count)
+
+
+def default_labels(count: int) -> tuple[str, ...]:
+    """Hugging Face's names for classes without names."""
+    return tuple(f"LABEL_{i}" for i in range(count))
 
 
 def collect(model: Albert, tensors: Tensors, table: Mapping[str, Name]) -> tuple[dict[str, Any], list[Mapped]]:

@@ -1,7 +1,4 @@
-"""The questions that `albert-jax predict` asks of a model: which texts, and how the answers are written.
-
-What is asked, `predict.py` computes.
-"""
+"""The tasks of `albert-jax predict`: how they read texts, and how they print what `pretrained.py` and `finetuned.py` compute."""
 
 import codecs
 import os
@@ -13,16 +10,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from albert_jax.config import InputError, check_writable, require
+from albert_jax.config import InputError, check_writable
 from albert_jax.data.tokenizer import SPACE, Tokenizer
-from albert_jax.inference import tasks as predict_task
-from albert_jax.inference import text as predict
+from albert_jax.inference import finetuned, pretrained
 from albert_jax.model.heads import Albert
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says beside texts; each task reads its own."""
+    """The options of the command line; each task reads those that concern it."""
 
     top_k: int = 5
     pair: bool = False
@@ -34,38 +30,43 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.output is not None:
-            require(self.output.suffix == ".npy", f"--output {self.output}: its name must end in .npy")
-            require(not self.output.is_dir(), f"--output {self.output} is a folder; name a file in it")
-            folder = self.output.absolute().parent
-            require(folder.is_dir(), f"--output {self.output}: no folder {folder}; make it first")
-            check_writable(self.output, "--output")
+        if self.output is None:
+            return
+        folder = self.output.absolute().parent
+        if self.output.suffix != ".npy":
+            raise InputError(f"--output {self.output}: its name must end in .npy")
+        if self.output.is_dir():
+            raise InputError(f"--output {self.output} is a folder; name a file in it")
+        if not folder.is_dir():
+            raise InputError(f"--output {self.output}: no folder {folder}; create it first")
+        check_writable(self.output, "--output")
 
 
+Loaded = tuple[Albert, Any, Tokenizer]
+"""What `albert_jax.load` returns."""
 Answers = Iterator[tuple[dict[str, Any], str]]
-"""For each text, the same answer as a record for machines and as lines for people."""
+"""For each text, the answer as a record for --json and as lines to print."""
 
 
-def _answer_fill_mask(model: Albert, params: Any, tokenizer: Tokenizer, texts: list[str], options: Options) -> Answers:
-    for text, masks in zip(texts, predict.fill_mask(model, params, tokenizer, texts, options.top_k), strict=True):
+def _fill_mask(loaded: Loaded, texts: list[str], options: Options) -> Answers:
+    for text, masks in zip(texts, pretrained.fill_mask(*loaded, texts, options.top_k), strict=True):
         lines = [text]
-        for number, mask in enumerate(masks, 1):
-            lines += [f"  [MASK] {number}"] if len(masks) > 1 else []
-            lines += [f"  {found['probability']:.4f}  {found['token'].lstrip(SPACE) or SPACE}" for found in mask]
+        for number, pieces in enumerate(masks, 1):
+            if len(masks) > 1:
+                lines.append(f"  [MASK] {number}")
+            lines += [f"  {piece['probability']:.4f}  {piece['token'].lstrip(SPACE) or SPACE}" for piece in pieces]
         yield {"text": text, "masks": masks}, "\n".join(lines)
 
 
-def _answer_sentence_order(
-    model: Albert, params: Any, tokenizer: Tokenizer, texts: list[str], options: Options
-) -> Answers:
+def _sentence_order(loaded: Loaded, texts: list[str], options: Options) -> Answers:
     pairs = _pairs("sentence-order", texts)
-    for pair, found in zip(pairs, predict.sentence_order(model, params, tokenizer, pairs), strict=True):
-        lines = f"in order {found['in_order']:.4f}, swapped {found['swapped']:.4f}: {pair[0]} | {pair[1]}"
-        yield {"text": pair[0], "text_pair": pair[1]} | found, lines
+    for (first, second), classes in zip(pairs, pretrained.sentence_order(*loaded, pairs), strict=True):
+        shown = ", ".join(f"{name.replace('_', ' ')} {p:.4f}" for name, p in classes.items())
+        yield {"text": first, "text_pair": second} | classes, f"{shown}: {first} | {second}"
 
 
-def _answer_embed(model: Albert, params: Any, tokenizer: Tokenizer, texts: list[str], options: Options) -> Answers:
-    vectors = predict.embed(model, params, tokenizer, texts, options.pooling)
+def _embed(loaded: Loaded, texts: list[str], options: Options) -> Answers:
+    vectors = pretrained.embed(*loaded, texts, options.pooling)
     if options.output is not None:
         partial = options.output.with_name(f"{options.output.stem}.{os.getpid()}.npy")
         np.save(partial, vectors)
@@ -76,130 +77,127 @@ def _answer_embed(model: Albert, params: Any, tokenizer: Tokenizer, texts: list[
         yield {"text": text, "embedding": vector.tolist()}, " ".join(f"{x:.6g}" for x in vector)
 
 
-def _answer_generate(model: Albert, params: Any, tokenizer: Tokenizer, texts: list[str], options: Options) -> Answers:
+def _generate(loaded: Loaded, texts: list[str], options: Options) -> Answers:
+    sampling: dict[str, Any] = {name: getattr(options, name) for name in ("length", "temperature", "seed")}
     for text in texts:
-        found = predict.generate(
-            model,
-            params,
-            tokenizer,
-            text,
-            length=options.length,
-            temperature=options.temperature,
-            seed=options.seed,
-        )
-        yield found, found["text"]
+        generated = pretrained.generate(*loaded, text, **sampling)
+        yield generated, generated["text"]
 
 
-def _answer_classify(model: Albert, params: Any, tokenizer: Tokenizer, texts: list[str], options: Options) -> Answers:
-    pairs = _pairs("--pair", texts) if options.pair or any("\t" in text for text in texts) else None
-    first = texts if pairs is None else [one for one, _ in pairs]
-    second = None if pairs is None else [two for _, two in pairs]
-    for number, found in enumerate(predict_task.classify(model, params, tokenizer, first, second)):
-        record: dict[str, Any] = {"text": first[number]} | ({"text_pair": second[number]} if second else {})
-        told = " | ".join(record.values())
-        if "score" in found:
-            yield record | found, f"{found['score']:.4f}: {told}"
+def _classify(loaded: Loaded, texts: list[str], options: Options) -> Answers:
+    is_pairs = options.pair or any("\t" in text for text in texts)
+    inputs: Sequence[tuple[str, ...]] = _pairs("--pair", texts) if is_pairs else [(text,) for text in texts]
+    for columns, result in zip(inputs, finetuned.classify(*loaded, *zip(*inputs, strict=True)), strict=True):
+        if "score" in result:
+            shown = f"{result['score']:.4f}"
         else:
-            ranked = sorted(found["probabilities"].items(), key=lambda item: -item[1])
-            yield record | found, f"{', '.join(f'{name} {p:.4f}' for name, p in ranked)}: {told}"
+            ranked = sorted(result["probabilities"].items(), key=lambda item: -item[1])
+            shown = ", ".join(f"{name} {p:.4f}" for name, p in ranked)
+        record = dict(zip(("text", "text_pair"), columns, strict=False))
+        yield record | result, f"{shown}: {' | '.join(columns)}"
 
 
-def _answer_entities(model: Albert, params: Any, tokenizer: Tokenizer, texts: list[str], options: Options) -> Answers:
-    for text, found in zip(texts, predict_task.entities(model, params, tokenizer, texts), strict=True):
+def _entities(loaded: Loaded, texts: list[str], options: Options) -> Answers:
+    for text, found in zip(texts, finetuned.entities(*loaded, texts), strict=True):
         lines = [f"  {e['probability']:.4f}  {e['start']}-{e['end']}  {e['type']}  {e['text']}" for e in found]
         yield {"text": text, "entities": found}, "\n".join([text, *(lines or ["  no entity"])])
 
 
-def _answer_answer(model: Albert, params: Any, tokenizer: Tokenizer, texts: list[str], options: Options) -> Answers:
+def _answer(loaded: Loaded, texts: list[str], options: Options) -> Answers:
     pairs = _pairs("answer", texts)
     questions, contexts = [question for question, _ in pairs], [context for _, context in pairs]
-    found = predict_task.answer(model, params, tokenizer, questions, contexts, n_best=options.top_k)
-    for question, one in zip(questions, found, strict=True):
-        none = options.null_threshold is not None and one["null_odds"] > options.null_threshold
-        best = [
-            f"  {a['probability']:.4f}  {a['start']}-{a['end']}  {' '.join(a['text'].split())}" for a in one["answers"]
-        ]
-        lines = [
-            question,
-            *(["  no answer"] if none or not best else best),
-            *([f"  odds of no answer: {one['null_odds']:.2f}"] if best else []),
-        ]
-        yield {"question": question} | one | {"no_answer": none or not best}, "\n".join(lines)
+    results = finetuned.answer(*loaded, questions, contexts, n_best=options.top_k)
+    for question, result in zip(questions, results, strict=True):
+        answers, odds = result["answers"], result["null_odds"]
+        no_answer = not answers or (options.null_threshold is not None and odds > options.null_threshold)
+        lines = [question]
+        if no_answer:
+            lines.append("  no answer")
+        else:
+            lines += [
+                f"  {a['probability']:.4f}  {a['start']}-{a['end']}  {' '.join(a['text'].split())}" for a in answers
+            ]
+        if answers:
+            lines.append(f"  odds of no answer: {odds:.2f}")
+        yield {"question": question} | result | {"no_answer": no_answer}, "\n".join(lines)
 
 
-def _answer_choose(model: Albert, params: Any, tokenizer: Tokenizer, texts: list[str], options: Options) -> Answers:
+def _choose(loaded: Loaded, texts: list[str], options: Options) -> Answers:
     rows = [text.split("\t") for text in texts] if any("\t" in text for text in texts) else [texts]
     for number, row in enumerate(rows, 1):
-        told = f"choose takes a passage, a question and two options or more, or lines of them with tabs; {number} has"
-        require(len(row) >= 4, f"{told} {len(row)} texts")
+        if len(row) < 4:
+            raise InputError(
+                "choose takes a passage, a question and two or more options, or lines of them separated by tabs; "
+                f"{number} has {len(row)} texts"
+            )
     questions = [(passage, question, choices) for passage, question, *choices in rows]
-    for (_, question, choices), found in zip(
-        questions, predict_task.choose(model, params, tokenizer, questions), strict=True
-    ):
-        lines = [f"  {p:.4f}  {choice}" for choice, p in zip(choices, found, strict=True)]
-        record = {"question": question, "options": choices, "probabilities": found}
+    for (_, question, choices), probabilities in zip(questions, finetuned.choose(*loaded, questions), strict=True):
+        lines = [f"  {p:.4f}  {choice}" for choice, p in zip(choices, probabilities, strict=True)]
+        record = {"question": question, "options": choices, "probabilities": probabilities}
         yield record, "\n".join([question, *lines])
 
 
 def _pairs(task: str, texts: Sequence[str]) -> list[tuple[str, str]]:
-    """Texts two by two, or lines of two with a tab between."""
+    """Read consecutive texts as pairs, or each text as a pair separated by a tab."""
     if any("\t" in text for text in texts):
         for number, text in enumerate(texts, 1):
-            tabs = text.count("\t")
-            require(tabs == 1, f"text {number} has {tabs} tabs, where one parts the two texts of a pair: {text[:60]!r}")
+            if (tabs := text.count("\t")) != 1:
+                raise InputError(f"text {number} has {tabs} tabs; separate a pair of texts by one tab: {text[:60]!r}")
         return [(first, second) for first, _, second in (text.partition("\t") for text in texts)]
-    require(len(texts) % 2 == 0, f"{task} takes two texts, or lines of two with a tab between; got {len(texts)}")
+    if len(texts) % 2:
+        raise InputError(f"{task} takes two texts, or lines of two texts separated by a tab; got {len(texts)}")
     return list(zip(texts[::2], texts[1::2], strict=True))
 
 
-def task_of(model: Albert) -> str:
-    """The question that a model is asked if the command line names none: what it was fine-tuned for."""
-    return next((task for head, task in OF_HEAD.items() if head in model.heads), "fill-mask")
+ANSWERS: dict[str, Callable[[Loaded, list[str], Options], Answers]] = {
+    "fill-mask": _fill_mask,
+    "sentence-order": _sentence_order,
+    "embed": _embed,
+    "generate": _generate,
+    "classify": _classify,
+    "entities": _entities,
+    "answer": _answer,
+    "choose": _choose,
+}
+"""Task of the command line -> function (loaded, texts, options) -> answers."""
 
-
-OF_HEAD = {
+TASK_OF_HEAD = {
     "classifier": "classify",
     "token_classifier": "entities",
     "qa_outputs": "answer",
     "answer_class": "answer",
     "choice_classifier": "choose",
 }
-"""Head -> the question that it answers."""
 
-ANSWERS: dict[str, Callable[..., Answers]] = {
-    "fill-mask": _answer_fill_mask,
-    "sentence-order": _answer_sentence_order,
-    "embed": _answer_embed,
-    "generate": _answer_generate,
-    "classify": _answer_classify,
-    "entities": _answer_entities,
-    "answer": _answer_answer,
-    "choose": _answer_choose,
-}
-"""The tasks of the command line."""
+
+def default_task(model: Albert) -> str:
+    """The task that a model was fine-tuned for; fill-mask for a pretrained model."""
+    return next((task for head, task in TASK_OF_HEAD.items() if head in model.heads), "fill-mask")
 
 
 def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:
-    """The texts themselves, or the lines of a file, or those of standard input where there is neither.
+    """The texts of the command line, or the lines of a file, or the lines of standard input if neither is given.
 
     Raises:
-      InputError: both, no text at all, or a file that cannot be read as UTF-8.
+      InputError: both are given, there is no text, or the file cannot be read as UTF-8.
     """
-    require(not (texts and file), "texts and --file: give one of them")
+    if texts and file:
+        raise InputError("texts and --file: give one of them")
     if texts:
         return list(texts)
     if file is None and sys.stdin.isatty():
-        print("reading lines of standard input; end with Ctrl-D", file=sys.stderr)
+        print("reading lines from standard input; end with Ctrl-D", file=sys.stderr)
     name = str(file) if file else "standard input"
     try:
         raw = file.read_bytes() if file else sys.stdin.buffer.read()
         text = raw.removeprefix(codecs.BOM_UTF8)
-        # Not splitlines, which cuts at form feeds and U+2028 too: answers keep step with the lines of the file.
-        found = [line.removesuffix("\r") for line in text.decode().removesuffix("\n").split("\n")]
+        # splitlines would also split at form feeds and U+2028, and answers would no longer match the lines of the file.
+        lines = [line.removesuffix("\r") for line in text.decode().removesuffix("\n").split("\n")]
     except UnicodeDecodeError as error:
         line, at = text.count(b"\n", 0, error.start) + 1, error.start + len(raw) - len(text)
         raise InputError(f"{name}:{line}: not UTF-8 at byte {at}; save it as UTF-8") from None
     except OSError as error:
         raise InputError(f"{name}: {error.strerror}") from None
-    require(bool(text.strip()), f"{name}: no text in it")
-    return found
+    if not text.strip():
+        raise InputError(f"{name}: it holds no text")
+    return lines

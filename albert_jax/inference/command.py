@@ -55,7 +55,7 @@ def add_inference_commands(add_job: Callable[..., Parser]) -> None:
 def predict(arguments: argparse.Namespace) -> int:
     """Run `albert-jax predict`."""
     from albert_jax.exchange.load import load
-    from albert_jax.inference.answers import ANSWERS, Options, read_texts, task_of
+    from albert_jax.inference.answers import ANSWERS, Options, default_task, read_texts
 
     if arguments.task is not None:
         check_choice("--task", arguments.task, ANSWERS)
@@ -65,7 +65,7 @@ def predict(arguments: argparse.Namespace) -> int:
     # Texts of the command line are checked before the model is loaded, standard input is read after.
     texts = read_texts(arguments.text, arguments.file) if arguments.text or arguments.file else None
     loaded = load(arguments.source, **source_options(arguments))
-    task = arguments.task or task_of(loaded[0])
-    for record, lines in ANSWERS[task](*loaded, texts or read_texts((), None), options):
+    task = arguments.task or default_task(loaded[0])
+    for record, lines in ANSWERS[task](loaded, texts or read_texts((), None), options):
         print(json.dumps(record, ensure_ascii=False) if arguments.json else lines)
     return 0

@@ -12,8 +12,7 @@ from albert_jax.config import InputError
 from albert_jax.data import tokenizer_json
 from albert_jax.exchange import huggingface
 from albert_jax.exchange.weights import Weights
-from albert_jax.inference import answers
-from albert_jax.inference import tasks as predict_task
+from albert_jax.inference import answers, finetuned
 
 from .conftest import refused
 from .test_predict import Loaded, made
@@ -30,7 +29,7 @@ CHOICE = made(("pooler", "choice_classifier"))
 def test_classes_of_texts_and_pairs() -> None:
     """Against the model itself, without padding; fails if a pair's second text is left out."""
     for pairs in (None, TEXTS[::-1]):
-        together = predict_task.classify(*CLASSES, TEXTS, pairs)
+        together = finetuned.classify(*CLASSES, TEXTS, pairs)
         for number, found in enumerate(together):
             model, params, tokenizer = CLASSES
             inputs = tokenizer(TEXTS[number], pairs and pairs[number], max_length=80)
@@ -39,15 +38,15 @@ def test_classes_of_texts_and_pairs() -> None:
             assert np.allclose(list(found["probabilities"].values()), wanted, atol=1e-5)
             assert found["label"] == model.labels[int(np.argmax(wanted))]
             assert found["probability"] == max(found["probabilities"].values())
-    regression = predict_task.classify(*made(("pooler", "classifier"), ("score",)), "a text")
+    regression = finetuned.classify(*made(("pooler", "classifier"), ("score",)), "a text")
     assert list(regression[0]) == ["score"]
 
 
 def test_entities_are_characters_of_the_text() -> None:
-    together = predict_task.entities(*TAGS, TEXTS)
+    together = finetuned.entities(*TAGS, TEXTS)
     assert any(together)
     for text, found in zip(TEXTS, together, strict=True):
-        alone = predict_task.entities(*TAGS, text)[0]
+        alone = finetuned.entities(*TAGS, text)[0]
         assert [(e["start"], e["end"], e["type"]) for e in found] == [(e["start"], e["end"], e["type"]) for e in alone]
         for entity in found:
             assert entity["text"] == text[entity["start"] : entity["end"]]
@@ -59,16 +58,16 @@ def test_entities_are_characters_of_the_text() -> None:
 @pytest.mark.parametrize("loaded", [ANSWER, RELEASED], ids=["plain", "answer class"])
 def test_answers_are_characters_of_the_context(loaded: Loaded) -> None:
     contexts = [TEXTS[2], TEXTS[0], "x"]
-    together = predict_task.answer(*loaded, ["what is it?"] * 3, contexts, n_best=3)
+    together = finetuned.answer(*loaded, ["what is it?"] * 3, contexts, n_best=3)
     for context, found in zip(contexts, together, strict=True):
-        alone = predict_task.answer(*loaded, "what is it?", context, n_best=3)[0]
+        alone = finetuned.answer(*loaded, "what is it?", context, n_best=3)[0]
         assert [a["text"] for a in alone["answers"]] == [a["text"] for a in found["answers"]]
         assert alone["null_odds"] == pytest.approx(found["null_odds"], abs=1e-3)
         assert 1 <= len(found["answers"]) <= 3
         assert sum(a["probability"] for a in found["answers"]) == pytest.approx(1)
         scores = [a["score"] for a in found["answers"]]
         assert scores == sorted(scores, reverse=True)
-        most = predict_task.answer(*loaded, "what is it?", context, n_best=20)[0]
+        most = finetuned.answer(*loaded, "what is it?", context, n_best=20)[0]
         assert (
             most["answers"][0]["text"] == found["answers"][0]["text"]
         )  # how many are told changes nothing of the search
@@ -79,22 +78,22 @@ def test_answers_are_characters_of_the_context(loaded: Loaded) -> None:
 
 def test_choices_of_several_numbers() -> None:
     questions = [("the text", "what is _ ?", ["a", "b", "c"]), ("", "which?", ["some lines", "a"])]
-    together = predict_task.choose(*CHOICE, questions)
+    together = finetuned.choose(*CHOICE, questions)
     assert [len(found) for found in together] == [3, 2]
     for question, found in zip(questions, together, strict=True):
         assert sum(found) == pytest.approx(1, abs=1e-5)
-        assert np.allclose(found, predict_task.choose(*CHOICE, [question])[0], atol=1e-5)
+        assert np.allclose(found, finetuned.choose(*CHOICE, [question])[0], atol=1e-5)
 
 
 def test_what_cannot_be_asked() -> None:
-    with pytest.raises(InputError, match="fine-tuned with the head classifier; this model's heads: qa_outputs"):
-        predict_task.classify(*ANSWER, "a text")
-    with pytest.raises(InputError, match="qa_outputs or answer_class; this model's heads: token_classifier"):
-        predict_task.answer(*TAGS, "who?", "a text")
-    with pytest.raises(InputError, match="question 1: 2 to 10 options are read, got 1"):
-        predict_task.choose(*CHOICE, [("a", "b", ["c"])])
+    with pytest.raises(InputError, match="a model with the head classifier; heads of this model: qa_outputs"):
+        finetuned.classify(*ANSWER, "a text")
+    with pytest.raises(InputError, match="qa_outputs or answer_class; heads of this model: token_classifier"):
+        finetuned.answer(*TAGS, "who?", "a text")
+    with pytest.raises(InputError, match="question 1: expected 2 to 10 options, got 1"):
+        finetuned.choose(*CHOICE, [("a", "b", ["c"])])
     with pytest.raises(InputError, match="2 questions and 1 contexts"):
-        predict_task.answer(*ANSWER, ["a", "b"], ["c"])
+        finetuned.answer(*ANSWER, ["a", "b"], ["c"])
 
 
 def test_command_line(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,7 +110,7 @@ def test_command_line(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None
         huggingface.write(Weights(model, params), tmp_path / name)
         tokenizer_json.write(tokenizer, 80, tmp_path / name)
         assert (
-            answers.task_of(model)
+            answers.default_task(model)
             == {"classes": "classify", "tags": "entities", "answer": "answer", "choice": "choose"}[name]
         )
 
@@ -119,21 +118,21 @@ def test_command_line(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None
         assert main(["predict", *words, "--json"]) == 0
         return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
-    assert said(folders["classes"], "a text")[0]["label"] == predict_task.classify(*CLASSES, "a text")[0]["label"]
+    assert said(folders["classes"], "a text")[0]["label"] == finetuned.classify(*CLASSES, "a text")[0]["label"]
     pair = said(folders["classes"], "--pair", "a text", "lines")
     assert pair[0]["text_pair"] == "lines"
     assert pair == said(folders["classes"], "a text\tlines")
-    assert said(folders["tags"], TEXTS[0])[0]["entities"] == predict_task.entities(*TAGS, TEXTS[0])[0]
+    assert said(folders["tags"], TEXTS[0])[0]["entities"] == finetuned.entities(*TAGS, TEXTS[0])[0]
     found = said(folders["answer"], "what?", TEXTS[0], "--top-k", "2")[0]
     assert len(found["answers"]) == 2
     assert not found["no_answer"]
     assert said(folders["answer"], "what?", TEXTS[0], "--null-threshold", "-1000")[0]["no_answer"]
     assert len(said(folders["choice"], "a text", "what?", "a", "b", "c")[0]["probabilities"]) == 3
-    assert "two options or more, or lines of them with tabs; 1 has 2 texts" in refused(
+    assert "two or more options, or lines of them separated by tabs; 1 has 2 texts" in refused(
         ["predict", folders["choice"], "a", "b"], capsys
     )
     assert "answer takes two texts" in refused(["predict", folders["answer"], "a"], capsys)
-    assert "this needs a model fine-tuned with the head classifier" in refused(
+    assert "this needs a model with the head classifier" in refused(
         ["predict", folders["tags"], "--task", "classify", "a"], capsys
     )
     assert main(["predict", folders["tags"], TEXTS[0]]) == 0

@@ -1,0 +1,177 @@
+"""Predictions of a fine-tuned model: classes, entities, answers and choices.
+
+Every function takes `model, params, tokenizer` as `albert_jax.load` returns them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from albert_jax.config import InputError
+from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.finetuning import classification, family, multiple_choice, question_answering, token_classification
+from albert_jax.finetuning.family import Split
+from albert_jax.finetuning.files import TaskDataConfig
+from albert_jax.finetuning.metrics import spans
+from albert_jax.inference.pretrained import BATCH_SIZE, as_list, check_head
+from albert_jax.model.heads import Albert
+
+WINDOW = 384
+"""Tokens in a window that is searched for answers (google-research/albert README), if the model takes as many."""
+
+
+def classify(
+    model: Albert,
+    params: Any,
+    tokenizer: Tokenizer,
+    texts: str | Sequence[str],
+    text_pairs: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Classify each text or pair of texts.
+
+    Returns:
+      For each, its `label`, the `probability` of that label and the `probabilities` of all; for a regression its `score`.
+
+    Raises:
+      InputError: the model has no classifier of texts.
+    """
+    check_head(model, "classifier")
+    texts = as_list(texts)
+    pairs: Sequence[str | None] = [None] * len(texts) if text_pairs is None else text_pairs
+    if len(texts) != len(pairs):
+        raise InputError(f"{len(texts)} texts and {len(pairs)} text pairs")
+    task = classification.Classification(regression=len(model.labels) == 1)
+    config = classification.ClassificationData(task="text", max_seq_length=model.config.max_position_embeddings)
+    examples = [classification.Example("", text, pair, None) for text, pair in zip(texts, pairs, strict=True)]
+    rows = task.rows(Split("", examples, model.labels), tokenizer, config)
+    outputs = _outputs(model, params, task, rows, config)
+    if task.regression:
+        return [{"score": float(row["score"])} for row in outputs]
+    answers = []
+    for row in outputs:
+        probabilities = dict(zip(model.labels, row["probabilities"].tolist(), strict=True))
+        label = max(probabilities, key=lambda name: probabilities[name])
+        answers.append({"label": label, "probability": probabilities[label], "probabilities": probabilities})
+    return answers
+
+
+def entities(
+    model: Albert, params: Any, tokenizer: Tokenizer, texts: str | Sequence[str]
+) -> list[list[dict[str, Any]]]:
+    """Find the entities in each text.
+
+    A word is a run of letters and digits, or any other single character.  Long texts are processed in parts.
+
+    Returns:
+      For each text, the entities: `type`, `text`, `start` and `end` in characters, and `probability`, the lowest of its words.
+
+    Raises:
+      InputError: the model has no classifier of tokens.
+    """
+    check_head(model, "token_classifier")
+    texts = as_list(texts)
+    words = [list(token_classification.WORDS.finditer(text)) for text in texts]
+    examples = [token_classification.Example("", tuple(word.group() for word in matches), None) for matches in words]
+    task, split = token_classification.TokenClassification(), Split("", examples, model.labels)
+    config = token_classification.TokenClassificationData(
+        task="ner", max_seq_length=model.config.max_position_embeddings
+    )
+    rows = task.rows(split, tokenizer, config)
+    tagged = task.tags(split, rows, _outputs(model, params, task, rows, config))
+    answers = []
+    for text, matches, (tags, probabilities) in zip(texts, words, tagged, strict=True):
+        found = []
+        for first, end, kind in spans(tags):
+            start, stop = matches[first].start(), matches[end - 1].end()
+            entity = {"type": kind, "text": text[start:stop], "start": start, "end": stop}
+            found.append(entity | {"probability": min(probabilities[first:end])})
+        answers.append(found)
+    return answers
+
+
+def answer(
+    model: Albert,
+    params: Any,
+    tokenizer: Tokenizer,
+    questions: str | Sequence[str],
+    contexts: str | Sequence[str],
+    *,
+    n_best: int = 5,
+    max_answer_length: int = 30,
+) -> list[dict[str, Any]]:
+    """Answer each question from its context.
+
+    Returns:
+      For each question: `answers`, at most `n_best`, the best first, each with `text`, `start` and `end` in characters of
+      the context, `score`, and `probability` among these answers; and `null_odds`, the log odds that there is no answer.
+
+    Raises:
+      InputError: the model has no head for answers.
+    """
+    check_head(model, "qa_outputs", "answer_class")
+    if n_best < 1:
+        raise InputError(f"n_best must be at least 1, got {n_best}")
+    questions, contexts = as_list(questions), as_list(contexts)
+    if len(questions) != len(contexts):
+        raise InputError(f"{len(questions)} questions and {len(contexts)} contexts")
+    length = min(WINDOW, model.config.max_position_embeddings)
+    config = question_answering.QuestionAnsweringData(
+        task="squad2",
+        max_seq_length=length,
+        max_query_length=min(64, length // 4),
+        doc_stride=max(1, length // 3),
+        max_answer_length=max_answer_length,
+        qa_head="plain" if "qa_outputs" in model.heads else "answer_class",
+    )
+    examples = [
+        question_answering.Example(str(number), question, context, (), False)
+        for number, (question, context) in enumerate(zip(questions, contexts, strict=True))
+    ]
+    task = question_answering.QuestionAnswering(unanswerable=True)
+    rows = task.rows(Split("", examples), tokenizer, config)
+    candidates, null_odds = task.answers(len(examples), rows, _outputs(model, params, task, rows, config))
+    results = []
+    for found, odds in zip(candidates, null_odds, strict=True):
+        best = found[:n_best]
+        total = sum(one["probability"] for one in best)
+        best = [one | {"probability": one["probability"] / total} for one in best]
+        results.append({"answers": best, "null_odds": odds})
+    return results
+
+
+def choose(
+    model: Albert, params: Any, tokenizer: Tokenizer, questions: Sequence[tuple[str, str, Sequence[str]]]
+) -> list[list[float]]:
+    """The probability of each option, for each (passage, question, options).
+
+    Raises:
+      InputError: the model has no head for choices, or a question has fewer than two options.
+    """
+    check_head(model, "choice_classifier")
+    limit = len(multiple_choice.LETTERS)
+    for number, (_, _, options) in enumerate(questions, 1):
+        if not 2 <= len(options) <= limit:
+            raise InputError(f"question {number}: expected 2 to {limit} options, got {len(options)}")
+    examples = [
+        multiple_choice.Example("", passage, question, tuple(options), None, "")
+        for passage, question, options in questions
+    ]
+    task = multiple_choice.MultipleChoice()
+    config = multiple_choice.MultipleChoiceData(task="race", max_seq_length=model.config.max_position_embeddings)
+    rows = task.rows(Split("", examples), tokenizer, config)
+    outputs = _outputs(model, params, task, rows, config)
+    return [row["probabilities"][: len(one.options)].tolist() for row, one in zip(outputs, examples, strict=True)]
+
+
+def _outputs(model: Albert, params: Any, task: Any, rows: Any, config: TaskDataConfig) -> family.RowOutputs:
+    """What the task computes for each row."""
+    batch_size = max(1, min(BATCH_SIZE, len(rows)))
+    key = (model, type(task), config)
+    if key not in _COMPILED:
+        _COMPILED[key] = jax.jit(lambda params, batch: task.outputs(model.apply, params, batch, config))
+    return family.infer(_COMPILED[key], params, rows, batch_size, config.max_seq_length)
+
+
+_COMPILED: dict[Any, Callable[..., Any]] = {}
+"""Compiled functions of `_outputs`."""
