@@ -80,11 +80,12 @@ def read(folder: Path, allow_pickle: bool = False) -> Weights:
     if "predictions" in heads and "sop_classifier" not in heads:
         notes.append("no sop_classifier: the outputs have no sop_logits")
 
-    labels, classes = (), sentence_classes(num_classes(tensors, "sop_classifier.classifier.bias"))
+    labels: tuple[str, ...] = ()
+    classes = sentence_classes(num_classes(tensors, "sop_classifier.classifier.bias"))
     if {"classifier", "token_classifier"} & set(heads):
-        labels = _labels(stored, num_classes(tensors, "classifier.bias"), path)
-    elif len(classes) != len(SENTENCE_CLASSES):
-        classes = _labels(stored, len(classes), path)
+        labels = _labels(stored, default_labels(num_classes(tensors, "classifier.bias")), path)
+    elif "sop_classifier" in heads:
+        classes = _labels(stored, classes, path)
     model = Albert(config, heads, labels, classes)
     params, mapped = collect(model, tensors, table)
     weights = Weights(model, params, mapped, skipped + same_or_unused, notes)
@@ -164,16 +165,16 @@ def _stated_architecture(stored: dict[str, Any], path: Path) -> str:
     return stated[0]
 
 
-def _labels(stored: dict[str, Any], count: int, path: Path) -> tuple[str, ...]:
-    """The names of the classes, in the order of their numbers."""
+def _labels(stored: dict[str, Any], default: tuple[str, ...], path: Path) -> tuple[str, ...]:
+    """The names of the classes in config.json, in the order of their numbers; `default` if it has none."""
     if "id2label" not in stored:
-        return default_labels(count)
-    names = stored["id2label"]
+        return default
+    names, numbers = stored["id2label"], [str(i) for i in range(len(default))]
     if not isinstance(names, dict):
         raise InputError(f"{path}: id2label: expected a table of number -> name, got {names!r}")
-    if sorted(names) != sorted(str(i) for i in range(count)):
-        raise InputError(f"{path}: id2label names {len(names)} classes, the classifier has {count}")
-    return tuple(str(names[str(i)]) for i in range(count))
+    if sorted(names) != sorted(numbers):
+        raise InputError(f"{path}: id2label names {len(names)} classes, the classifier has {len(numbers)}")
+    return tuple(str(names[number]) for number in numbers)
 
 
 def _without_identity(weights: Weights) -> Weights:
@@ -234,7 +235,7 @@ def _config(model: Albert, architecture: str) -> dict[str, Any]:
     values |= {"architectures": [architecture], "model_type": "albert", "num_hidden_groups": _num_hidden_groups(config)}
     values |= {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0, "dtype": "float32"}
     labels = model.labels
-    if not labels and len(model.sentence_classes) != len(SENTENCE_CLASSES):  # AlbertForPreTraining takes their number
+    if not labels and model.sentence_classes != SENTENCE_CLASSES:  # AlbertForPreTraining needs their number
         labels = model.sentence_classes
     if labels:
         values["id2label"] = {str(i): label for i, label in enumerate(labels)}
