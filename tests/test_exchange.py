@@ -370,7 +370,9 @@ def test_load_for_notebooks(complete: Path) -> None:
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/checkpoint-exchange.md"])
-def test_python_blocks_of_the_docs(page: str, vocabulary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_blocks_of_the_docs(
+    page: str, vocabulary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The Python blocks of a page run in order, with a small model as runs/tiny."""
     folder = tmp_path / "runs" / "tiny"
     folder.mkdir(parents=True)
