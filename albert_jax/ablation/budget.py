@@ -1,110 +1,106 @@
-"""What is held equal over the rows of a table: tokens, FLOPs, time or parameters; a budget is an entry of `BUDGETS`."""
+"""Budgets: what is held equal over the rows of a table.  A new budget is an entry of `BUDGETS`."""
 
 import itertools
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from albert_jax.config import InputError
+from albert_jax.config import InputError, first_line
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert, flops_per_token, num_params
 from albert_jax.pretraining.run import PretrainConfig, pretrain
 from albert_jax.training.loop import Interrupted
 
 WIDTH = ("model.hidden_size", "model.intermediate_size")
-"""What the budget `params` changes."""
+"""Fields that the budget `params` changes."""
 
 TIMED_STEPS = 20
-"""Steps that the budget `time` measures a row by."""
+"""Number of steps by which the budget `time` measures a row."""
 
 
 def row_flops(config: PretrainConfig) -> float:
-    """Matmul FLOPs of a training step for each token."""
+    """Matmul FLOPs of a training step per token."""
     objective = config.objective
     return flops_per_token(config.model, objective.max_seq_length, objective.max_predictions_per_seq)
 
 
-def positions(config: PretrainConfig) -> float:
-    """Tokens of a step, padding counted."""
+def step_tokens(config: PretrainConfig) -> float:
+    """Tokens of a training step, with padding."""
     return float(config.train.global_batch_size * config.objective.max_seq_length)
 
 
 def step_flops(config: PretrainConfig) -> float:
-    """Matmul FLOPs of a step."""
-    return positions(config) * row_flops(config)
+    """Matmul FLOPs of a training step."""
+    return step_tokens(config) * row_flops(config)
 
 
 def step_seconds(config: PretrainConfig) -> float:
-    """Seconds that a training step takes here: those of a short run in a folder that is gone afterwards."""
-    steps = TIMED_STEPS + 1  # the first one is not timed
+    """Measure the seconds of a training step with a short run in a temporary folder."""
+    steps = TIMED_STEPS + 1  # the first step is not timed
     train = replace(config.train, num_train_steps=steps, log_every=steps, eval_every=steps, checkpoint_every=steps)
+    optim = replace(config.optim, num_warmup_steps=1)
     with tempfile.TemporaryDirectory() as folder:
-        optim = replace(config.optim, num_warmup_steps=1)
         short = replace(config, run_dir=folder, train=train, optim=optim, max_eval_steps=1, init_from="")
         try:
             return pretrain(short)["seconds"] / TIMED_STEPS
         except Interrupted:
-            raise KeyboardInterrupt from None  # nothing was saved
-        except RuntimeError as error:  # no memory for it
-            told = f"--budget time: a row of this table cannot be measured here: {str(error).splitlines()[0]}"
-            raise InputError(told) from None
+            raise KeyboardInterrupt from None  # the short run has nothing worth saving
+        except RuntimeError as error:  # out of memory
+            raise InputError(f"--budget time: a row of this table cannot be timed here: {first_line(error)}") from None
 
 
 def widened(model: AlbertConfig, target: int) -> AlbertConfig:
-    """The network with as many heads, of whatever size brings it nearest to `target` parameters; E = H stays so."""
-    heads, ratio = model.num_attention_heads, model.intermediate_size / model.hidden_size
+    """Choose the head size whose parameter count is nearest to `target`; the number of heads, and E = H, are kept."""
+    ratio = model.intermediate_size / model.hidden_size
 
-    def made(head: int) -> AlbertConfig:
-        width = head * heads
-        sizes: dict[str, Any] = {"hidden_size": width, "intermediate_size": max(1, round(ratio * width))}
-        return replace(
-            model, **sizes | ({"embedding_size": width} if model.embedding_size == model.hidden_size else {})
-        )
+    def with_head_size(size: int) -> AlbertConfig:
+        width = size * model.num_attention_heads
+        embedding = width if model.embedding_size == model.hidden_size else model.embedding_size
+        intermediate = max(1, round(ratio * width))
+        return replace(model, hidden_size=width, intermediate_size=intermediate, embedding_size=embedding)
 
-    def gap(head: int) -> int:
-        return num_params(Albert(made(head))) - target
+    def excess(size: int) -> int:
+        return num_params(Albert(with_head_size(size))) - target
 
-    size = next(head for head in itertools.count(1) if gap(head) >= 0)
-    return made(min((one for one in (size - 1, size) if one), key=lambda head: abs(gap(head))))
+    above = next(size for size in itertools.count(1) if excess(size) >= 0)
+    return with_head_size(min(range(max(1, above - 1), above + 1), key=lambda size: abs(excess(size))))
 
 
-def lasting(config: PretrainConfig, base: PretrainConfig, steps: float) -> PretrainConfig:
-    """With so many steps, and as many logs, evaluations and as large a share of warm-up as before."""
+def with_steps(config: PretrainConfig, base: PretrainConfig, steps: float) -> PretrainConfig:
+    """Change the number of steps; keep the number of logs, evaluations and checkpoints, and the share of warm-up, of `base`."""
     count = max(1, round(steps))
     if count == base.train.num_train_steps:
         return config
     factor = count / base.train.num_train_steps
-
-    def scale(number: int) -> int:
-        return max(1, round(number * factor))
-
-    train = config.train
-    rhythm: dict[str, Any] = {
-        name: scale(getattr(train, name)) for name in ("log_every", "eval_every", "checkpoint_every")
-    }
+    train = replace(
+        config.train,
+        num_train_steps=count,
+        log_every=max(1, round(config.train.log_every * factor)),
+        eval_every=max(1, round(config.train.eval_every * factor)),
+        checkpoint_every=max(1, round(config.train.checkpoint_every * factor)),
+    )
     warmup = min(round(config.optim.num_warmup_steps * factor), count - 1)
-    optim = replace(config.optim, num_warmup_steps=warmup)
-    return replace(config, train=replace(train, num_train_steps=count, **rhythm), optim=optim)
+    return replace(config, train=train, optim=replace(config.optim, num_warmup_steps=warmup))
 
 
 class Budget(NamedTuple):
-    """A way of comparing rows."""
+    """A way to compare rows."""
 
     caption: str
-    cost: Callable[[PretrainConfig], float]
-    """What a step costs; a row gets as many steps as cost what the first row's do."""
+    step_cost: Callable[[PretrainConfig], float]
+    """Rows get numbers of steps of equal total cost."""
 
 
 BUDGETS = {
-    "tokens": Budget("every row sees as many tokens", positions),
-    "flops": Budget("every row spends as many FLOPs as the first: its steps are changed", step_flops),
+    "tokens": Budget("every row sees the same number of tokens", step_tokens),
+    "flops": Budget("every row spends the same FLOPs as the first; the steps are adjusted", step_flops),
     "time": Budget(
-        "every row trains about as long as the first, by step times measured here: its steps are changed", step_seconds
+        "every row trains about as long as the first, by step times measured here; the steps are adjusted", step_seconds
     ),
     "params": Budget(
-        "every row is as wide as brings it nearest to the first one's parameters, with as many heads; tokens are the same",
-        positions,
+        "every row has about as many parameters as the first; widths are adjusted, the numbers of heads and tokens are not",
+        step_tokens,
     ),
 }
-"""What can be held equal over the rows of a table."""
+"""Name -> budget."""

@@ -57,7 +57,7 @@ def ablate(arguments: argparse.Namespace) -> int:
     names = ("scale", "seeds", "budget", "rows", "finetune", "run_dir", "overrides")
     plan = planning.resolve(arguments.table, **{name: getattr(arguments, name) for name in names})
     if arguments.dry_run:
-        print(planning.describe(plan))
+        print(planning.cost_table(plan))
         return 0
     if arguments.launcher == "slurm":
         jobs = submit(plan, dict(_slurm_option(text) for text in arguments.slurm))
@@ -68,10 +68,10 @@ def ablate(arguments: argparse.Namespace) -> int:
     tables: list[Any] = []
     code = exit_code(lambda: tables.append(ablate(plan)))
     for table in tables:
-        print(comparison.markdown(table))
-        print(f"\ntable.md, table.csv, runs.csv, curves and scores (.png, .svg): {table.folder}", file=sys.stderr)
-        labels = [row.label for row in plan.rows]
-        code = int(any(line.failures for line in table.lines if line.label in labels))
+        print(comparison.comparison_table(table))
+        print(f"\ntable.md, table.csv, runs.csv, curves and scores (.png, .svg): {plan.run_dir}", file=sys.stderr)
+        failed = table.runs[table.runs["state"].str.startswith("failed")]
+        code = int(failed["row"].isin([row.label for row in plan.rows]).any())
     return code
 
 
@@ -86,6 +86,6 @@ def _describe_table(arguments: argparse.Namespace) -> Any:
     """Print the rows of the table; return the scale's experiment, whose fields the help lists below them."""
     from albert_jax.ablation import table
 
-    print(table.explain(arguments.table), end="\n\n")
+    print(table.table_help(arguments.table), end="\n\n")
     experiment = Path(arguments.table).parent / "scales" / f"{arguments.scale}.py"
     return load(pretraining.PretrainConfig, str(experiment), arguments.overrides)

@@ -1,4 +1,8 @@
-"""Running a plan: row by row and seed by seed, here or as jobs of a cluster; finished rows are skipped, failed ones kept on record."""
+"""Run a plan: row by row and seed by seed here, or as jobs of a cluster.
+
+Finished runs are skipped, and a failed run is recorded while the others continue.  A row's folder is locked with `flock`,
+which the system releases when a process dies, so several launches can share a table and no lock is ever stale.
+"""
 
 import dataclasses
 import logging
@@ -10,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from albert_jax.ablation.planning import Plan, PlannedRow, finetune_config, load_plan
-from albert_jax.config import InputError, check_writable, differences, read_json, require, to_dict
+from albert_jax.config import InputError, check_writable, first_line, from_dict, read_json
 from albert_jax.data.prepare import prepare
 from albert_jax.exchange.convert import convert
 from albert_jax.finetuning import files
 from albert_jax.finetuning.run import FinetuneConfig, finetune
 from albert_jax.finetuning.tasks import TASKS
+from albert_jax.model.albert import AlbertConfig
 from albert_jax.pretraining import probes
 from albert_jax.pretraining.run import PretrainConfig, pretrain
 from albert_jax.reports import comparison, figures
@@ -27,164 +32,164 @@ from albert_jax.training.loop import Interrupted
 log = logging.getLogger(__name__)
 
 LOCK = "ablate.lock"
-"""Of a row, or of a table; a run has its own."""
+"""Locks a row or a table for a launch; runs have a lock of their own."""
+
+START_CHANGES = ("sharing", "num_hidden_groups", "num_hidden_layers")
+"""Fields of the model in which a row can differ from the row that it starts from."""
 
 
 def ablate(plan: Plan) -> Comparison:
-    """Runs what of the plan is not finished, one run after another, all rows of a seed before the next seed.
+    """Run what is unfinished, one run after another: all rows with one seed, then all rows with the next.
 
-    A row that fails is recorded in its folder and the others go on; it is tried again the next time.  A row that another
-    launch on the same folder is running is left to that one.
+    A run that fails is recorded in its folder and tried again by the next launch.  A run that a different launch is running
+    is left to it.
 
     Returns:
-      The table of all rows, which also stands in the folder, with figures.
+      The table of all rows, which is also written to the folder, with figures.
 
     Raises:
-      InputError: the folder holds another table or other configurations, or the first row's text or a task's files cannot be
-        used; before anything runs.
-      train.Interrupted: a signal came; the run's state is saved.
+      InputError: the folder holds a different table or different configurations, or the text or a task's files cannot be read;
+        raised before anything runs.
+      Interrupted: a signal arrived; the state is saved.
     """
     first = plan.rows[0].config
     prepare(first.data, first.model.vocab_size)
     for words in plan.finetune.values():
-        data = finetune_config(plan.rows[0], 0, plan.scale, words).data
+        data = finetune_config(plan, plan.rows[0], 0, words).data
         files.find(data, TASKS[data.task].splits)
     plan = claim(plan)
     units = [(row, seed) for seed in range(plan.seeds) for row in plan.rows]
-    begun, done = time.monotonic(), 0
+    begin, ran = time.monotonic(), 0
     for number, (row, seed) in enumerate(units):
-        left = f"; about {duration((time.monotonic() - begun) / done * (len(units) - number))} left" if done else ""
+        seconds = (time.monotonic() - begin) / max(1, ran) * (len(units) - number)
+        left = f"; about {duration(seconds)} left" if ran else ""
         log.info("run %d of %d: %s, seed %d%s", number + 1, len(units), row.label, seed, left)
         before = time.monotonic()
         log.info("%s, seed %d: %s", row.label, seed, run_unit(plan.run_dir, row.label, seed))
-        done += time.monotonic() - before > 1  # what was finished before says nothing of what is left
-    return figures.write(comparison.read([Path(plan.run_dir)]))
+        ran += time.monotonic() - before > 1  # skipped runs are not counted in the estimate
+    result = comparison.read(plan.run_dir)
+    figures.write(result, Path(plan.run_dir))
+    return result
 
 
 def claim(plan: Plan) -> Plan:
-    """Writes the plan's `ablation.json`, together with what earlier launches on the folder began.
+    """Write the plan's `ablation.json`, with the rows and seeds of earlier launches in the same folder.
 
     Returns:
-      The plan, with the rows that were begun as they were planned then.
+      The plan; with the budget `time`, its rows as they were planned first.
 
     Raises:
-      InputError: the folder holds another table, or runs of other configurations.
+      InputError: the folder holds a different table, or runs with different configurations.
     """
     folder = Path(plan.run_dir)
     check_writable(folder, "--run-dir")
     with run_folder.file_lock(folder, LOCK, wait=True):
-        if (folder / MANIFEST).exists():
-            whole = plan.joined(load_plan(folder / MANIFEST))
-            if plan.budget == "time":  # measured again, steps differ: those of the first time count
-                plan = dataclasses.replace(plan, rows=tuple(whole.row(row.label) for row in plan.rows))
-        else:
-            whole = plan
+        merged = plan.merged(load_plan(folder)) if (folder / MANIFEST).exists() else plan
+        if plan.budget == "time":
+            plan = dataclasses.replace(plan, rows=tuple(merged.row(row.label) for row in plan.rows))
         for row in plan.rows:
             for seed in range(plan.seeds):
-                run_folder.check(Path(row.seed(seed).run_dir), "pretrain", row.seed(seed))
+                config = plan.run_config(row, seed)
+                run_folder.check(Path(config.run_dir), "pretrain", config)
                 for words in plan.finetune.values():
-                    _check_tuned(finetune_config(row, seed, plan.scale, words))
-        whole.save()
+                    _check_tuned(finetune_config(plan, row, seed, words))
+        merged.save()
     return plan
 
 
 def _check_tuned(config: FinetuneConfig) -> None:
-    """Refuses a folder of fine-tuning with other settings; its network is the run's, and not in `config`."""
-    path = Path(config.run_dir, "config.json")
-    stored = read_json(path)["config"] if path.exists() else {}
-    sections = [name for name in ("data", "optim", "train") if name in stored]
-    changed = [
-        d
-        for name in sections
-        for d in differences(stored[name], to_dict(config)[name], f"{name}.")
-        if not d.startswith(run_folder.MAY_CHANGE_ON_RESUME)
-    ]
-    told = (
-        f"{path.parent} was fine-tuned with other settings ({'; '.join(changed)}); give another --run-dir, or remove it"
-    )
-    require(not changed, told)
+    """Check that a folder was not fine-tuned with different settings."""
+    folder = Path(config.run_dir)
+    if (folder / "config.json").exists():
+        # The run stores the model that it starts from, which the row has checked already.
+        model = read_json(folder / "config.json")["config"]["model"]
+        run_folder.check(folder, "finetune", dataclasses.replace(config, model=from_dict(AlbertConfig, model)))
 
 
 def run_unit(run_dir: str, label: str, seed: int) -> str:
-    """Runs one row with one seed, and its fine-tuning, unless it is finished or another process has it; says what became of it.
+    """Run one row with one seed, and its fine-tuning, unless it is finished or a different process is running it.
+
+    Returns:
+      What happened, for the log.
 
     Raises:
-      train.Interrupted: a signal came; the state is saved.
+      Interrupted: a signal arrived; the state is saved.
     """
-    plan = load_plan(Path(run_dir) / MANIFEST)
+    plan = load_plan(run_dir)
     row = plan.row(label)
-    config = row.seed(seed)
+    config = plan.run_config(row, seed)
     folder = Path(config.run_dir)
-    with run_folder.file_lock(folder, LOCK) as mine:
-        if not mine:
-            return "left to the launch that is running it"
-        if row.start and not _finished(parent := Path(plan.row(row.start).seed(seed).run_dir)):
-            return f"not begun: '{row.start}', which it starts from, is not finished ({parent})"
+    with run_folder.file_lock(folder, LOCK) as is_ours:
+        if not is_ours:
+            return "running in a different launch"
+        if row.start and not _is_finished(parent := plan.run_config(plan.row(row.start), seed)):
+            return f"not begun: '{row.start}', from which it starts, is not finished ({parent.run_dir})"
+        tuned = [finetune_config(plan, row, seed, words) for words in plan.finetune.values()]
+        was_finished = all(_is_finished(one) for one in (config, *tuned))
+        (folder / FAILURE).unlink(missing_ok=True)
         try:
-            (folder / FAILURE).unlink(missing_ok=True)
-            ran = not _finished(folder)
-            if ran:
-                _start(plan, row, seed)
+            if not _is_finished(config):
+                _write_start(plan, row, seed)
                 pretrain(config)
-            for words in plan.finetune.values():
-                tuned = finetune_config(row, seed, plan.scale, words)
-                if not _finished(Path(tuned.run_dir)):
-                    ran = True
-                    finetune(tuned)
+            for one in tuned:
+                if not _is_finished(one):
+                    finetune(one)
         except Interrupted:
             raise
-        except Exception as error:  # a row that does not fit into memory, or diverges, must not cost the others
-            told = _reason(error)
-            run_folder.write_json(folder / FAILURE, {"error": told, "traceback": traceback.format_exc()})
-            log.warning("%s, seed %d failed, and the others go on: %s", label, seed, told)
+        except Exception as error:  # the other rows continue, whatever went wrong here, such as a lack of memory
+            message = _failure_message(error)
+            run_folder.write_json(folder / FAILURE, {"error": message, "traceback": traceback.format_exc()})
+            log.warning("%s, seed %d failed, the other runs continue: %s", label, seed, message)
             return "failed"
-        path = Path(run_dir) / PROBES
-        if not path.exists():
-            run_folder.write_json(path, probed(config))
-    return "finished" if ran else "was finished before"
+        if not Path(run_dir, PROBES).exists():
+            run_folder.write_json(Path(run_dir, PROBES), probe(plan, config))
+    return "already finished" if was_finished else "finished"
 
 
-def _reason(error: Exception) -> str:
-    first = (str(error).splitlines() or [""])[0]
-    return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"
+def _is_finished(config: Any) -> bool:
+    return Path(config.run_dir, "summary.json").exists()
 
 
-def probed(config: PretrainConfig) -> dict[str, Any]:
-    """What `probes.probe` finds in the row's text for SOP, or as `error` why it found nothing: no reason to lose the table."""
-    objective = dataclasses.replace(config.objective, sentence_objective="sop")
+def _failure_message(error: Exception) -> str:
+    return first_line(error) if isinstance(error, InputError) else f"{type(error).__name__}: {first_line(error)}"
+
+
+def probe(plan: Plan, config: PretrainConfig) -> dict[str, Any]:
+    """Run the shortcut probe on a run's text, with the sentence objective of the scale; a failure is returned as `error`."""
+    kind = plan.base["objective"]["sentence_objective"]
+    objective = dataclasses.replace(config.objective, sentence_objective=kind)
     try:
         return probes.probe(dataclasses.replace(config, objective=objective, eval_objective=None))
-    except Exception as error:
-        return {"error": _reason(error)}
+    except Exception as error:  # the table is worth more than its probe
+        return {"error": _failure_message(error)}
 
 
-def _start(plan: Plan, row: PlannedRow, seed: int) -> None:
-    """The parameters that the row starts from, as a model folder of its own sharing and depth."""
-    config = row.seed(seed)
-    target = Path(config.run_dir) / "start"
-    if not row.start or target.exists() or checkpoint.has_checkpoint(target.parent / "checkpoints"):
-        return
-    model = config.model
-    changes: dict[str, Any] = {"sharing": model.sharing, "num_hidden_layers": model.num_hidden_layers}
-    if model.sharing == "groups":
-        changes["num_hidden_groups"] = model.num_hidden_groups
-    convert(plan.row(row.start).seed(seed).run_dir, target, to="albert_jax", **changes)
+def _write_start(plan: Plan, row: PlannedRow, seed: int) -> None:
+    """Write the parameters that a run starts from: those of the other row, with this row's sharing and depth."""
+    folder = Path(plan.run_config(row, seed).run_dir)
+    if row.start and not (folder / "start").exists() and not checkpoint.has_checkpoint(str(folder / "checkpoints")):
+        source = plan.run_config(plan.row(row.start), seed).run_dir
+        changes = {name: getattr(row.config.model, name) for name in START_CHANGES}
+        convert(source, folder / "start", to="albert_jax", **changes)
 
 
 def submit(plan: Plan, options: Mapping[str, Any]) -> list[str]:
-    """Sends every run that is not finished to Slurm as a job of its own (submitit); returns the jobs' numbers.
+    """Send each unfinished run to Slurm as one job, through submitit.
 
-    A job whose row starts from another waits for that one's job.  Jobs that find their run finished, or held by another job,
-    end at once, so a second launch does no harm.
+    A job whose row starts from a different row waits for that one's job.  A job that finds its run finished or running ends at
+    once, so a second launch does no harm.
 
     Args:
-      plan: what is to be run.
-      options: of the jobs, in submitit's names: `timeout_min` (its default is 5), `gpus_per_node`, `slurm_partition` and others.
+      plan: what to run.
+      options: of the jobs, in submitit's names: `timeout_min` (default 5), `gpus_per_node`, `slurm_partition` and others.
+
+    Returns:
+      The ids of the jobs.
 
     Raises:
-      InputError: as `claim`; submitit is not installed; an option that it does not know.
+      InputError: see `claim`; submitit is not installed; an option is unknown.
     """
-    os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")  # it would close the handlers of all other loggers
+    os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")  # otherwise it closes the handlers of all other loggers
     try:
         import submitit
     except ModuleNotFoundError:
@@ -193,26 +198,21 @@ def submit(plan: Plan, options: Mapping[str, Any]) -> list[str]:
         executor = submitit.AutoExecutor(folder=Path(plan.run_dir, "slurm"), cluster="slurm")
         executor.update_parameters(**{"name": plan.name} | dict(options))
     except (RuntimeError, NameError, TypeError, ValueError) as error:
-        raise InputError(f"--launcher slurm: {str(error).splitlines()[0]}") from None
+        raise InputError(f"--launcher slurm: {first_line(error)}") from None
     plan = claim(plan)
     jobs: dict[tuple[str, int], str] = {}
     for seed in range(plan.seeds):
         for row in plan.rows:
-            if _finished(Path(row.seed(seed).run_dir)) and not plan.finetune:
-                continue
-            before = jobs.get((row.start, seed))
-            waits = {"dependency": f"afterany:{before}"} if before else {}
-            executor.update_parameters(slurm_additional_parameters=waits)
-            jobs[row.label, seed] = executor.submit(run_job, plan.run_dir, row.label, seed).job_id
+            if plan.finetune or not _is_finished(plan.run_config(row, seed)):
+                before = jobs.get((row.start, seed))
+                waits = {"dependency": f"afterany:{before}"} if before else {}
+                executor.update_parameters(slurm_additional_parameters=waits)
+                jobs[row.label, seed] = executor.submit(run_job, plan.run_dir, row.label, seed).job_id
     return list(jobs.values())
 
 
 def run_job(run_dir: str, label: str, seed: int) -> str:
-    """`run_unit` in a process of its own, whose log is the job's."""
+    """Run `run_unit` in a Slurm job and log to the job's output."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("albert_jax").setLevel(logging.INFO)
     return run_unit(run_dir, label, seed)
-
-
-def _finished(folder: Path) -> bool:
-    return (folder / "summary.json").exists()

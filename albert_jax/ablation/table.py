@@ -1,6 +1,6 @@
-"""A table of experiments as data: a file that sets `ablation = Ablation(...)`, with a folder `scales` beside it.
+"""The definition of an ablation table: a Python file that sets `ablation = Ablation(...)`, beside a folder `scales`.
 
-A scale is a pretraining experiment, a row the fields that it changes of it.
+A scale is a pretraining experiment; a row is a set of fields that it changes.
 """
 
 import ast
@@ -10,14 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from albert_jax.config import InputError, require, run_file
+from albert_jax.config import InputError, run_file
 
 
-@dataclass(frozen=True)
-class At:
-    """A value that differs by scale; `at` makes it."""
-
-    values: Mapping[str, Any]
+class At(dict[str, Any]):
+    """A value that depends on the scale; see `at`."""
 
 
 def at(**values: Any) -> At:
@@ -27,96 +24,104 @@ def at(**values: Any) -> At:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table."""
+    """A row of a table."""
 
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    """Field -> value, or what `at` gives."""
+    """Field -> value, or a value per scale (`at`)."""
     paper: Mapping[str, float] = field(default_factory=dict)
-    """What the paper prints of this row, by column: `parameters (M)`, `MLM`, `SOP`, `NSP`, `average` and others (percent)."""
+    """What the paper prints for this row: column -> value, such as `parameters (M)` or `average` (percent)."""
     start: str = ""
-    """The row above whose finished parameters this one starts from, shared and repeated as this one needs them."""
+    """Label of an earlier row.  Training starts from its final parameters, adapted to this row's sharing and depth."""
     share: float = 1.0
-    """Of the budget."""
+    """The share of the budget that this row gets, in (0, 1]."""
+
+    def __str__(self) -> str:
+        """The row in one line, for `--help`."""
+        texts = [f"{name} = {value}" for name, value in self.overrides.items()]
+        texts += [f"starts from '{self.start}'"] if self.start else []
+        texts += [f"{self.share:g} of the budget"] if self.share != 1 else []
+        return ", ".join(texts)
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """A table.  The first row is the one that budgets compare with."""
+    """A table.  Budgets compare all rows with the first."""
 
     rows: Mapping[str, Row]
     """Label -> row."""
     base: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Scale -> fields of all rows, where the table is not of the scale's own model."""
+    """Scale -> fields of all rows that differ from the scale's experiment."""
 
 
-NOT_A_ROWS = {
-    "train.num_train_steps": "its steps come from the budget; 'share' gives it a part of it",
-    "train.seed": "all rows have the same",
-    "run_dir": "it is made of the label",
-    "init_from": "'start' names a row to start from",
+RESERVED = {
+    "train.num_train_steps": "the budget decides the steps; use 'share' for a part of it",
+    "train.seed": "all rows have the same seeds",
+    "run_dir": "it follows from the label",
+    "init_from": "use 'start' to start from a row",
 }
-"""Fields that rows may not set, and why."""
+"""Fields that rows cannot set, and why."""
 
 
 def slug(label: str) -> str:
-    """A label as the name of a folder."""
+    """The folder name of a row."""
     return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
 
 
 def read_table(path: str) -> tuple[str, Ablation]:
-    """The question (first line of the docstring) and the table of an experiment file.
+    """Read a table's file; return its question (the first line of the docstring) and the table.
 
     Raises:
-      InputError: no such file, or it sets no `ablation`.
+      InputError: the file does not exist or does not define a valid table.
     """
-    require(Path(path).is_file(), f"{path}: no such table; those that come along are in experiments/ablations/")
-    found = run_file(path).get("ablation")
-    if not isinstance(found, Ablation):
-        raise InputError(f"{path}: it must set 'ablation' to an Ablation")
-    rows, sizes = found.rows, scales(path)
-    proper = isinstance(rows, Mapping) and rows and all(isinstance(row, Row) for row in rows.values())
-    require(bool(proper), f"{path}: 'rows' must be a table of label -> Row(...), with one row at least")
-    require(bool(sizes), f"{path}: no scales beside it; copy or link experiments/ablations/scales to where it is")
-    for name in found.base:
-        require(name in sizes, f"{path}: base: no scale '{name}'; there are {', '.join(sizes)}")
-    slugs: dict[str, str] = {}
-    for label in rows:
-        other = slugs.setdefault(slug(label), label)
-        told = f"{path}: rows '{other}' and '{label}' would share a folder; letters and digits of labels must differ"
-        require(other == label and slug(label) != "", told)
-    doc = ast.get_docstring(ast.parse(Path(path).read_text())) or Path(path).stem
-    for label, row in found.rows.items():
-        earlier = list(found.rows)[: list(found.rows).index(label)]
-        require(
-            row.start in ("", *earlier), f"{path}: row '{label}' starts from '{row.start}', which is no row above it"
-        )
-        require(0 < row.share <= 1, f"{path}: row '{label}': share must be in (0, 1], got {row.share}")
-        for name, way in NOT_A_ROWS.items():
-            require(name not in row.overrides, f"{path}: row '{label}' sets {name}: {way}")
-    return doc.splitlines()[0], found
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; see experiments/ablations/ for tables")
+    table = run_file(path).get("ablation")
+    if not isinstance(table, Ablation):
+        raise InputError(f"{path}: must set 'ablation' to an Ablation")
+    scales = scale_names(path)
+    if not scales:
+        raise InputError(f"{path}: no folder 'scales' beside it; copy or link experiments/ablations/scales")
+    for name in table.base:
+        if name not in scales:
+            raise InputError(f"{path}: base: unknown scale '{name}'; choose one of {', '.join(scales)}")
+    rows = table.rows
+    if not (isinstance(rows, Mapping) and rows and all(isinstance(row, Row) for row in rows.values())):
+        raise InputError(f"{path}: 'rows' must map labels to Row(...), with at least one row")
+    labels: dict[str, str] = {}
+    for label, row in rows.items():
+        _check_row(path, label, row, labels)
+        labels[slug(label)] = label
+    return docstring(path).splitlines()[0], table
 
 
-def scales(path: str) -> list[str]:
-    """The scales that a table can be run at."""
+def _check_row(path: str, label: str, row: Row, earlier: Mapping[str, str]) -> None:
+    """Check a row; `earlier` maps the slugs of the rows above to their labels."""
+    name = slug(label)
+    if not name:
+        raise InputError(f"{path}: row '{label}': the label must contain a letter or digit")
+    if name in earlier:
+        raise InputError(f"{path}: rows '{earlier[name]}' and '{label}' have the same folder name '{name}'; rename one")
+    if row.start and row.start not in earlier.values():
+        raise InputError(f"{path}: row '{label}' starts from '{row.start}', which is not a row above it")
+    if not 0 < row.share <= 1:
+        raise InputError(f"{path}: row '{label}': share must be in (0, 1], got {row.share}")
+    for field_name, reason in RESERVED.items():
+        if field_name in row.overrides:
+            raise InputError(f"{path}: row '{label}' sets {field_name}: {reason}")
+
+
+def scale_names(path: str) -> list[str]:
+    """The scales of a table."""
     return sorted(file.stem for file in (Path(path).parent / "scales").glob("*.py"))
 
 
-def explain(path: str) -> str:
-    """What a table asks, its rows and the scales it can be run at; for `--help`."""
-    question, table = read_table(path)
-    lines = [f"  {label}: {_overrides(row)}" for label, row in table.rows.items()]
-    doc = ast.get_docstring(ast.parse(Path(path).read_text())) or question
-    told = (
-        "Any field of the scale's experiment can be overridden, for all rows; albert-jax ablate --help has the options."
-    )
-    return "\n".join([doc, "", "rows:", *lines, "", f"scales: {', '.join(scales(path))}", told])
+def docstring(path: str) -> str:
+    """The docstring of a table's file, or the file's name if there is none."""
+    return ast.get_docstring(ast.parse(Path(path).read_text())) or Path(path).stem
 
 
-def _overrides(row: Row) -> str:
-    values = {
-        key: " | ".join(f"{scale} {one}" for scale, one in value.values.items()) if isinstance(value, At) else value
-        for key, value in row.overrides.items()
-    }
-    texts = [f"{key} = {value}" for key, value in values.items()]
-    texts += [f"starts from '{row.start}'"] * bool(row.start) + [f"{row.share:g} of the budget"] * (row.share != 1)
-    return ", ".join(texts)
+def table_help(path: str) -> str:
+    """A table's docstring, rows and scales, for `--help`."""
+    _, table = read_table(path)
+    rows = [f"  {label}: {row}" for label, row in table.rows.items()]
+    return "\n".join([docstring(path), "", "rows:", *rows, "", f"scales: {', '.join(scale_names(path))}"])

@@ -36,9 +36,11 @@ def report(arguments: argparse.Namespace) -> int:
     elif not others and (folder / "config.json").exists():
         print(run.plot_curves(folder))
         if summary:
-            print(run.table(summary))
+            print(run.summary_table(summary))
     else:
-        table = figures.write(comparison.read(arguments.folders, arguments.output))
-        print(comparison.markdown(table))
-        print(f"\ntable.md, table.csv, runs.csv, curves and scores (.png, .svg): {table.folder}", file=sys.stderr)
+        output = arguments.output or (Path("report") if others else folder)
+        result = comparison.read(arguments.folders)
+        figures.write(result, output)
+        print(comparison.comparison_table(result))
+        print(f"\ntable.md, table.csv, runs.csv, curves and scores (.png, .svg): {output}", file=sys.stderr)
     return 0

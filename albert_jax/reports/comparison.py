@@ -1,355 +1,261 @@
-"""Runs side by side: one table of rows with mean and spread over seeds, as Markdown and CSV, and figures of it.
+"""Runs side by side: `load_runs` gives one line per run, `comparison_table` mean and standard deviation over seeds.
 
-Reads run folders and nothing else, so a table can be made again, or anew from other runs, wherever the folders lie.
+Reads nothing but run folders, so a table can be printed again wherever the folders are.
 """
 
-import csv
-import io
-import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
-from albert_jax.config import differences, read_json, require
-from albert_jax.reports.tables import number
+from albert_jax.config import InputError, flat, read_json
+from albert_jax.reports.tables import QUANTITIES, markdown_table, title, value_text
 from albert_jax.training.run_folder import MAY_CHANGE_ON_RESUME, read_metrics, without_location
 
 MANIFEST = "ablation.json"
-"""The plan of a table, which `ablate` writes into its folder."""
+"""The plan of an ablation table, in the table's folder."""
 FAILURE = "failure.json"
-"""In a run's folder: why the last try ended."""
+"""Why the last attempt of a run failed, in the run's folder."""
 PROBES = "probes.json"
-"""In a table's folder: what `probes.probe` found."""
+"""The result of `probes.probe`, in the table's folder."""
+
+CONFIG, PAPER = "config: ", "paper: "
+"""Prefixes of columns: configuration fields in which the runs differ, and values that the paper prints."""
+
+Folders = str | Path | Iterable[str | Path]
+Run = tuple[dict[str, Any], pd.DataFrame]
+"""A line of `Comparison.runs`, and the run's part of `Comparison.curves`."""
 
 
-def _number(scale: float, digits: int) -> Callable[[float], str]:
-    return lambda value: f"{value * scale:,.{digits}f}"
-
-
-COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "parameters": ("parameters", _number(1, 0)),
-    "flops_per_token": ("MFLOP/token", _number(1e-6, 1)),
-    "tokens": ("tokens (M)", _number(1e-6, 2)),
-    "seconds": ("training (s)", _number(1, 0)),
-    "tokens_per_second": ("tokens/s", _number(1, 0)),
-    "step_seconds": ("step (ms)", _number(1e3, 1)),
-    "memory": ("memory (MB)", _number(1e-6, 1)),
-    "mlm_accuracy": ("MLM (%)", _number(100, 1)),
-    "mlm_loss": ("MLM loss", _number(1, 3)),
-    "sop_accuracy": ("SOP (%)", _number(100, 1)),
-    "nsp_accuracy": ("NSP (%)", _number(100, 1)),
-}
-"""Name of a value -> its head in the Markdown table and how it is printed; metrics that are not here stand behind, as they are."""
-
-EXACT = ("parameters", "flops_per_token", "tokens", "memory")
-"""Columns that seeds do not change, or next to not."""
-
-
-@dataclass
-class Line:
-    """One row of a comparison."""
-
-    label: str
-    folders: list[Path]
-    """Of its runs, one a seed."""
-    facts: dict[str, float] = field(default_factory=dict)
-    """What is known of it before it ran."""
-    paper: dict[str, float] = field(default_factory=dict)
-    start: str = ""
-    """The line whose training comes before this one's own."""
-    tuned: tuple[str, ...] = ()
-    """Names of the fine-tuning runs that every run is to have."""
-    results: list[dict[str, float]] = field(default_factory=list)
-    """What each run came to, name -> value; empty for a run that has not come to an end."""
-    records: list[list[dict[str, float]]] = field(default_factory=list)
-    """The log of each run that has one; `at` is how far it was, in tokens (padding counted) where it can be said, else in steps."""
-    states: list[str] = field(default_factory=list)
-    """What became of each run: finished, failed: why, at step n of m, not begun."""
-
-    @property
-    def state(self) -> str:
-        """All of them in a few words."""
-        finished = self.states.count("finished")
-        others = [state.partition(":")[0] for state in self.states if state != "finished"]
-        if not others:
-            return str(finished)
-        told = ", ".join(f"{others.count(state)} {state}" for state in dict.fromkeys(others))
-        return f"{finished} of {len(self.states)}; {told}"
-
-    @property
-    def failures(self) -> list[str]:
-        """The runs that failed, and why."""
-        runs = zip(self.folders, self.states, strict=True)
-        return [f"{self.label}, {run.name}: {state[8:]}" for run, state in runs if state.startswith("failed: ")]
-
-    @property
-    def names(self) -> list[str]:
-        """Of all values that are known of it."""
-        return list(dict.fromkeys((*self.facts, *(name for result in self.results for name in result))))
-
-    def values(self, name: str) -> list[float]:
-        """One a run that has it."""
-        return [result[name] for result in self.results if name in result]
-
-    def mean(self, name: str) -> float | None:
-        """Over the runs; None without any."""
-        found = self.values(name)
-        return float(np.mean(found)) if found else self.facts.get(name)
-
-    def std(self, name: str) -> float | None:
-        """Over n - 1; None with fewer than two runs."""
-        found = self.values(name)
-        return float(np.std(found, ddof=1)) if len(found) > 1 else None
-
-
-@dataclass
+@dataclass(frozen=True)
 class Comparison:
-    """Rows that belong together."""
+    """Runs side by side, and what is printed around their table."""
 
+    runs: pd.DataFrame
+    """See `load_runs`."""
+    curves: pd.DataFrame
+    """One line per record of `metrics.jsonl`: `row`, `folder`, `step`, `tokens` (with padding) and the record's values."""
     caption: str
-    lines: list[Line]
-    folder: Path
-    """Where `write` puts files."""
-    baseline: dict[str, float]
-    """Metrics without a model."""
-    probes: dict[str, Any]
-
-    @property
-    def columns(self) -> list[str]:
-        """Names of the values that any line has, in the table's order."""
-        found = {name for line in self.lines for name in line.names}
-        rest = sorted(name for name in found - COLUMNS.keys() if not name.endswith("_loss") and name != "flops")
-        return [name for name in COLUMNS if name in found] + rest
+    baseline: Mapping[str, float]
+    """Metrics of the trivial baseline."""
+    probes: Mapping[str, Any]
 
 
-def read(folders: Sequence[Path], output: Path | None = None) -> Comparison:
-    """What the runs in `folders` come to: tables of `ablate`, run folders, folders of such.
+def load_runs(folders: Folders) -> pd.DataFrame:
+    """Load finished and unfinished runs as a DataFrame with one line per run.
 
-    Run folders whose configurations differ by no more than the seed are one row, which is named after what is its own.
+    Args:
+      folders: tables of `albert-jax ablate`, run folders, or folders that contain them; one or several.
+
+    Returns:
+      The columns `row` (label), `run` (folder name), `folder`, `seed`, `state`; `config: FIELD` for each field in which the
+      runs differ; `paper: NAME` for values that the paper prints; then every number in the run's summary, such as `mlm_loss`,
+      and `TASK METRIC` for each fine-tuned task.  A run that starts from another includes that one's tokens, FLOPs and time.
 
     Raises:
-      InputError: no runs there.
+      InputError: a folder contains no runs.
     """
-    tables = [path.parent for folder in folders for path in _found(folder, MANIFEST)]
-    lines: list[Line] = []
-    captions, probes = [], {}
-    for table in tables:
-        plan = read_json(table / MANIFEST)
-        own = _planned(table, plan)
-        _add_starts(own)
-        for line in own if len(tables) > 1 else ():
-            line.label = f"{plan['name']}: {line.label}"
-        lines += own
-        captions.append(plan["caption"])
-        if (table / PROBES).exists():
-            probes = read_json(table / PROBES)
-    inside = {folder.resolve() for line in lines for folder in line.folders}
-    loose = [
-        path.parent
-        for folder in folders
-        for path in (*_found(folder, "config.json"), *folder.glob("*/*/config.json"))
-        if not any(parent in tables for parent in path.parents) and path.parent.resolve() not in inside
-    ]
-    runs = [folder for folder in loose if read_json(folder / "config.json").get("job") in ("pretrain", "finetune")]
-    for folder in folders:
-        seen = any(folder in (path, *path.parents) for path in (*tables, *runs))
-        require(seen, f"{folder}: no run in it, and no table of runs")
-    others = _grouped(runs)
-    for line in others:
-        _fill(line)
-    lines += others
-    summaries = [read_json(path) for line in lines for f in line.folders if (path := f / "summary.json").exists()]
-    baseline = summaries[0].get("baseline", {}) if summaries else {}
-    where = output or (folders[0] if len(folders) == 1 else Path("report"))
-    return Comparison(" ".join(captions), lines, where, baseline, probes)
+    return read(folders).runs
 
 
-def _found(folder: Path, name: str) -> list[Path]:
-    """Files of that name in the folder and those one level below it."""
+def read(folders: Folders) -> Comparison:
+    """Load runs with their curves, caption, baseline and probes; arguments as for `load_runs`."""
+    paths = [Path(folders)] if isinstance(folders, (str, Path)) else [Path(folder) for folder in folders]
+    tables = list(dict.fromkeys(path.parent for folder in paths for path in _find(folder, MANIFEST)))
+    single = _single_runs(paths, tables)
+    for folder in paths:
+        if not any(folder in (path, *path.parents) for path in (*tables, *single)):
+            raise InputError(f"{folder}: contains no run and no table of runs")
+    plans = [read_json(table / MANIFEST) for table in tables]
+    loaded = [_read_run(folder, read_json(folder / "config.json")["config"]) for folder in single]
+    for table, plan in reversed(list(zip(tables, plans, strict=True))):
+        loaded = _planned_runs(table, plan, f"{plan['name']}: " if len(tables) > 1 else "") + loaded
+    runs = pd.DataFrame([line for line, _ in loaded])
+    _label_single_runs(runs)
+    fixed = [name for name in runs if name.startswith(CONFIG) and not _varies(runs[name])]
+    runs = runs.drop(columns=fixed).sort_index(
+        axis="columns", key=lambda names: names.map(_column_order), kind="stable"
+    )
+    curves = pd.concat([curve for _, curve in loaded if len(curve)] or [pd.DataFrame(columns=["folder", "tokens"])])
+    curves.insert(0, "row", curves["folder"].map(runs.set_index("folder")["row"]))
+    summaries = [read_json(path) for folder in runs["folder"] if (path := Path(folder, "summary.json")).exists()]
+    probes = [read_json(table / PROBES) for table in tables if (table / PROBES).exists()]
+    return Comparison(
+        runs,
+        curves,
+        caption=" ".join(plan["caption"] for plan in plans),
+        baseline=summaries[0]["baseline"] if summaries else {},
+        probes=probes[-1] if probes else {},
+    )
+
+
+def _find(folder: Path, name: str) -> list[Path]:
+    """Files of that name in the folder and one level below."""
     return sorted(path for path in (folder / name, *folder.glob(f"*/{name}")) if path.exists())
 
 
-def _add_starts(lines: Sequence[Line]) -> None:
-    """Fills the lines of one table; tokens, FLOPs and time of what a line started from are added to its own."""
-    by_label: dict[str, Line] = {}
-    for line in lines:
-        _fill(line)
-        by_label[line.label] = line
-        if line.start not in by_label:
-            continue
-        for result, before in zip(line.results, by_label[line.start].results, strict=True):
-            for name in ("tokens", "seconds", "flops"):
-                if name in result:
-                    result[name] += before.get(name, 0)
-        ends = [max((r["at"] for r in records), default=0.0) for records in by_label[line.start].records]
-        for records in line.records:
-            for record in records:
-                record["at"] += max(ends, default=0.0)
-
-
-def _planned(folder: Path, plan: dict[str, Any]) -> list[Line]:
+def _single_runs(folders: Sequence[Path], tables: Sequence[Path]) -> list[Path]:
+    """Run folders that belong to no table."""
+    configs = [path for folder in folders for path in (*_find(folder, "config.json"), *folder.glob("*/*/config.json"))]
     return [
-        Line(
-            row["label"],
-            # Beside the manifest, wherever the table was moved.
-            [folder / Path(row["config"]["run_dir"]).name / f"seed-{seed}" for seed in range(plan["seeds"])],
-            {name: row[name] for name in ("parameters", "flops_per_token")},
-            row["paper"],
-            row["start"],
-            tuple(plan["finetune"]),
-        )
-        for row in plan["rows"]
+        path.parent
+        for path in dict.fromkeys(configs)
+        if not any(table in path.parents for table in tables) and read_json(path).get("job") in ("pretrain", "finetune")
     ]
 
 
-def _grouped(folders: Sequence[Path]) -> list[Line]:
-    """Runs that differ in their seed alone together."""
-    kinds: dict[str, tuple[dict[str, Any], list[Path]]] = {}
-    for folder in folders:
-        config = read_json(folder / "config.json")["config"]
-        config = without_location(config) | {"run_dir": "", "train": config["train"] | {"seed": 0}}
-        config["init_from"] = re.sub(r"seed-\d+", "seed", config["init_from"])  # each seed's own
-        kinds.setdefault(json.dumps(config, sort_keys=True), (config, []))[1].append(folder)
-    lines = []
-    for config, runs in kinds.values():
-        own = {key: value for other, _ in kinds.values() for key, value in _own(config, other).items()}
-        label = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in own.items())
-        lines.append(Line(label or runs[0].name, runs))
-    return lines
+def _planned_runs(table: Path, plan: dict[str, Any], prefix: str) -> list[Run]:
+    """The runs of a table, including those that have not begun."""
+    runs: dict[tuple[str, int], Run] = {}
+    for row in plan["rows"]:
+        planned = {name: row[name] for name in ("parameters", "flops_per_token")}
+        planned |= {f"{PAPER}{name}": value for name, value in row["paper"].items()}
+        for seed in range(plan["seeds"]):
+            line, curve = _read_run(table / row["folder"] / f"seed-{seed}", row["config"], tuple(plan["finetune"]))
+            line = {"row": f"{prefix}{row['label']}"} | planned | line | {"seed": line["seed"] + seed}
+            if (row["start"], seed) in runs:
+                start_line, start_curve = runs[row["start"], seed]
+                for name in {"tokens", "seconds", "flops"} & line.keys():
+                    line[name] += start_line.get(name, 0)
+                curve["tokens"] += start_curve["tokens"].max() if len(start_curve) else 0
+            runs[row["label"], seed] = line, curve
+    return list(runs.values())
 
 
-def _own(config: dict[str, Any], other: dict[str, Any]) -> dict[str, str]:
-    """Field -> its value in `config`, for those that differ."""
-    found = {}
-    for text in differences(config, other):
-        name, _, values = text.partition(": ")
-        if not name.startswith(MAY_CHANGE_ON_RESUME):
-            found[name] = values.partition(" -> ")[0].strip("'")
-    return found
+def _label_single_runs(runs: pd.DataFrame) -> None:
+    """Label runs outside of tables by the fields in which they differ, so that the seeds of a configuration are one row."""
+    if "row" not in runs:
+        runs.insert(0, "row", None)
+    single = runs[runs["row"].isna()]
+    varying = [name for name in single if name.startswith(CONFIG) and _varies(single[name])]
+    for index, run in single.iterrows():
+        texts = [
+            f"{str(name).removeprefix(CONFIG).rpartition('.')[2]} {value}"
+            for name, value in run[varying].dropna().items()
+        ]
+        runs.loc[index, "row"] = ", ".join(texts) or single["run"].iloc[0]
 
 
-def _fill(line: Line) -> None:
-    """What the folders of its runs hold."""
-    for folder in line.folders:
-        records = read_metrics(folder) if (folder / "metrics.jsonl").exists() else []
-        if records:
-            config = read_json(folder / "config.json")["config"]
-            length = config["objective"]["max_seq_length"] if "objective" in config else 0
-            for record in records:
-                record["at"] = record["step"] * (config["train"]["global_batch_size"] * length or 1)
-            line.records.append(records)
-        line.states.append(_state(folder, records, line.tuned))
-        line.results.append(_result(folder, records, line.tuned) if (folder / "summary.json").exists() else {})
+def _varies(column: pd.Series) -> bool:
+    return column.map(repr).nunique() > 1
 
 
-def _result(folder: Path, records: list[dict[str, float]], tuned: Sequence[str]) -> dict[str, float]:
-    """The values of a finished run, and of what was fine-tuned from it."""
-    summary = read_json(folder / "summary.json")
-    metrics = summary["best"] if "best" in summary else summary["eval"]
-    found = {name: value for name, value in (summary | metrics).items() if type(value) in (int, float)}
-    found = {name: value for name, value in found.items() if "threshold" not in name and name not in ("step", "steps")}
-    if "flops_per_token" in found:
-        found["flops"] = found["flops_per_token"] * found["tokens"]
-    # The median over the log's windows: other work on the machine slows some of them.
-    rates = [r for r in records if "speed/sequences_per_second" in r]
-    if rates:
-        batch = read_json(folder / "config.json")["config"]["train"]["global_batch_size"]
-        found["step_seconds"] = batch / float(np.median([r["speed/sequences_per_second"] for r in rates]))
-        found["tokens_per_second"] = float(np.median([r["speed/tokens_per_second"] for r in rates]))
-    for task in tuned:
-        path = folder.with_name(f"{folder.name}-{task}") / "summary.json"
-        if path.exists():
-            other = read_json(path)
-            found[f"{task} {other['select']}"] = other["best"][other["select"]]
-    return {name: float(value) for name, value in found.items()}
+def _column_order(name: str) -> int:
+    first = ("row", "run", "folder", "seed", "state")
+    return first.index(name) if name in first else 5 if name.startswith(CONFIG) else 6 if name.startswith(PAPER) else 7
 
 
-def _state(folder: Path, records: list[dict[str, float]], tuned: Sequence[str]) -> str:
+def _read_run(folder: Path, config: dict[str, Any], tasks: Sequence[str] = ()) -> Run:
+    """Read a run folder, which may not exist yet, and the fine-tuned runs beside it."""
+    records = read_metrics(folder) if (folder / "metrics.jsonl").exists() else []
+    batch = config["train"]["global_batch_size"]
+    length = config["objective"]["max_seq_length"] if "objective" in config else float("nan")
+    curve = pd.DataFrame(records, columns=None if records else ["step"])
+    curve.insert(0, "folder", str(folder))
+    curve.insert(2, "tokens", curve["step"] * batch * length)
+    line = {"run": folder.name, "folder": str(folder), "seed": config["train"]["seed"]}
+    line["state"] = _state(folder, config, curve, tasks)
+    line |= {
+        f"{CONFIG}{name}": re.sub(r"seed-\d+", "seed", value) if name == "init_from" else value
+        for name, value in flat(without_location(config)).items()
+        if name != "train.seed" and not name.startswith(MAY_CHANGE_ON_RESUME)
+    }
+    if (folder / "summary.json").exists():
+        line |= _values(read_json(folder / "summary.json"))
+        # The median over the log's windows, because other processes of the machine slow some of them down.
+        if "speed/sequences_per_second" in curve:
+            line["step_seconds"] = batch / curve["speed/sequences_per_second"].median()
+            line["tokens_per_second"] = curve["speed/tokens_per_second"].median()
+        for task, tuned in _tuned(folder, tasks).items():
+            line[f"{task} {tuned['select']}"] = tuned["best"][tuned["select"]]
+    return line, curve
+
+
+def _values(summary: dict[str, Any]) -> dict[str, float]:
+    """The numbers in a run's summary, with the metrics of the best evaluation if there is one."""
+    metrics = summary.get("best", summary["eval"])
+    values = {name: value for name, value in (summary | metrics).items() if type(value) in (int, float)}
+    if "flops_per_token" in values:
+        values["flops"] = values["flops_per_token"] * values["tokens"]
+    return {name: value for name, value in values.items() if "threshold" not in name and name not in ("step", "steps")}
+
+
+def _tuned(folder: Path, tasks: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The summaries of the finished fine-tuning runs that start from a run."""
+    paths = {task: folder.with_name(f"{folder.name}-{task}") / "summary.json" for task in tasks}
+    return {task: read_json(path) for task, path in paths.items() if path.exists()}
+
+
+def _state(folder: Path, config: dict[str, Any], curve: pd.DataFrame, tasks: Sequence[str]) -> str:
     if (folder / FAILURE).exists():
         return f"failed: {read_json(folder / FAILURE)['error']}"
     if (folder / "summary.json").exists():
-        missing = [name for name in tuned if not (folder.with_name(f"{folder.name}-{name}") / "summary.json").exists()]
+        missing = [task for task in tasks if task not in _tuned(folder, tasks)]
         return f"without {', '.join(missing)}" if missing else "finished"
     if not (folder / "config.json").exists():
         return "not begun"
-    steps = read_json(folder / "config.json")["config"]["train"]["num_train_steps"]
-    return f"at step {max((r['step'] for r in records), default=0)} of {steps}"
+    return f"at step {curve['step'].max() if len(curve) else 0} of {config['train']['num_train_steps']}"
 
 
-def markdown(comparison: Comparison) -> str:
-    """The table for people and papers: mean ± standard deviation over seeds, what the paper has beside."""
-    names = comparison.columns
-    printed = list(dict.fromkeys(key for line in comparison.lines for key in line.paper))
-    heads = [COLUMNS[name][0] if name in COLUMNS else name for name in names]
-    rows = [["", "runs", *heads, *(f"paper: {key}" for key in printed)]]
-    for line in comparison.lines:
-        cells = [_cell(line, name) for name in names]
-        rows.append(
-            [line.label, line.state, *cells, *(f"{line.paper[key]:g}" if key in line.paper else "" for key in printed)]
-        )
-    if any(name in comparison.baseline for name in names):
-        base = [_print(name, comparison.baseline.get(name)) for name in names]
-        rows.append(["no model", "", *base, *[""] * len(printed)])
-    text = [f"| {' | '.join(row)} |" for row in rows]
-    text.insert(1, "|---" * len(rows[0]) + "|")
-    if comparison.caption:
-        text = [comparison.caption, "", *text]
-    if comparison.probes:
-        text += ["", *_probed(comparison.probes)]
-    failures = [f"failed: {told}" for line in comparison.lines for told in line.failures]
-    text += ["", *failures] if failures else []
-    return "\n".join(text)
+def value_columns(runs: pd.DataFrame) -> list[str]:
+    """The numeric result columns of `load_runs`: quantities first, then metrics."""
+    names = [name for name in runs.select_dtypes("number") if name != "seed" and not name.startswith((CONFIG, PAPER))]
+    return [name for name in QUANTITIES if name in names] + [name for name in names if name not in QUANTITIES]
 
 
-def _probed(found: dict[str, Any]) -> list[str]:
-    if "error" in found:
-        return [f"The probe for shortcuts failed: {found['error']}"]
-    kind, shapes = (
-        found["objective"].upper(),
-        "lengths, punctuation and case" if found["case"] else "lengths and punctuation",
+def mean_and_std(runs: pd.DataFrame) -> pd.DataFrame:
+    """Average over seeds: one line per row, with `runs` (how many are finished), `NAME` and `NAME std` of every value."""
+    groups = runs.groupby("row", sort=False)
+    values = value_columns(runs)
+    mean, std = groups[values].mean(), groups[values].std().add_suffix(" std")
+    both = pd.concat([mean, std], axis="columns")[[column for name in values for column in (name, f"{name} std")]]
+    paper = groups[[name for name in runs if name.startswith(PAPER)]].first()
+    return pd.concat([groups["state"].agg(_states).rename("runs"), both, paper], axis="columns")
+
+
+def _states(states: pd.Series) -> str:
+    """The states of a row's runs in a few words: "3", "1 of 3; 2 failed"."""
+    counts = Counter(state.partition(":")[0] for state in states)
+    finished = counts.pop("finished", 0)
+    others = ", ".join(f"{count} {state}" for state, count in counts.items())
+    return f"{finished} of {len(states)}; {others}" if others else str(finished)
+
+
+def comparison_table(comparison: Comparison) -> str:
+    """Format a comparison as Markdown: mean ± standard deviation over seeds, and the paper's values."""
+    runs = comparison.runs
+    rows, values = mean_and_std(runs), value_columns(runs)
+    paper = [name for name in rows if name.startswith(PAPER)]
+    lines = []
+    for label, row in rows.iterrows():
+        cells = [_cell(name, row[name], row[f"{name} std"]) for name in values]
+        lines.append([label, row["runs"], *cells, *("" if pd.isna(row[name]) else f"{row[name]:g}" for name in paper)])
+    if any(name in comparison.baseline for name in values):
+        baseline = [value_text(name, comparison.baseline.get(name)) for name in values]
+        lines.append(["baseline", "", *baseline, *[""] * len(paper)])
+    parts = [comparison.caption, markdown_table(["", "runs", *map(title, values), *paper], lines)]
+    parts.append(_probe_sentence(comparison.probes))
+    failed = runs[runs["state"].str.startswith("failed: ")]
+    parts.append("\n".join(f"failed: {run.row}, {run.run}: {run.state[8:]}" for run in failed.itertuples()))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _cell(name: str, mean: float, std: float) -> str:
+    exact = name in QUANTITIES and QUANTITIES[name].exact
+    return value_text(name, mean) + ("" if exact or pd.isna(std) else f" ± {value_text(name, std)}")
+
+
+def _probe_sentence(result: Mapping[str, Any]) -> str:
+    if not result:
+        return ""
+    if "error" in result:
+        return f"The shortcut probe failed: {result['error']}"
+    shapes = "lengths, punctuation and case" if result["case"] else "lengths and punctuation"
+    return (
+        f"Linear classifiers reach {100 * result['shapes']:.1f} % on {result['objective'].upper()} from {shapes}, and "
+        f"{100 * result['pieces']:.1f} % from bags of pieces (chance: 50 ± {100 * result['standard_error']:.1f} %)."
     )
-    return [
-        f"Without reading, {kind} comes to {100 * found['shapes']:.1f} % from {shapes}, {100 * found['pieces']:.1f} % "
-        f"from bags of pieces (linear classifiers; a coin: 50 ± {100 * found['standard_error']:.1f} %)."
-    ]
-
-
-def _cell(line: Line, name: str) -> str:
-    mean, std = line.mean(name), line.std(name)
-    return _print(name, mean) + ("" if std is None or name in EXACT else f" ± {_print(name, std)}")
-
-
-def _print(name: str, value: float | None) -> str:
-    return "" if value is None else COLUMNS[name][1](value) if name in COLUMNS else number(value)
-
-
-def table_csv(comparison: Comparison) -> str:
-    """A line a row: label, state, mean and standard deviation of every value, the paper's figures."""
-    names = sorted({name for line in comparison.lines for name in line.names})
-    printed = list(dict.fromkeys(key for line in comparison.lines for key in line.paper))
-    heads = [head for name in names for head in (name, f"{name} std")]
-    rows: list[list[Any]] = [["row", "runs", *heads, *(f"paper: {key}" for key in printed)]]
-    for line in comparison.lines:
-        cells = [value for name in names for value in (line.mean(name), line.std(name))]
-        rows.append([line.label, line.state, *cells, *(line.paper.get(key) for key in printed)])
-    return _csv(rows)
-
-
-def runs_csv(comparison: Comparison) -> str:
-    """A line a run, for statistics of one's own: row, folder, state, every value of its summary."""
-    names = sorted({name for line in comparison.lines for result in line.results for name in result})
-    rows: list[list[Any]] = [["row", "run", "state", *names]]
-    for line in comparison.lines:
-        for folder, state, result in zip(line.folders, line.states, line.results, strict=True):
-            rows.append([line.label, folder.name, state, *(result.get(name) for name in names)])
-    return _csv(rows)
-
-
-def _csv(rows: list[list[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

@@ -1,6 +1,32 @@
-"""Tables and numbers as text."""
+"""Tables and numbers as text.  Titles and formats of columns follow from the names of values, so a new metric needs no entry."""
 
+import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+
+class Quantity(NamedTuple):
+    """How a value that is not a metric is printed."""
+
+    title: str
+    scale: float
+    spec: str
+    exact: bool = False
+    """Whether all seeds give the same value, or nearly so; it is then printed without a standard deviation."""
+
+
+QUANTITIES = {
+    "parameters": Quantity("parameters", 1, ",.0f", exact=True),
+    "flops_per_token": Quantity("MFLOP/token", 1e-6, ",.1f", exact=True),
+    "tokens": Quantity("tokens (M)", 1e-6, ",.2f", exact=True),
+    "flops": Quantity("PFLOP", 1e-15, ",.3g", exact=True),
+    "seconds": Quantity("training (s)", 1, ",.0f"),
+    "tokens_per_second": Quantity("tokens/s", 1, ",.0f"),
+    "step_seconds": Quantity("step (ms)", 1e3, ",.1f"),
+    "memory": Quantity("memory (MB)", 1e-6, ",.1f", exact=True),
+    "skipped_updates": Quantity("skipped updates", 1, ",.0f"),
+}
+"""Size and cost of a run, by their names in `summary.json`; all other values are metrics."""
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -13,6 +39,32 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> s
     lines = [["" if cell is None else str(cell).replace("|", "\\|") for cell in row] for row in (header, *rows)]
     text = [f"| {' | '.join(line)} |" for line in lines]
     return "\n".join([text[0], "|---" * len(header) + "|", *text[1:]])
+
+
+def title(name: str) -> str:
+    """The column title of a value: `sop_accuracy` -> "SOP (%)", `mlm_loss` -> "MLM loss"."""
+    if name in QUANTITIES:
+        return QUANTITIES[name].title
+    objective, _, kind = name.rpartition("_")
+    suffix = {"accuracy": " (%)", "loss": " loss"}.get(kind, "")
+    return objective.upper() + suffix if objective and suffix else name
+
+
+def metric_label(name: str) -> str:
+    """The axis label of a metric: `sop_accuracy` -> "SOP accuracy"."""
+    objective, _, kind = name.rpartition("_")
+    return f"{objective.upper()} {kind}" if objective and kind in ("accuracy", "loss") else name.replace("_", " ")
+
+
+def value_text(name: str, value: float | None) -> str:
+    """Format a value for the column `title(name)`; empty for None and NaN."""
+    if value is None or math.isnan(value):
+        return ""
+    if name in QUANTITIES:
+        return format(value * QUANTITIES[name].scale, QUANTITIES[name].spec)
+    if name.endswith("_accuracy"):
+        return f"{100 * value:.1f}"
+    return f"{value:.3f}" if name.endswith("_loss") else number(value)
 
 
 def number(value: float | None) -> str:

@@ -1,11 +1,12 @@
-"""How many times should the one layer run, and does a deep network need to start from a shallower one?
+"""How many times should the one layer run, and does a deep model need to start from a shallower one?
 
     albert-jax ablate experiments/ablations/depth.py --scale tiny --seeds 3
 
-Paper (Table 11, appendix A.1): at ALBERT-large's width 1, 3, 6, 12, 24, 48 layers come to 52.9, 71.2, 77.2, 81.5, 82.1, 81.8,
-each started from the one before ("3 from 1" and so on here); without that the deepest do not converge (footnote 5), which
-the rows without "from" show.  A row that starts from another is trained on top of it: its tokens and time include those.
-Ours: not run yet.
+Paper (Table 11, appendix A.1): with the width of ALBERT-large, 1, 3, 6, 12, 24 and 48 layers reach 52.9, 71.2, 77.2, 81.5,
+82.1 and 81.8 on average.  Each model starts from the previous one ("3 layers from 1" here), because the deepest do not
+converge otherwise (footnote 5); the rows without "from" test that.  The tokens and the time of a row that starts from
+another include those of the other.
+Results: not run yet.
 """
 
 from albert_jax.ablation import Ablation, Row

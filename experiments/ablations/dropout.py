@@ -1,10 +1,10 @@
-"""Does dropout help or hurt masked language modelling?
+"""Does dropout help or hurt masked language modeling?
 
     albert-jax ablate experiments/ablations/dropout.py --scale tiny --seeds 3
 
-Paper (Table 8, section 4.8): the largest model, after a million steps, is better without (90.7 against 90.4), since it does
-not overfit.  The rows of attention or hidden dropout alone are not in the paper.
-Ours: not run yet.
+Paper (Table 8, section 4.8): after a million steps, the largest model is better without dropout (90.7 against 90.4), because
+it does not overfit.  The rows with only attention or only hidden dropout are not in the paper.
+Results: not run yet.
 """
 
 from albert_jax.ablation import Ablation, Row

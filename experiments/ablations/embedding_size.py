@@ -1,10 +1,11 @@
-"""How wide do token embeddings have to be, with shared and with unshared layers?
+"""How wide should token embeddings be, with shared and with unshared layers?
 
     albert-jax ablate experiments/ablations/embedding_size.py --scale tiny --seeds 3
 
-Paper (Table 3, section 4.4): unshared, wider is better, by little (81.3 to 82.3); shared, E = 128 is best (80.1 against 79.8 at
-E = 768).  The paper's sizes are 64, 128, 256 and 768 with H = 768; at the scale tiny 16, 32, 48 and 64 with H = 64.
-Ours: at `tiny`, no order that three seeds allow (experiments/LOG.md).
+Paper (Table 3, section 4.4): without sharing, wider is slightly better (81.3 to 82.3); with sharing, E = 128 is best (80.1,
+against 79.8 with E = 768).  The paper's sizes are 64, 128, 256 and 768 with H = 768; the scale `tiny` has 16, 32, 48 and 64
+with H = 64.
+Results: at `tiny`, three seeds do not separate the rows (experiments/LOG.md).
 """
 
 from albert_jax.ablation import Ablation, Row, at

@@ -1,10 +1,10 @@
-"""How much should be masked, in which pieces?
+"""What share of the pieces should be masked, and in which units?
 
     albert-jax ablate experiments/ablations/masking.py --scale tiny --seeds 3
 
-Not a table of the paper, which masks 15 % in spans of up to three whole words without saying what that buys.  Whatever a
-row trains on, its held-out score is of that masking: 15 %, up to three words.
-Ours: not run yet.
+Not in the paper, which masks 15 % in spans of up to three whole words and does not say what that gains.  All rows are evaluated
+with that masking, whatever they train on.
+Results: not run yet.
 """
 
 from albert_jax.ablation import Ablation, Row, at

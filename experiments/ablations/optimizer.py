@@ -1,11 +1,11 @@
-"""LAMB as released, LAMB as optax has it, or AdamW: which learns best at which batch size?
+"""Which optimizer learns best at which batch size: LAMB as released, LAMB of optax, or AdamW?
 
     albert-jax ablate experiments/ablations/optimizer.py --scale tiny --seeds 3
 
-Not a table of the paper, which takes LAMB at batch 4096.  All rows see as many tokens; learning rates go with the square root
-of the batch, from a rate for each optimiser at the scale's own batch: the paper's for LAMB, scaled; RoBERTa's for AdamW at
-`paper`; at `tiny` the better of two or three that were tried (experiments/LOG.md); the others were not tuned.
-Ours: not run yet.
+Not in the paper, which uses LAMB with batches of 4096.  All rows see the same number of tokens, and learning rates grow with the
+square root of the batch size.  At the scale's own batch size, the rates are: at `paper`, the paper's for LAMB and RoBERTa's for
+AdamW; at `small`, the same scaled down; at `tiny`, the best of two or three that were tried (experiments/LOG.md).
+Results: not run yet.
 """
 
 from albert_jax.ablation import Ablation, Row, at

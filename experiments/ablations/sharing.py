@@ -1,11 +1,12 @@
-"""What does sharing parameters cost, and which part of a layer bears it?
+"""What does sharing parameters cost, and which part of a layer causes it?
 
     albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 3
 
-Paper (Table 4, section 4.5): sharing everything costs 1.5 points on average at E = 128 and 2.5 at E = 768; sharing attention
-alone costs nothing at E = 128 (+0.1), most of the loss comes from the feed-forward part.  The rows of 2 to 6 groups, between
-all-shared and not-shared, are not in the paper; it says only that smaller groups are better and larger.
-Ours: at `tiny`, the same order, but of how soon the plateau is left, and within what three seeds allow (experiments/LOG.md).
+Paper (Table 4, section 4.5): sharing everything costs 1.5 points on average with E = 128 and 2.5 with E = 768.  Sharing only
+attention costs nothing with E = 128 (+0.1); most of the loss comes from the feed-forward part.  The rows with 2 to 6 groups are
+not in the paper, which only says that more groups are better and larger.
+Results: at `tiny`, the same order, but within the spread of three seeds, and it is the order in which the models leave the
+unigram plateau (experiments/LOG.md).
 """
 
 from albert_jax.ablation import Ablation, Row, at

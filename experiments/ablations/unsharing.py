@@ -1,11 +1,11 @@
-"""Can the cheap, shared network be trained first, and unshared for the rest?
+"""Can a model be trained with shared layers first and unshared layers later?
 
     albert-jax ablate experiments/ablations/unsharing.py --scale tiny --seeds 3
 
-Not a table of the paper.  The rows "then" start, for the second half of the budget and with a schedule of their own, from
-the network after its first half; "shared, then shared" is the same without unsharing, so that what the fresh schedule does is
-not taken for what unsharing does.  Tokens and time of such a row include the first half.
-Ours: not run yet.
+Not in the paper.  The rows with "then" start from the model after the first half of the budget, and train for the second half
+with a new learning rate schedule.  "shared, then shared" does not unshare, and so separates the effect of the new schedule from
+that of unsharing.  The tokens and the time of these rows include the first half.
+Results: not run yet.
 """
 
 from albert_jax.ablation import Ablation, Row

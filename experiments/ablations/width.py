@@ -2,10 +2,10 @@
 
     albert-jax ablate experiments/ablations/width.py --scale tiny --seeds 3
 
-Paper (Table 12, appendix A.2), three layers of H = 1024, 2048, 4096, 6144: 71.2, 74.6, 76.3, 74.0; wider helps until the model
-overfits.  Heads stay of one size, except in the paper's own xlarge.  (The paper prints 225 M for H = 4096 and 235 M for the same
-network elsewhere; the released code has 223.)
-Ours: not run yet.
+Paper (Table 12, appendix A.2): with three layers, H = 1024, 2048, 4096 and 6144 reach 71.2, 74.6, 76.3 and 74.0; wider helps until
+the model overfits.  The head size is constant, except in the paper's own xlarge.  (The paper prints 225 M parameters for
+H = 4096, and 235 M for the same model elsewhere; the released code has 223 M.)
+Results: not run yet.
 """
 
 from albert_jax.ablation import Ablation, Row, at

@@ -1,9 +1,9 @@
-"""The scale `paper` of the ablations: the paper's own setup of its tables (section 4.1), ALBERT-base and 125,000 steps.
+"""The scale `paper` of the ablations: the setup of the paper's tables (section 4.1), ALBERT-base with 125,000 steps.
 
-    albert-jax pretrain experiments/ablations/scales/paper.py      the scale alone
+    albert-jax pretrain experiments/ablations/scales/paper.py      trains the scale without a table
     albert-jax ablate experiments/ablations/sharing.py --scale paper --dry-run
 
-A row of base is 262 G tokens and 1.5e20 FLOP: on paper 4.3 days of one GPU at 400 TFLOP/s.  Not run here.
+A row of base processes 262 G tokens in 1.5e20 FLOP, an estimated 4.3 days on one GPU at 400 TFLOP/s.  Not run here.
 """
 
 from albert_jax.data.sources import DataConfig

@@ -1,11 +1,11 @@
-"""The scale `small` of the ablations: one accelerator, minutes a row, on tens of millions of tokens of your own.
+"""The scale `small` of the ablations: one accelerator, minutes per row, on tens of millions of tokens of your own text.
 
-    albert-jax pretrain experiments/ablations/scales/small.py      the scale alone
+    albert-jax pretrain experiments/ablations/scales/small.py      trains the scale without a table
     albert-jax ablate experiments/ablations/sharing.py --scale small --seeds 3 \
         --data.source 'corpus/*.jsonl.gz' --data.vocab spiece.model
 
-5,000 steps of 32,768 positions are 0.16 G tokens and 40 PFLOP a row with everything shared: 6 minutes at 105 TFLOP/s (on
-paper).  Not run here.
+A row with all layers shared processes 0.16 G tokens (5,000 steps of 32,768) in 40 PFLOP, an estimated 6 minutes at
+105 TFLOP/s.  Not run here.
 """
 
 from albert_jax.data.sources import DataConfig

@@ -1,10 +1,10 @@
-"""The scale `tiny` of the ablations: two CPU cores, minutes a row, on the documentation that ships with Python.
-
-Twelve layers, so that 2, 3, 4 and 6 groups divide them, and small in everything else.  500 steps, a minute and a half, are just
-where these networks leave the unigram distribution; --train.num-train-steps 2000 says more.
+"""The scale `tiny` of the ablations: two CPU cores, minutes per row, on the documentation that ships with Python.
 
     albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 3
-    albert-jax pretrain experiments/ablations/scales/tiny.py        the scale alone
+    albert-jax pretrain experiments/ablations/scales/tiny.py        trains the scale without a table
+
+It has twelve layers, because 2, 3, 4 and 6 groups divide them, and is small otherwise.  After its 500 steps (a minute and a
+half) these models are just leaving the unigram plateau; --train.num-train-steps 2000 separates rows better.
 """
 
 from albert_jax.data.sources import DataConfig
