@@ -1,6 +1,6 @@
-"""The network against a plain numpy oracle, the paper's parameter counts, and equivalences of sharing, looping and dropout.
+"""The network against a numpy oracle, the paper's parameter counts, and equivalences of sharing, looping and dropout.
 
-Every docstring names a break that was put into the package and turned the test red.
+Docstrings name the deliberate breaks that were tried and made the test fail.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ TINY: dict[str, Any] = dict(vocab_size=60, embedding_size=8, hidden_size=24, num
 TINY |= dict(intermediate_size=40, num_hidden_layers=4, max_position_embeddings=16)
 DROPOUT: dict[str, Any] = dict(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.3, num_hidden_layers=2)
 
-# Name -> (config, which parameter set each block's attention reads, which its ffn reads), written by hand for L = 4.
+# Name -> (config, set that each block's attention reads, set that its ffn reads), written by hand for L = 4.
 STRATEGIES: dict[str, tuple[dict[str, Any], list[int], list[int]]] = {
     "all": ({}, [0, 0, 0, 0], [0, 0, 0, 0]),
     "none": ({"sharing": "none"}, [0, 1, 2, 3], [0, 1, 2, 3]),
@@ -42,7 +42,7 @@ def tiny(**changes: Any) -> AlbertConfig:
 
 
 def random_params(config: AlbertConfig, spread: float = 0.2) -> dict:
-    """Parameters in which nothing is 0, 1 or equal to another, so that no term can be left out unnoticed."""
+    """Random parameters, no two equal and none 0 or 1, so that every term of the computation matters."""
     random = np.random.default_rng(1)
 
     def draw(path: Any, leaf: Any) -> np.ndarray:
@@ -52,7 +52,7 @@ def random_params(config: AlbertConfig, spread: float = 0.2) -> dict:
 
 
 def inputs(config: AlbertConfig) -> dict[str, Any]:
-    """Three rows of ten: two segments each, the second and third padded, four predictions in any order."""
+    """Three rows of ten tokens: two segments each, the second and third padded, four predictions in any order."""
     place = np.arange(10)[None]
     return {
         "input_ids": np.random.default_rng(2).integers(0, config.vocab_size, (3, 10)),
@@ -71,10 +71,11 @@ def forward(config: AlbertConfig, params: dict, batch: dict, keys: Any = None, *
 
 
 def loss(config: AlbertConfig, params: dict, keys: Any = None) -> jax.Array:
-    """A scalar that weighs every output differently: LayerNorm makes plain sums blind."""
-    out = apply(config, params, inputs(config), dropout_keys=keys)
-    seen = [out[name].astype(jnp.float32).ravel() for name in ("last_hidden_state", "prediction_logits", "sop_logits")]
-    return sum((jnp.vdot(x, jnp.cos(jnp.arange(x.size))) for x in seen), start=jnp.zeros(()))
+    """A scalar with a different weight for every output of the encoder: LayerNorm makes plain sums blind to changes."""
+    batch = {name: value for name, value in inputs(config).items() if name != "masked_lm_positions"}
+    outputs: Any = Albert(config, heads=()).apply({"params": params}, **batch, dropout_keys=keys)
+    hidden = outputs["last_hidden_state"].astype(jnp.float32).ravel()
+    return jnp.vdot(hidden, jnp.cos(jnp.arange(hidden.size)))
 
 
 @functools.cache
@@ -83,14 +84,14 @@ def value_and_gradient(config: AlbertConfig) -> Any:
     return jit(jax.value_and_grad(lambda params: loss(config, params, keys)))
 
 
-def assert_same_gradient(found: tuple[Any, Any], wanted: tuple[Any, Any]) -> None:
-    """The tolerance is of the whole tree's norm: the true gradient of the key bias is 0 (softmax is shift invariant)."""
-    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5)
-    norm = math.sqrt(sum(float(jnp.sum(x * x)) for x in jax.tree.leaves(wanted[1])))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=2e-6 * norm), found[1], wanted[1])
+def assert_same_gradient(actual: tuple[Any, Any], expected: tuple[Any, Any]) -> None:
+    """Compare with a tolerance relative to the norm of the tree: the gradient of the key bias is 0 (softmax is shift invariant)."""
+    np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5)
+    norm = math.sqrt(sum(float(jnp.sum(x * x)) for x in jax.tree.leaves(expected[1])))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=2e-6 * norm), actual[1], expected[1])
 
 
-# The oracle: google-research/albert modeling.py and run_pretraining.py once more, in numpy and float64.
+# The oracle: google-research/albert modeling.py and run_pretraining.py in numpy and float64.
 
 ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "gelu_new": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
@@ -159,8 +160,8 @@ def test_forward_agrees_with_the_oracle(name: str) -> None:
         np.testing.assert_allclose(found[output], value, rtol=1e-5, atol=1e-5, err_msg=output)
 
 
-def test_defaults_and_padding_alone() -> None:
-    """Fails if the default mask is zeros, the default positions the first only, the mask minus infinity (NaN)."""
+def test_default_inputs_and_rows_with_only_padding() -> None:
+    """Fails if the default mask is zeros, if only the first position is predicted, or if the mask is minus infinity (NaN)."""
     params, batch, ones = random_params(tiny()), inputs(tiny()), np.ones((3, 10), int)
     full = batch | {"attention_mask": ones, "token_type_ids": 0 * ones, "masked_lm_positions": np.arange(10) * ones}
     short, long = forward(tiny(), params, {"input_ids": batch["input_ids"]}), forward(tiny(), params, full)
@@ -198,8 +199,9 @@ TABLES |= {"none": {64: 87, 128: 89, 256: 93, 768: 108}, "all": {64: 10, 128: 12
 
 @pytest.mark.parametrize("sharing", TABLES)
 def test_parameter_counts_of_the_paper(sharing: Any) -> None:
-    """The paper counts the pooler in the rows that share anything and leaves it out of 'not-shared', the heads never; so
-    rounding to millions gives every printed number of Tables 3 and 4.  Fails if 'attention' and 'ffn' are exchanged.
+    """Rounded to millions, all numbers of Tables 3 and 4 agree.  Fails if 'attention' and 'ffn' are exchanged.
+
+    The paper counts the pooler except in 'not-shared', and never the heads.
     """
     without = (*HEADS, "pooler") if sharing == "none" else HEADS
     for size, millions in TABLES[sharing].items():
@@ -218,9 +220,9 @@ def test_layer_sets() -> None:
 
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "none"])
 def test_sharing_is_tying(name: str) -> None:
-    """Every strategy equals 'none' with its rows tied, and a set's gradient is the sum of its rows' gradients.
+    """Every strategy equals 'none' with tied rows, and the gradient of a set is the sum of the gradients of its rows.
 
-    Fails if the gradient of a shared set is that of one layer, or sets are laid out in another order than here.
+    Fails if the gradient of a shared set is that of one layer, or if sets are laid out in a different order.
     """
     changes, *sets = STRATEGIES[name]
     config = tiny(**changes)
@@ -242,7 +244,7 @@ def test_sharing_is_tying(name: str) -> None:
     "changes", [{"scan_unroll": 2}, {"remat": "none"}, {"remat": "dots"}, {"remat": "full"}], ids=str
 )
 def test_unrolling_and_recomputing_change_nothing(changes: dict[str, Any]) -> None:
-    """With dropout, values and gradients.  Fails if rematerialised blocks get other dropout, or unrolling loses a block."""
+    """Values and gradients agree, with dropout.  Fails if recomputed blocks draw new dropout masks, or unrolling loses a block."""
     plain, params = tiny(**DROPOUT), random_params(tiny(**DROPOUT))
     other = dataclasses.replace(plain, **changes)
     assert_same_gradient(value_and_gradient(other)(params), value_and_gradient(plain)(params))
@@ -263,7 +265,7 @@ def gradient_equations(config: AlbertConfig) -> list[Any]:
 
 
 def test_remat_recomputes() -> None:
-    """The more is recomputed, the more stands in the gradient: products only from 'dots' on, no random bits but for 'full'.
+    """The gradient contains more operations the more is recomputed: products from 'dots' on, random bits only for 'full'.
 
     Fails if `remat` is ignored, or a policy misses a name.
     """
@@ -276,7 +278,7 @@ def test_remat_recomputes() -> None:
 
 
 def test_bfloat16_keeps_gradients_and_norms_in_float32() -> None:
-    """The shared layer's gradient adds up over L layers in the carry of the backward scan: in float32.
+    """The shared layer's gradient is summed over L layers in the carry of the backward scan, in float32.
 
     Fails if parameters are cast before the scan, if softmax or LayerNorm runs in bfloat16, if `dtype` is ignored.
     """
@@ -305,9 +307,9 @@ SHAPES = [((2, 5, 8), 24), ((1, 7, 8), 8), ((3, 1, 8), 16), ((1, 1, 8), 8), ((4,
 
 @pytest.mark.parametrize(("shape", "features"), SHAPES, ids=str)
 def test_bfloat16_products_on_a_cpu(shape: tuple[int, ...], features: int) -> None:
-    """Forward and backward are those of float32 but for rounding, in every shape.
+    """Forward and backward agree with float32 up to rounding, in every shape.
 
-    Fails if a gradient has the wrong operand; XLA:CPU ends at forms of these products that it has no code for.
+    Fails if a gradient has the wrong operand.  XLA:CPU crashes on forms of these products that it does not support.
     """
     keys = jax.random.split(jax.random.key(0), 4)
     given = [jax.random.normal(k, s) for k, s in zip(keys, [shape, (shape[-1], features), (features,)], strict=False)]
@@ -326,17 +328,17 @@ def test_bfloat16_products_on_a_cpu(shape: tuple[int, ...], features: int) -> No
     )
 
 
-def test_cudnn_is_told_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same at all tokens that are not padding, whoever computes, and weights where they are asked for.
+def test_cudnn_gets_sequence_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs agree with XLA's attention at all tokens except padding, and attention weights are returned if requested.
 
-    By XLA's code behind the same function, since cuDNN needs a GPU.  Fails if it is told no lengths, or wrong ones.
+    cuDNN needs a GPU, so XLA computes behind the same function.  Fails if the lengths are missing or wrong.
     """
-    whole = jax.nn.dot_product_attention
-    told = []
+    attention = jax.nn.dot_product_attention
+    implementations = []
 
     def by_xla(*arguments: Any, implementation: str, **parameters: Any) -> jax.Array:
-        told.append(implementation)
-        return whole(*arguments, **parameters)
+        implementations.append(implementation)
+        return attention(*arguments, **parameters)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
     plain = tiny(dtype="bfloat16")
@@ -345,26 +347,26 @@ def test_cudnn_is_told_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     batch["attention_mask"] = jnp.arange(batch["input_ids"].shape[1]) < jnp.array([[3], [99], [7]])
     real = batch["attention_mask"][..., None]
     a, b = (apply(c, params, batch)["last_hidden_state"] for c in (plain, fused))
-    assert set(told) == {"cudnn"}
+    assert set(implementations) == {"cudnn"}
     np.testing.assert_allclose(jnp.where(real, a, 0).astype(float), jnp.where(real, b, 0).astype(float), atol=0.1)
-    count = len(told)
+    count = len(implementations)
     maps = apply(fused, params, batch, output_attentions=True)["attentions"]
     assert maps.shape[:2] == (4, 3)
-    assert len(told) == count
+    assert len(implementations) == count
 
 
 def test_without_cudnn() -> None:
-    """Parameters can be made anywhere; what needs cuDNN says so in a line."""
+    """Parameters can be initialized anywhere; running the model reports the missing cuDNN in one line."""
     config = tiny(dtype="bfloat16", attention_implementation="cudnn")
     assert param_shapes(Albert(config)) == param_shapes(Albert(tiny()))
     with pytest.raises(InputError, match=r"^model.attention_implementation 'cudnn': .*; on this device use 'xla'"):
         apply(config, random_params(config), inputs(config))
 
 
-def test_rows_see_neither_each_other_nor_their_padding() -> None:
-    """A row's outputs are bit for bit the same whatever the other rows are, and nearly the same alone in a wider batch.
+def test_rows_are_independent_of_other_rows_and_of_padding() -> None:
+    """Outputs of a row are bitwise the same with any other rows, and nearly the same alone in a wider batch.
 
-    Fails if a mask is of the batch, or padding is attended to.
+    Fails if one mask is used for the whole batch, or if padding is attended to.
     """
     config = tiny()
     params, batch = random_params(config), inputs(config)
@@ -381,8 +383,8 @@ def test_rows_see_neither_each_other_nor_their_padding() -> None:
         np.testing.assert_allclose(found, whole[row, :length], atol=1e-5)
 
 
-def test_dropout_depends_on_the_key_of_the_row_alone() -> None:
-    """Same keys, same output; the heads add no dropout.  Fails if one key draws the whole batch, or kept is not scaled."""
+def test_dropout_depends_only_on_the_key_of_the_row() -> None:
+    """The same keys give the same output; heads add no dropout.  Fails if one key serves the batch, or values are not rescaled."""
     config, keys = tiny(**DROPOUT), jax.random.split(jax.random.key(5), 3)
     params, batch = random_params(config), inputs(config)
     whole, again = forward(config, params, batch, keys), forward(config, params, batch, keys)
@@ -401,10 +403,10 @@ def test_dropout_depends_on_the_key_of_the_row_alone() -> None:
 
 
 def dropout_masks(site: str) -> np.ndarray:
-    """What each layer kept at a dropout site, [L, B * H], read from the signs of the hidden states.
+    """The mask of each layer at a dropout site, [L, B * H], read from the signs of the hidden states.
 
-    All parameters are 0 but those that send a huge constant through the site: LayerNorm then leaves plus where it was
-    kept and minus where not.  With one token and heads of size 1 the attention weights are a bit for each unit, too.
+    All parameters are 0 except those that send a huge constant through the site.  After LayerNorm the sign then shows
+    whether it was dropped.  With one token and heads of size 1 there is also one attention weight per unit.
     """
     rates = {"hidden_dropout_prob": 0.0 if site == "weights" else 0.4, "attention_probs_dropout_prob": 0.3}
     config = tiny(embedding_size=64, hidden_size=64, num_attention_heads=64, **rates)
@@ -425,11 +427,11 @@ def dropout_masks(site: str) -> np.ndarray:
     return np.asarray((states[:1] if site == "embeddings" else states[1:]) > 0).reshape(-1, 512 * 64)
 
 
-def test_every_dropout_site_draws_a_mask_of_its_own() -> None:
+def test_every_dropout_site_has_its_own_mask() -> None:
     """After embeddings, attention weights, attention output and FFN (Hugging Face lacks the last), in every layer.
 
-    Fails if `site` is constant over layers, if two sites of a block share a number, if a site is left out or takes the
-    other's rate.
+    Fails if `site` is constant over layers, if two sites of a block share a number, or if a site is missing or uses the
+    wrong rate.
     """
     rates = {"embeddings": 0.4, "weights": 0.3, "attention": 0.4, "ffn": 0.4}
     masks = {site: dropout_masks(site) for site in rates}
@@ -440,8 +442,8 @@ def test_every_dropout_site_draws_a_mask_of_its_own() -> None:
     assert np.abs(np.corrcoef(every) - np.eye(13)).max() < 0.03  # five standard deviations
 
 
-def test_initialisation() -> None:
-    """Fails if what is drawn is rescaled to a deviation of 0.02, and if all sets of a part start from one key."""
+def test_initialization() -> None:
+    """Fails if the truncated normal is rescaled to a deviation of 0.02, or if all sets of a part use one key."""
     params = jit(functools.partial(init_params, Albert(tiny(sharing="none", vocab_size=2000))))(jax.random.key(8))
     drawn: list[np.ndarray] = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(jax.tree.map(np.asarray, params)):
@@ -484,8 +486,8 @@ def test_invalid_values_are_refused_in_one_line(fields: dict[str, Any], message:
     assert "\n" not in str(error.value)
 
 
-def test_too_long_a_sequence_is_refused() -> None:
-    """Fails without the check: positions beyond the table would be NaN."""
+def test_sequences_longer_than_the_position_table_are_refused() -> None:
+    """Fails without the check: positions beyond the table would give NaN."""
     with pytest.raises(ValueError, match="sequence length 17 > max_position_embeddings 16"):
         forward(tiny(), random_params(tiny()), {"input_ids": np.zeros((1, 17), int)})
 
@@ -494,7 +496,7 @@ TRAINING = {"base": (528.1, 570.4), "large": (1854, 1967), "xlarge": (7329, 7555
 
 
 def test_operations_for_each_token() -> None:
-    """MFLOP of a training step as on paper, and of the forward pass as XLA counts them, which adds elementwise work.
+    """FLOPs agree with a count by hand, and with XLA's count of the forward pass, which adds elementwise work.
 
     Fails if the attention matrices, or one of the two factors of the MLM head, are left out.
     """
