@@ -122,17 +122,14 @@ def _without_none(hint: Any) -> Any:
 def to_dict(config: Any) -> dict[str, Any]:
     """Convert a configuration to the nested dict that is written to JSON.  Tuples become lists."""
 
-    def plain(value: Any) -> Any:
-        if not dataclasses.is_dataclass(value):
-            return value
-        table = {}
+    def table(value: Any) -> dict[str, Any]:
+        values = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         for field in dataclasses.fields(value):
-            table[field.name] = plain(getattr(value, field.name))
             if "variants" in field.metadata:
-                table[field.name] = {"name": variant_name(value, field.name)} | table[field.name]
-        return table
+                values[field.name] = {"name": variant_name(value, field.name)} | table(values[field.name])
+        return values
 
-    return json.loads(json.dumps(plain(config), default=dataclasses.asdict))
+    return json.loads(json.dumps(config, default=table))
 
 
 def from_dict(cls: type[T], values: dict[str, Any], path: str = "") -> T:

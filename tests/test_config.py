@@ -251,6 +251,17 @@ def test_to_dict_and_back(config: Config) -> None:
     assert values["shape"]["name"] in ("circle", "square")
 
 
+@dataclass(frozen=True)
+class Several:
+    """Configurations inside a tuple."""
+
+    configs: tuple[Config, ...]
+
+
+def test_to_dict_keeps_the_names_of_variants_inside_tuples() -> None:
+    assert to_dict(Several((CONFIG,))) == {"configs": [to_dict(CONFIG)]}
+
+
 def test_override_leaves_its_argument_alone() -> None:
     values = to_dict(CONFIG)
     override(values, {"section.rate": 5, "shape": "square"})
