@@ -13,81 +13,93 @@
 # %% [markdown]
 # # The sharing ablation, from launch to figure
 #
-# You run two rows of the paper's Table 4 at the scale `tiny`, everything shared and nothing shared, with two seeds each, and get the
-# table and figures of them; then you write a table of your own. On two CPU cores this takes some minutes.
+# You train two rows of the paper's Table 4 at the scale `tiny`, with all layers shared and with none shared, and get their table
+# and figures. Then you write a table of your own. On two CPU cores this takes some minutes.
 
 # %%
 # %matplotlib inline
 import logging
-import os
 
 from IPython.display import Markdown
 
-from albert_jax.ablation import run as ablate
-from albert_jax.ablation.planning import describe, resolve
+from albert_jax.ablation.planning import cost_table, resolve
+from albert_jax.ablation.run import ablate
 from albert_jax.ablation.table import read_table
-from albert_jax.reports import comparison, figures
+from albert_jax.reports import load_runs
+from albert_jax.reports.comparison import comparison_table
+from albert_jax.reports.figures import draw_curves, draw_scores
 
 logging.basicConfig(level=logging.ERROR, format="%(message)s")
-logging.getLogger("albert_jax").setLevel(logging.INFO)  # how far it is
+logging.getLogger("albert_jax").setLevel(logging.INFO)  # show progress
 
-STEPS = int(os.environ.get("NOTEBOOK_STEPS", "300"))
+STEPS = 300
+SEEDS = 2
 
 # %% [markdown]
-# A table is a small file: labels, and what each row overrides.
+# A table is a small file: the label of each row, and the fields that it overrides.
 
 # %%
 question, table = read_table("../experiments/ablations/sharing.py")
 print(question)
 for label, row in table.rows.items():
-    print(f"  {label:25} {dict(row.overrides)}")
+    print(f"  {label:25} {row}")
 
 # %% [markdown]
-# `resolve` decides every row at a scale and a budget, and runs nothing: what each will cost can be seen first. On the
-# command line this is `albert-jax ablate experiments/ablations/sharing.py --dry-run`.
+# `resolve` plans every row at a scale and with a budget, without running it, so that you see the cost first. On the command
+# line this is `albert-jax ablate experiments/ablations/sharing.py --dry-run`.
 
 # %%
 plan = resolve(
     "../experiments/ablations/sharing.py",
     scale="tiny",
-    seeds=2,
+    seeds=SEEDS,
     rows=["all-shared (1 group)", "not-shared (12 groups)"],
-    overrides=[
-        "--model.scan-unroll=1",  # compiles sooner, runs slower
-        f"--train.num-train-steps={STEPS}",
-        f"--train.eval-every={max(1, STEPS // 4)}",
-        f"--optim.num-warmup-steps={STEPS // 10}",
-    ],
+    overrides={
+        "model.scan_unroll": 1,  # compiles faster, runs slower
+        "train.num_train_steps": STEPS,
+        "train.eval_every": max(1, STEPS // 4),
+        "optim.num_warmup_steps": STEPS // 10,
+    },
     run_dir="runs/notebook",
 )
-Markdown(describe(plan))
+Markdown(cost_table(plan))
 
 # %% [markdown]
-# Now for the runs. Executed again, this cell finds them finished; interrupted, it goes on where it was.
+# The next cell trains. If it is interrupted, executing it again resumes; finished runs are skipped.
 
 # %%
-found = ablate.ablate(plan)
-Markdown(comparison.markdown(found))
+result = ablate(plan)
+Markdown(comparison_table(result))
 
 # %% [markdown]
-# The mean of the seeds, and a band of one standard deviation. Two seeds say little: a difference within the bands is none.
+# The mean over the seeds, with a band of one standard deviation. Two seeds are few: do not trust a difference within the bands.
 
 # %%
-figures.draw_curves(found)
+draw_curves(result.curves, result.baseline)
 
 # %% [markdown]
-# Against parameters the rows are far apart, against FLOPs they are not: sharing saves memory, not work.
+# The rows differ in parameters but not in FLOPs: sharing saves memory, not work.
 
 # %%
-figures.draw_scores(found)
+draw_scores(result.runs, result.baseline)
+
+# %% [markdown]
+# ## The results as a DataFrame
+#
+# `load_runs` reads any run folders. It returns one line per run, with the fields in which the runs differ and every number of
+# their summaries.
+
+# %%
+runs = load_runs("runs/notebook")
+runs.groupby("row", sort=False)[["parameters", "tokens_per_second", "mlm_loss", "mlm_accuracy"]].agg(["mean", "std"])
 
 # %% [markdown]
 # ## A question of your own
 #
-# Rows are overrides of any field. A file like this one beside a folder `scales` is a table; `albert-jax ablate` takes it.
+# A row can override any field. A file like this one, beside a folder `scales`, is a table that `albert-jax ablate` runs.
 #
 # ```python
-# """Does the pooled vector need a tanh network below it, or would relu do?"""
+# """Which activation should the feed-forward network have?"""
 #
 # from albert_jax.ablation import Ablation, Row
 #
@@ -95,8 +107,3 @@ figures.draw_scores(found)
 #     rows={act: Row({"model.hidden_act": act}) for act in ("gelu_new", "relu", "tanh")},
 # )
 # ```
-#
-# All values, a line a run, are in `runs.csv`:
-
-# %%
-print(comparison.runs_csv(found))

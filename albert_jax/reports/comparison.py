@@ -257,5 +257,6 @@ def _probe_sentence(result: Mapping[str, Any]) -> str:
     shapes = "lengths, punctuation and case" if result["case"] else "lengths and punctuation"
     return (
         f"Linear classifiers reach {100 * result['shapes']:.1f} % on {result['objective'].upper()} from {shapes}, and "
-        f"{100 * result['pieces']:.1f} % from bags of pieces (chance: 50 ± {100 * result['standard_error']:.1f} %)."
+        f"{100 * result['pieces']:.1f} % from bags of pieces "
+        f"(chance: {100 * result['chance']:.1f} ± {100 * result['standard_error']:.1f} %)."
     )
