@@ -302,7 +302,7 @@ def test_report_draws_the_curves_again(finished_run: Path, tmp_path: Path, capsy
     assert main(["report", str(finished_run)]) == 0
     assert "| mlm_loss |" in capsys.readouterr().out
     assert (finished_run / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "no run in it" in refused(["report", str(tmp_path)], capsys)
+    assert "contains no run and no table of runs" in refused(["report", str(tmp_path)], capsys)
 
 
 def test_help_is_quick() -> None:
