@@ -26,7 +26,7 @@ import matplotlib.pyplot as plt
 
 from albert_jax.model.albert import PRESETS
 from albert_jax.model.heads import Albert, flops_per_token, init_params, num_params, param_shapes
-from albert_jax.model.sharing import layer_sets
+from albert_jax.model.sharing import STRATEGIES, layer_sets
 
 # %% [markdown]
 # A model consists of a frozen configuration and the names of its heads. `PRESETS` has the released configurations.
@@ -77,11 +77,12 @@ outputs = jax.jit(
 # %% [markdown]
 # ## Which layer reads which parameter set
 #
-# Sharing is data: for each part of a layer, a tuple gives the parameter set that each layer reads.
+# Sharing is data: for each part of a layer, a tuple gives the parameter set that each layer reads. Here are all strategies for twelve
+# layers, with four sets where a strategy takes their number.
 
 # %%
-for sharing, groups in (("all", 1), ("attention", 1), ("ffn", 1), ("none", 1), ("groups", 4)):
-    print(f"{sharing:10}", layer_sets(sharing, 12, groups, 1))
+for name, strategy in STRATEGIES.items():
+    print(f"{name:10}", layer_sets(name, 12, 4 if strategy.takes_groups else 1, 1))
 
 # %% [markdown]
 # ## What sharing saves
