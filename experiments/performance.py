@@ -1,14 +1,14 @@
-"""The targets of speed on one NVIDIA GPU; each is what `albert-jax bench` measures.
+"""Measure training and inference speed on one NVIDIA GPU, with the code of `albert-jax bench`.
 
     python experiments/performance.py FOLDER
 
-Needs jax, flax and optax, and for what is beside Hugging Face torch and transformers.  FOLDER gets a JSON file and a table of
-each; the summary grows on standard output, by a row in about a minute, two where torch compiles.  Ctrl-C loses none of it.
+Needs jax, flax and optax; torch and transformers for the rows that are compared with Hugging Face.  Each row takes about a
+minute, or two if torch compiles.  It is printed, and stored in FOLDER as JSON and as a table, as soon as it is measured.
 """
 
 import os
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch wants memory beside
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs memory on the same device
 
 import argparse
 import dataclasses
@@ -17,16 +17,19 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # albert_jax need not be installed
 
-from albert_jax.bench import breakdown, measuring, peer, table
-from albert_jax.bench.measuring import BenchConfig
+from albert_jax.bench.breakdown import breakdown, breakdown_table, lower_bounds
+from albert_jax.bench.measure import BenchConfig, measure, results_table
+from albert_jax.bench.peer import check, compare, peer_table
+from albert_jax.config import first_line
 from albert_jax.model.albert import PRESETS
 from albert_jax.pretraining.objective import ObjectiveConfig
 
 PREDICTIONS = {512: 77, 128: 20}
+"""Sequence length -> masked positions."""
 
 
 class Run(NamedTuple):
@@ -35,12 +38,12 @@ class Run(NamedTuple):
     size: str
     batch_size: int
     length: int
-    work: Literal["step", "gradients", "inference"] = "step"
+    work: str = "step"
     peer: str = ""
-    parts: bool = False
-    """Say where the time goes."""
+    profile: bool = False
+    """Also measure where the time goes."""
     options: Mapping[str, Any] = MappingProxyType({})
-    """Of the model, beside what is fastest where memory is plenty: all blocks unrolled, and nothing made again."""
+    """Fields of the model that differ from the fastest setting with enough memory: all blocks unrolled, no remat."""
 
     @property
     def name(self) -> str:
@@ -60,17 +63,17 @@ RUNS = [
     Run("xxlarge", 128, 128),
     Run("xlarge", 128, 128),
     Run("large", 256, 128),
-    Run("base", 128, 512, parts=True),
+    Run("base", 128, 512, profile=True),
     Run("xxlarge", 32, 512),
     Run("xlarge", 32, 512),
     Run("base", 128, 512, options={"scan_unroll": 1, "remat": "elementwise"}),
     Run("base", 32, 512, options={"attention_implementation": "xla"}),
 ]
-"""First one that LOG.md has of an H200, to know the machine by; then those that it has not, most telling first."""
+"""The first row is already in LOG.md, so that machines can be compared.  The others follow by importance."""
 
 
 def bench_config(run: Run, small: bool) -> BenchConfig:
-    """What is timed; with `small` a network and a batch for a CPU."""
+    """The configuration of a row; with `small`, a model and batch for a CPU."""
     fastest: dict[str, Any] = dict(
         dtype="bfloat16", attention_implementation="cudnn", remat="none", scan_unroll=PRESETS[run.size].depth
     )
@@ -84,46 +87,53 @@ def bench_config(run: Run, small: bool) -> BenchConfig:
     return BenchConfig(model, objective, batch_size=run.batch_size, work=run.work, rounds=3)
 
 
-def measured(run: Run, config: BenchConfig) -> dict[str, Any]:
-    """As `measuring.measure`, with `breakdown` and `peer` where they are asked for; what was timed is gone afterwards."""
-    found, timed = measuring.measure_compiled(config)
-    if run.parts:
-        found["breakdown"] = breakdown.breakdown(timed, None)
-        found["floors"] = breakdown.floors(config, found["matmul_flops"], found["copy_bytes"])
+def measure_row(run: Run, config: BenchConfig) -> tuple[dict[str, Any], list[str]]:
+    """Measure one row; return the results and their tables.  Its device memory is free afterwards."""
     if run.peer:
-        found["peer"] = peer.compare(config, timed, run.peer, "bfloat16", rounds=5)
-    return found
+        check(config, run.peer, rounds=5)
+    results, benchmark = measure(config)
+    tables = [results_table(results, run.name)]
+    if run.profile:
+        results["lower_bounds"] = lower_bounds(config, results["matmul_flops"], results["copy_bytes"])
+        results["breakdown"] = breakdown(benchmark, None)
+        tables.append(breakdown_table(results["breakdown"], results["lower_bounds"]))
+    if run.peer:
+        results["peer"] = compare(config, benchmark, run.peer, "bfloat16", rounds=5)
+        tables.append(peer_table(results["peer"]))
+    return results, tables
 
 
 def main() -> None:
-    """Runs them one after another; one that fails says so."""
+    """Measure all rows.  If one fails, print its error and continue."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--small", action="store_true", help="a small network and batch, for a CPU")
+    parser.add_argument("--small", action="store_true", help="a small model and batch, for a CPU")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    print(
-        "| | tokens/s | ms | MFU of a product | of the data sheet | memory, GB | compile, s | our time to the peer's |"
-    )
+    print("| | tokens/s | ms | MFU | MFU by data sheet | memory, GB | compile, s | our time / peer's time |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for run in RUNS:
-        config = bench_config(run, arguments.small)
         try:
-            found = measured(run, config)
-        except Exception as error:  # the others are wanted all the same
-            print(f"| {run.name} | {type(error).__name__}: {str(error)[:200].partition(chr(10))[0]} |", flush=True)
+            results, tables = measure_row(run, bench_config(run, arguments.small))
+        except Exception as error:
+            print(f"| {run.name} | {type(error).__name__}: {first_line(error)[:200]} |", flush=True)
             continue
         finally:
             if torch := sys.modules.get("torch"):
-                torch.cuda.empty_cache()  # the next one wants the memory
-        (arguments.folder / f"{run.name}.json").write_text(json.dumps(found, indent=1))
-        (arguments.folder / f"{run.name}.md").write_text(table.describe(found, run.name) + "\n")
-        sheet = f"{found['mfu_of_peak']:.1%}" if found["mfu_of_peak"] else ""
-        theirs = found.get("peer")
-        ratio = f"{theirs['ratio']:.3f} ({theirs['ratio_min']:.3f} to {theirs['ratio_max']:.3f})" if theirs else ""
-        figures = [f"{found['tokens_per_second']:,.0f}", f"{1e3 * found['seconds']:.4g}", f"{found['mfu']:.1%}", sheet]
-        figures += [f"{found['memory'] / 1e9:.3g}", f"{found['compile_seconds']:.3g}", ratio]
-        print(f"| {run.name} | {' | '.join(figures)} |", flush=True)
+                torch.cuda.empty_cache()  # for the next row
+        (arguments.folder / f"{run.name}.json").write_text(json.dumps(results, indent=1))
+        (arguments.folder / f"{run.name}.md").write_text("\n\n".join(tables) + "\n")
+        peak = f"{results['mfu_of_peak']:.1%}" if results["mfu_of_peak"] else ""
+        peer = results.get("peer")
+        ratio = f"{peer['ratio']:.3f} ({peer['ratio_min']:.3f} to {peer['ratio_max']:.3f})" if peer else ""
+        cells = [
+            f"{results['tokens_per_second']:,.0f}",
+            f"{1e3 * results['seconds']:.4g}",
+            f"{results['mfu']:.1%}",
+            peak,
+        ]
+        cells += [f"{results['memory'] / 1e9:.3g}", f"{results['compile_seconds']:.3g}", ratio]
+        print(f"| {run.name} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

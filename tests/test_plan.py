@@ -33,7 +33,7 @@ HEADS = {"base": 130_226, "large": 163_506, "xlarge": 296_626, "xxlarge": 562_86
 
 SMALL = [
     *("--model.vocab-size", "512", "--model.embedding-size", "32", "--model.hidden-size", "64"),
-    *("--model.num-hidden-layers", "3", "--model.num-attention-heads", "4", "--model.intermediate-size", "256"),
+    *("--model.num-hidden-layers", "2", "--model.num-attention-heads", "4", "--model.intermediate-size", "256"),
     *("--model.scan-unroll", "1"),
 ]
 
@@ -93,7 +93,7 @@ def test_recipes_fit_their_hardware_and_have_the_released_architecture(name: str
 
 
 @pytest.mark.usefixtures("without_activations")
-@pytest.mark.parametrize("sharding", ["none", "optimizer", "parameters"])
+@pytest.mark.parametrize("sharding", ["optimizer", "parameters"])
 def test_state_has_the_size_of_real_arrays(sharding: str) -> None:
     words = [f"--mesh.sharding={sharding}", "--model.sharing=none", "--model.remat=dots", "--optim.skip-spikes=3"]
     config = small("--mesh.data=8", "--train.eval-batch-size=8", *words)
@@ -121,8 +121,8 @@ def test_gradients_and_gathered_parameters() -> None:
     # Embedding tables; the projections from E to H and back; pooler; sentence head.
     others = (512 + 64 + 2) * 32 + 2 * 32 * 64 + 64 * 64 + 64 * 2
     assert sharded.memory.gathered_params == 4 * (layer + others)
-    vectors = sharded.parameters - 3 * layer - others
-    assert sharded.memory.gradients == 4 * (3 * layer // 8 + others + vectors)
+    vectors = sharded.parameters - 2 * layer - others
+    assert sharded.memory.gradients == 4 * (2 * layer // 8 + others + vectors)
     assert sharded.traffic["all-reduce"] == 4 * vectors
 
 
@@ -157,12 +157,13 @@ def test_replicated_parameters_compile_to_one_all_reduce(capsys: pytest.CaptureF
 )
 def test_compiled_collectives_are_the_planned_ones(sharding: str, sharing: str) -> None:
     """In bytes by kind.  Only with sharded parameters are there collectives in the loop over layers."""
-    config = small("--mesh.data=8", f"--mesh.sharding={sharding}", f"--model.sharing={sharing}", "--model.remat=dots")
+    words = ["--mesh.data=8", f"--mesh.sharding={sharding}", f"--model.sharing={sharing}", "--model.remat=dots"]
+    config = small(*words)
     compiled = compile_here(config, 8)
     planned, found = plan(config).traffic, compiled_traffic(config, compiled)
     assert found["reduce-scatter"] == planned["reduce-scatter"] > 0
     assert found["all-gather"] == planned["all-gather"] > 0
-    trust_ratio_norms = 16 * 3 * 40  # two norms per sharded tensor, at most 40 tensors per layer
+    trust_ratio_norms = 16 * 2 * 40  # two norms per sharded tensor, at most 40 tensors per layer
     assert 0 < found["all-reduce"] - planned["all-reduce"] < trust_ratio_norms
     assert any(one["in_loop"] for one in compiled["collectives"]) == (sharding == "parameters")
 
@@ -207,7 +208,7 @@ def test_activations_against_xla(remat: str) -> None:
 
     In bfloat16 XLA:CPU keeps float32 copies, so its temporaries say nothing about the estimate.
     """
-    config, rows = small(f"--model.remat={remat}"), 128
+    config, rows = small("--model.num-hidden-layers=3", f"--model.remat={remat}"), 128
     layout = Layout(estimate.abstract_mesh(1))
     model = pretraining_model(config.model, config.objective)
     task = pretraining_workload(model, config.objective, placeholder_vocabulary(512), layout)

@@ -1,5 +1,6 @@
-"""How fast a step is, where its time goes, and how that compares; needs jax, flax and optax alone.
+"""How fast a training step is, where its time goes, and how it compares with Hugging Face's.
 
-`measuring.py` (what is timed, and how)  `breakdown.py` (where the time goes, from a profile)  `peer.py` (against Hugging Face)
-`table.py` (for people)
+`measure.py` (time a step)  `breakdown.py` (time by kind of work, from a profile)  `peer.py` (the same work in torch)
+
+Runs where only jax, flax, optax and numpy are installed, such as on a bare GPU machine.
 """

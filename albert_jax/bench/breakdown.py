@@ -1,4 +1,4 @@
-"""Where the time of a step goes: a profile's instructions by what they are, beside the least that each kind could take."""
+"""The time of a step by kind of work, from a profile, with a lower bound for each kind."""
 
 import gzip
 import itertools
@@ -12,178 +12,189 @@ from typing import NamedTuple
 
 import jax
 
-from albert_jax.bench.measuring import BenchConfig, Timed
-from albert_jax.model.heads import Albert, num_params
+from albert_jax.bench.measure import BenchConfig, Benchmark, run_steps
+from albert_jax.model.heads import num_params
+from albert_jax.pretraining.task import pretraining_model
+from albert_jax.reports.tables import markdown_table
 from albert_jax.training.step import DRAW, UPDATE
 
 KINDS = ("matmul", "attention", "elementwise", "draw", "optimizer", "communication", "idle")
-"""Products of dense layers and heads; what lies between query and context; all else of the model, copies included; masks and
-sentence pairs; gradient norms and the update; between devices; nothing runs."""
+"""matmul: dense layers and heads; attention: from query, key and value to context; elementwise: everything else in the model,
+copies included; draw: masks and sentence pairs; optimizer: gradient norms and update; communication: between devices;
+idle: nothing runs."""
 
 STEPS = 3
-"""Profiled."""
+"""Number of profiled steps."""
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 CONTAINERS = ("while", "call", "conditional", "async-start", "async-done")
-"""Instructions whose time is that of those in them."""
+"""Instructions that contain others.  Their time is their children's, so they are skipped."""
 
-
-PRODUCTS = r"custom_call_target=\"[^\"]*(?:gemm|matmul|cublas)"
-"""Libraries' own products, on a GPU."""
+LIBRARY_PRODUCT = r"custom_call_target=\"[^\"]*(?:gemm|matmul|cublas)"
+"""A matrix product of a GPU library."""
 
 END = "end: "
-"""What XLA:CPU calls the end of an instruction."""
+"""XLA:CPU's prefix for the event at the end of an instruction."""
 
-
-ONE_BY_ONE = {"xla_gpu_enable_command_buffer": ""}
-"""XLA's options for a GPU: a profile names instructions only where they are launched one by one, not as a graph."""
+NO_GRAPHS = {"xla_gpu_enable_command_buffer": ""}
+"""Compiler options for a GPU.  Instructions in a CUDA graph would appear in a profile under the graph's name."""
 
 
 class Event(NamedTuple):
-    """One run of one instruction."""
+    """One execution of one instruction, in nanoseconds."""
 
     kind: str
     start: float
-    """Nanoseconds, from anywhere."""
     end: float
 
 
 class Instruction(NamedTuple):
-    """What one of compiled HLO is."""
+    """An instruction of compiled HLO."""
 
     kind: str
     """One of `KINDS`."""
     product: bool
+    """Whether it computes a matrix product."""
 
 
 def instructions(text: str) -> dict[str, Instruction]:
-    """Those of compiled HLO by name, without those that only hold others."""
-    bodies: dict[str, str] = {}
-    for part in re.split(r"\n(?=\S)", text):
-        bodies[part.removeprefix("ENTRY ").split(" ", 1)[0].lstrip("%")] = part
+    """Name -> instruction, from compiled HLO.  Containers are left out."""
+    bodies = {part.removeprefix("ENTRY ").split(" ", 1)[0].lstrip("%"): part for part in re.split(r"\n(?=\S)", text)}
     found = {}
     for line in text.splitlines():
-        if match := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = .*? ([\w\-]+)\(", line):
-            name, opcode = match.groups()
-            called = re.search(r"calls=%?([\w.\-]+)", line)
-            body = bodies[called[1]] if called and called[1] in bodies else ""
-            product = opcode == "dot" or " dot(" in body or bool(re.search(PRODUCTS, line))
-            path = re.search(r'op_name="([^"]*)"', line)
-            if opcode in CONTAINERS:
-                continue
-            found[name] = Instruction(_kind(opcode, path[1] if path else "", product), product)
-            if opcode == "fusion-start" and (inner := re.search(r'deduplicated_name="([^"]*)"', line)):
-                # On another stream of a GPU, under this name and a number.
-                found.setdefault(inner[1], found[name])
+        match = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = .*? ([\w\-]+)\(", line)
+        if match is None or match[2] in CONTAINERS:
+            continue
+        name, opcode = match.groups()
+        called, path = re.search(r"calls=%?([\w.\-]+)", line), re.search(r'op_name="([^"]*)"', line)
+        body = bodies.get(called[1], "") if called else ""
+        product = opcode == "dot" or " dot(" in body or bool(re.search(LIBRARY_PRODUCT, line))
+        found[name] = Instruction(_kind(opcode, path[1].split("/") if path else [], product), product)
+        if opcode == "fusion-start" and (inner := re.search(r'deduplicated_name="([^"]*)"', line)):
+            # A profile of a GPU shows it on another stream, under this name and a number.
+            found.setdefault(inner[1], found[name])
     return found
 
 
-def _kind(opcode: str, path: str, product: bool) -> str:
-    parts = path.split("/")
+def _kind(opcode: str, scopes: list[str], product: bool) -> str:
     if opcode.removesuffix("-start").removesuffix("-done") in COLLECTIVES:
         return "communication"
-    if DRAW in parts:
+    if DRAW in scopes:
         return "draw"
-    if UPDATE in parts:
+    if UPDATE in scopes:
         return "optimizer"
-    if "Attention" in parts:
-        below = parts[parts.index("Attention") + 1 :]
-        if below and below[0] not in {"query", "key", "value", "dense", "LayerNorm", "add"}:  # add: the residual's
+    if "Attention" in scopes:
+        inner = scopes[scopes.index("Attention") + 1 :]
+        # "add" is the residual connection.
+        if inner and inner[0] not in {"query", "key", "value", "dense", "LayerNorm", "add"}:
             return "attention"
     return "matmul" if product else "elementwise"
 
 
 def events(folder: Path, known: dict[str, Instruction]) -> Iterator[Event]:
-    """What the newest profile in `folder` says of the instructions that are `known`."""
-    # Not *.xplane.pb: jaxlib 0.12's reader of that aborts at some events.
+    """The executions of `known` instructions in the newest profile in `folder`."""
+    # Not *.xplane.pb: jaxlib 0.12's reader of that format aborts on some events.
     path = max(folder.rglob("*.trace.json.gz"), key=lambda path: path.stat().st_mtime, default=None)
     if path is None:
         return
-    runs, marks = defaultdict(list), defaultdict(list)
+    executions, ends = defaultdict(list), defaultdict(list)
     for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]:
-        if event.get("ph") != "X":  # names of threads
+        if event.get("ph") != "X":  # not a duration, but the name of a thread
             continue
         start = 1e3 * event["ts"]
         if event["name"].startswith(END):
-            marks[event["name"].removeprefix(END)].append(start)
-        elif name := _known(event.get("args", {}).get("hlo_op", ""), known):
-            runs[name].append((start, start + 1e3 * event["dur"]))
-    for name, found in runs.items():
-        # The event of a product on a CPU may be over when it is handed to threads; that they are done is an event of its
-        # own.  Of other instructions that one comes late, after what follows has begun.
-        marked = known[name].product and len(marks[name]) == len(found)
-        for (start, end), mark in zip(sorted(found), sorted(marks[name]) if marked else [0] * len(found), strict=True):
-            if max(end, mark) > start:
-                yield Event(known[name].kind, start, max(end, mark))
+            ends[event["name"].removeprefix(END)].append(start)
+            continue
+        operation = event.get("args", {}).get("hlo_op", "")
+        name = next((name for name in (operation, operation.split(".")[0]) if name in known), None)
+        if name:
+            executions[name].append((start, start + 1e3 * event["dur"]))
+    for name, spans in executions.items():
+        # On a CPU, a product's event may stop when the work is handed to threads; an extra event marks the real end.
+        # For other instructions that extra event comes late, after the next instruction has begun.
+        marked = known[name].product and len(ends[name]) == len(spans)
+        for (start, stop), mark in zip(sorted(spans), sorted(ends[name]) if marked else [0] * len(spans), strict=True):
+            if (end := max(stop, mark)) > start:
+                yield Event(known[name].kind, start, end)
 
 
-def _known(name: str, known: dict[str, Instruction]) -> str:
-    """The name under which an instruction is known; empty: it is not."""
-    return next((key for key in (name, name.split(".")[0]) if key in known), "")
-
-
-def shares(found: list[Event]) -> dict[str, float]:
-    """Seconds of each kind, between the first event's start and the last one's end.  Where several run at once they share."""
-    edges = sorted({edge for event in found for edge in (event.start, event.end)})
-    starts, ends = defaultdict(list), defaultdict(list)
+def seconds_by_kind(found: list[Event]) -> dict[str, float]:
+    """Seconds of each kind between the first start and the last end.  Instructions that run at once share the time."""
+    times = sorted({time for event in found for time in (event.start, event.end)})
+    changes: dict[float, list[tuple[str, int]]] = defaultdict(list)
     for event in found:
-        starts[event.start].append(event.kind)
-        ends[event.end].append(event.kind)
+        changes[event.start].append((event.kind, 1))
+        changes[event.end].append((event.kind, -1))
     seconds = dict.fromkeys(KINDS, 0.0)
-    running: dict[str, int] = defaultdict(int)
-    for now, then in itertools.pairwise(edges):
-        for kind in starts[now]:
-            running[kind] += 1
-        for kind in ends[now]:
-            running[kind] -= 1
-        total = sum(running.values())
-        if not total:
-            seconds["idle"] += (then - now) / 1e9
+    running = dict.fromkeys(KINDS, 0)
+    for now, following in itertools.pairwise(times):
+        for kind, change in changes[now]:
+            running[kind] += change
+        total, span = sum(running.values()), (following - now) / 1e9
+        if total == 0:
+            seconds["idle"] += span
+            continue
         for kind, count in running.items():
-            if count:
-                seconds[kind] += (then - now) / 1e9 * count / total
+            seconds[kind] += span * count / total
     return seconds
 
 
-def breakdown(timed: Timed, folder: Path | None) -> dict[str, float]:
-    """Seconds a step of each of `KINDS`, from a profile of `STEPS` steps; empty where that tells nothing of the device's work.
+def breakdown(benchmark: Benchmark, folder: Path | None) -> dict[str, float]:
+    """Profile a few steps and return the seconds per step of each of `KINDS`.
 
-    On a GPU it is compiled anew for that, `ONE_BY_ONE`, so that the sum may be more than a step takes.
+    On a GPU the computation is compiled again without CUDA graphs, so the sum can exceed the measured time of a step.
 
     Args:
-      timed: what runs.
-      folder: where the profile stays, for Perfetto or TensorBoard; None: it is thrown away.
+      benchmark: from `measure`.
+      folder: keeps the profile, for Perfetto or TensorBoard.  None: the profile is deleted.
+
+    Returns:
+      An empty dict if the profiler does not record what the device executes.
     """
-    if jax.default_backend() == "gpu" and timed.with_options:
-        timed = timed.with_options(ONE_BY_ONE)
-    jax.block_until_ready(timed.again())
+    program = benchmark.compile(NO_GRAPHS) if jax.default_backend() == "gpu" else benchmark.compiled
+    benchmark.wait(benchmark.run(program))
     with tempfile.TemporaryDirectory() as scratch:
         with jax.profiler.trace(folder or scratch, create_perfetto_trace=folder is not None):
-            for _ in range(STEPS):
-                last = timed.again()
-            jax.block_until_ready(last)
-        found = list(events(folder or Path(scratch), instructions(timed.compiled.as_text())))
-    return {kind: seconds / STEPS for kind, seconds in shares(found).items()} if found else {}
+            run_steps(lambda: benchmark.run(program), benchmark.wait, STEPS)
+        found = list(events(folder or Path(scratch), instructions(benchmark.compiled.as_text())))
+    return {kind: seconds / STEPS for kind, seconds in seconds_by_kind(found).items()} if found else {}
 
 
-def floors(config: BenchConfig, matmul_flops: float, copy_bytes: float) -> dict[str, float]:
-    """Seconds a step that each of `KINDS` takes at least: products at the rate of a large one; elementwise work as one kernel
-    between two products, each value read and written once, at the rate of a copy; LAMB's as if in one pass.
+def lower_bounds(config: BenchConfig, matmul_flops: float, copy_bytes: float) -> dict[str, float]:
+    """Seconds per step that each of `KINDS` needs at least; 0 if unknown.
+
+    Products run at the rate of a large product.  Elementwise work between two products is one kernel, which reads and writes
+    each value once, at the rate of a copy.  The optimizer makes one pass over the state.
     """
     model, inference = config.model, config.work == "inference"
-    width, inner, length = model.hidden_size, model.intermediate_size, config.objective.max_seq_length
-    attention = config.tokens * model.depth * 4 * length * width * (1 if inference else 3)
-    # A LayerNorm reads two values and writes one, GELU one and one; backward reads them again, and the gradient, and writes.
-    values = config.tokens * model.depth * (6 * width + 2 * inner if inference else 14 * width + 5 * inner)
-    size = 2 if model.dtype == "bfloat16" else 4
-    # Parameter, two moments and gradient are read, all but the gradient written.
-    update = num_params(Albert(model)) * 4 * 7 if config.work == "step" else 0
-    seconds = dict.fromkeys(KINDS, 0.0)
+    hidden, inner, length = model.hidden_size, model.intermediate_size, config.objective.max_seq_length
     devices = config.mesh.data or jax.device_count()
-    holders = 1 if config.mesh.sharding == "none" else devices
-    return seconds | {
-        "matmul": (config.flops - attention) / matmul_flops,
-        "attention": attention / matmul_flops,
-        "elementwise": values * size / copy_bytes / devices,
-        "optimizer": update / copy_bytes / holders,
+    attention_flops = config.tokens * model.depth * 4 * length * hidden * (1 if inference else 3)
+    # A LayerNorm reads two values and writes one, GELU one and one; the backward pass reads them again, and the gradient,
+    # and writes a gradient.
+    values = config.tokens * model.depth * (6 * hidden + 2 * inner if inference else 14 * hidden + 5 * inner)
+    value_bytes = 2 if model.dtype == "bfloat16" else 4
+    seconds = dict.fromkeys(KINDS, 0.0) | {
+        "matmul": (config.flops - attention_flops) / matmul_flops,
+        "attention": attention_flops / matmul_flops,
+        "elementwise": values * value_bytes / copy_bytes / devices,
     }
+    if config.work == "step":
+        # Parameter, gradient and two moments are read; all except the gradient are written.
+        holders = 1 if config.mesh.sharding == "none" else devices
+        seconds["optimizer"] = num_params(pretraining_model(model, config.objective)) * 4 * 7 / copy_bytes / holders
+    return seconds
+
+
+def breakdown_table(seconds: dict[str, float], bounds: dict[str, float]) -> str:
+    """The results of `breakdown` and `lower_bounds` as a Markdown table."""
+    total = sum(seconds.values())
+    rows = {kind: (seconds[kind], bounds[kind]) for kind in KINDS} | {"total": (total, sum(bounds.values()))}
+    header = [f"part of a step (mean of {STEPS})", "ms", "share", "lower bound, ms"]
+    return markdown_table(
+        header,
+        [
+            (name, f"{1e3 * time:,.4g}", f"{time / total:.1%}", f"{1e3 * bound:,.3g}" if bound else "")
+            for name, (time, bound) in rows.items()
+        ],
+    )

@@ -48,7 +48,8 @@ def add_bench_commands(add_job: Callable[..., Parser]) -> None:
 
 def bench(arguments: argparse.Namespace) -> int:
     """Run `albert-jax bench`."""
-    from albert_jax.bench import breakdown, measuring, table
+    from albert_jax.bench.breakdown import breakdown, breakdown_table, lower_bounds
+    from albert_jax.bench.measure import measure, results_table
 
     config = _config(arguments)
     if arguments.profile is not None:
@@ -64,36 +65,40 @@ def bench(arguments: argparse.Namespace) -> int:
         peer.check(config, arguments.peer, arguments.peer_rounds)
         # Set before JAX initializes its backend: torch needs memory on the same device.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    result, timed = measuring.measure_compiled(config)
+    result, benchmark = measure(config)
 
     def save() -> None:
         if arguments.json_file is not None:
             arguments.json_file.write_text(json.dumps(result, indent=1) + "\n")
 
     save()  # the profile or the peer may still fail
-    result["floors"] = breakdown.floors(config, result["matmul_flops"], result["copy_bytes"])
-    if parts := breakdown.breakdown(timed, arguments.profile):
+    result["lower_bounds"] = lower_bounds(config, result["matmul_flops"], result["copy_bytes"])
+    if parts := breakdown(benchmark, arguments.profile):
         result["breakdown"] = parts
     else:
         print("no breakdown: the profiler reports nothing for this device", file=sys.stderr)
     if arguments.peer is not None:
         dtype = arguments.peer_dtype or config.model.dtype
-        result["peer"] = peer.compare(config, timed, arguments.peer, dtype, arguments.peer_rounds)
+        result["peer"] = peer.compare(config, benchmark, arguments.peer, dtype, arguments.peer_rounds)
         result["ratio"] = result["peer"]["ratio"]
-    print(table.describe(result, f"albert-jax bench {arguments.size}"))
+    print(results_table(result, f"albert-jax bench {arguments.size}"))
+    if parts:
+        print(f"\n{breakdown_table(parts, result['lower_bounds'])}")
+    if arguments.peer is not None:
+        print(f"\n{peer.peer_table(result['peer'])}")
     save()
     return 0
 
 
 def _config_class() -> type:
-    from albert_jax.bench.measuring import BenchConfig
+    from albert_jax.bench.measure import BenchConfig
 
     return BenchConfig
 
 
 def _config(arguments: argparse.Namespace) -> Any:
     """The configuration of a size.  By default 15 % of the tokens are predicted, as in the paper."""
-    from albert_jax.bench.measuring import BenchConfig
+    from albert_jax.bench.measure import BenchConfig
     from albert_jax.model.albert import PRESETS
     from albert_jax.pretraining.objective import ObjectiveConfig
 

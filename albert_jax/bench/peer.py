@@ -1,187 +1,172 @@
-"""The same work by Hugging Face's ALBERT in torch, on the same weights and inputs, in turn with ours."""
+"""Time the same work in Hugging Face's ALBERT (torch), with the same weights and inputs, alternating with ours."""
 
 import importlib.util
 import statistics
-from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 
-from albert_jax.bench.measuring import BenchConfig, Timed, made_up, steps_a_round, time_round
-from albert_jax.config import require
-from albert_jax.exchange.huggingface_names import NAMES
+from albert_jax.bench.measure import BenchConfig, Benchmark, Timed, steps_per_round, time_round
+from albert_jax.config import InputError
+from albert_jax.exchange.huggingface_names import NAMES, TIED
+from albert_jax.exchange.released_config import OPTIONAL, REQUIRED
 from albert_jax.exchange.weights import Weights, named_tensors
-from albert_jax.model.heads import Albert, init_params
 from albert_jax.pretraining import objective as pretraining
-from albert_jax.pretraining import task as pretrain_task
-from albert_jax.training import partition
-
-SAME = (
-    "vocab_size",
-    "embedding_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "inner_group_num",
-    "hidden_act",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "layer_norm_eps",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-)
-"""Settings that bear one name in both."""
+from albert_jax.pretraining.task import pretraining_model
+from albert_jax.reports.tables import markdown_table
 
 IGNORED = -100
 """torch's label of a position that is not predicted."""
 
 
 def check(config: BenchConfig, peer: str, rounds: int) -> None:
-    """Refuses what cannot be compared, before anything is compiled.
+    """Check that a comparison is possible, before anything is compiled.
 
     Raises:
-      InputError: torch or transformers is not installed; a network or a split of the work that theirs does not have.
+      InputError: torch or transformers is not installed, or transformers does not support the model or the work.
     """
-    for name in ("torch", "transformers"):
-        require(
-            importlib.util.find_spec(name) is not None, f"--peer {peer}: {name} is not installed; pip install {name}"
-        )
-    model = config.model
-    require(model.sharing == "all", f"--peer {peer}: it is compared with sharing 'all', not {model.sharing!r}")
-    require(config.mesh.data == 1, f"--peer {peer}: it is compared on one device; leave --mesh.data out")
-    whole = config.gradient_accumulation == 1
-    require(whole, f"--peer {peer}: it takes the batch whole; leave --gradient-accumulation out")
-    require(rounds >= 1, f"--peer-rounds must be at least 1, got {rounds}")
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"--peer {peer}: {package} is not installed; pip install {package}")
+    if config.model.sharing != "all":
+        raise InputError(f"--peer {peer} supports sharing 'all' only, got {config.model.sharing!r}")
+    if config.mesh.data != 1:
+        raise InputError(f"--peer {peer} supports one device only; omit --mesh.data")
+    if config.gradient_accumulation != 1:
+        raise InputError(f"--peer {peer} does not support micro-batches; omit --gradient-accumulation")
+    if rounds < 1:
+        raise InputError(f"--peer-rounds must be at least 1, got {rounds}")
 
 
-def compare(config: BenchConfig, timed: Timed, peer: str, dtype: str, rounds: int) -> dict[str, Any]:
-    """Times ours and theirs in turn, `rounds` times each, a round being one of ours and one of theirs.
+class HuggingFace:
+    """Hugging Face's model with our weights and inputs.
 
-    Their work is ours: for 'gradients' loss and backward, for 'step' torch's AdamW besides (masks are drawn for neither: ours
-    draws them in its step, theirs has them given), for 'inference' the encoder with its pooler.  bfloat16 is autocast there.
+    It does the same work as `Benchmark`, with two exceptions in a step: it updates with torch's AdamW, and it does not draw
+    masks.  bfloat16 is autocast.
+    """
+
+    def __init__(self, config: BenchConfig, params: Any, examples: dict[str, Any], dtype: str, compiled: bool) -> None:
+        import torch
+        import transformers
+
+        self.work, self.torch = config.work, torch
+        self.device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
+        self.autocast = torch.autocast(self.device, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+        fields = {name: getattr(config.model, name) for name in REQUIRED + OPTIONAL}
+        fields["classifier_dropout_prob"] = 0.0  # our sentence head has no dropout
+        self.model = transformers.AlbertForPreTraining(transformers.AlbertConfig(**fields))
+        tensors = named_tensors(Weights(pretraining_model(config.model, config.objective), params), NAMES)
+        keys = self.model.load_state_dict({m.tensor: torch.tensor(value) for m, value in tensors}, strict=False)
+        if unmatched := {*keys.unexpected_keys, *keys.missing_keys} - TIED.keys():
+            names = ", ".join(sorted(unmatched)[:3])
+            raise InputError(f"--peer: transformers {transformers.__version__} has different tensors: {names}")
+        self.model.train(config.work != "inference").to(self.device)
+        part = self.model.albert if config.work == "inference" else self.model
+        self.forward = torch.compile(part) if compiled else part
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), fused=self.device == "cuda")
+        labels = np.full(examples["input_ids"].shape, IGNORED)
+        rows, predictions = np.nonzero(examples["masked_lm_weights"])
+        positions = examples["masked_lm_positions"][rows, predictions]
+        labels[rows, positions] = examples["masked_lm_labels"][rows, predictions]
+        inputs = {name: examples[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+        if config.work != "inference":
+            inputs |= {"labels": labels, "sentence_order_label": examples["sentence_labels"]}
+        self.inputs = {name: torch.tensor(x, dtype=torch.long, device=self.device) for name, x in inputs.items()}
+
+    def run(self) -> None:
+        """Start the computation once."""
+        if self.work == "inference":
+            with self.torch.inference_mode(), self.autocast:
+                self.forward(**self.inputs)
+            return
+        self.model.zero_grad(set_to_none=True)
+        self._loss().backward()
+        if self.work == "step":
+            self.optimizer.step()
+
+    def wait(self, _: Any) -> None:
+        """Wait until a computation is done."""
+        if self.device == "cuda":
+            self.torch.cuda.synchronize()
+
+    def loss_without_dropout(self) -> float:
+        """The loss of the current weights."""
+        self.model.eval()
+        loss = float(self._loss().detach())
+        self.model.train()
+        return loss
+
+    def _loss(self) -> Any:
+        with self.autocast:
+            return self.forward(**self.inputs).loss
+
+
+def compare(config: BenchConfig, benchmark: Benchmark, peer: str, dtype: str, rounds: int) -> dict[str, Any]:
+    """Time ours and theirs in `rounds` alternating rounds.
+
+    Args:
+      config: the work.
+      benchmark: ours, from `measure`.
+      peer: "huggingface", or "huggingface-compiled" for torch.compile.
+      dtype: theirs.
+      rounds: number of rounds; each times both.
 
     Returns:
-      `ratio`, the median over rounds of our time to theirs, `ratio_min` and `ratio_max`; `peer`, `peer_dtype`,
-      `peer_seconds` and `our_seconds` (medians), `torch` and `transformers` (versions), `rounds`, torch's `threads`, and
-      `loss` and `peer_loss` of the same weights and inputs, without dropout, where there is one.
+      `ratio` of our time to theirs (median of the rounds), `ratio_min`, `ratio_max`, `rounds`; `peer`, `peer_dtype`,
+      `peer_seconds` and `our_seconds` (medians); `torch` and `transformers` (versions), `threads` of torch; `loss` and
+      `peer_loss` with the same weights and inputs, without dropout, or None for inference.
 
     Raises:
-      InputError: as `check`; a network that transformers does not have.
+      InputError: see `check`; or transformers has different tensors, as for embedding_size = hidden_size.
     """
     check(config, peer, rounds)
     import torch
     import transformers
 
-    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
-    params, examples = _inputs(config)
-    network = _network(config, params, device)
-    theirs, loss = _work(config, network, examples, device, dtype, compiled=peer.endswith("-compiled"))
-    runs = [timed, theirs]
-    network.eval()  # the loss is compared without dropout
-    outcome = float(loss().detach()) if config.work != "inference" else None
-    network.train(config.work != "inference")
-    ours = float(_loss(config, params, examples)) if config.work != "inference" else None
-    steps = [steps_a_round(run) for run in runs]
-    pairs = []
+    params, examples = Benchmark(replace(config, work="gradients")).inputs
+    params, examples = jax.device_get((params, {name: x for name, x in examples.items() if name != "dropout_keys"}))
+    theirs = HuggingFace(config, params, examples, dtype, compiled=peer.endswith("-compiled"))
+    loss = peer_loss = None
+    if config.work != "inference":
+        apply = pretraining_model(config.model, config.objective).apply
+        loss = float(pretraining.loss(config.objective, apply, params, examples, train=False)[0])
+        peer_loss = theirs.loss_without_dropout()
+    computations: list[Timed] = [benchmark, theirs]
+    steps = [steps_per_round(computation) for computation in computations]
+    seconds: list[list[float]] = [[], []]
     for number in range(rounds):
-        order = (0, 1) if number % 2 == 0 else (1, 0)  # neither always follows the other's caches
-        seconds = {which: time_round(runs[which], steps[which]) for which in order}
-        pairs.append((seconds[0], seconds[1]))
-    ratios = sorted(a / b for a, b in pairs)
+        # In every second round theirs goes first, so that neither always runs on the other's caches.
+        for which in (0, 1) if number % 2 == 0 else (1, 0):
+            seconds[which].append(time_round(computations[which], steps[which]))
+    ratios = [ours / peers for ours, peers in zip(*seconds, strict=True)]
     return {
         "ratio": statistics.median(ratios),
-        "ratio_min": ratios[0],
-        "ratio_max": ratios[-1],
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
         "rounds": rounds,
         "peer": peer,
         "peer_dtype": dtype,
-        "peer_seconds": statistics.median(b for _, b in pairs),
-        "our_seconds": statistics.median(a for a, _ in pairs),
-        "loss": ours,
-        "peer_loss": outcome,
+        "peer_seconds": statistics.median(seconds[1]),
+        "our_seconds": statistics.median(seconds[0]),
+        "loss": loss,
+        "peer_loss": peer_loss,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "threads": torch.get_num_threads(),
     }
 
 
-def _inputs(config: BenchConfig) -> tuple[Any, pretraining.Examples]:
-    """Parameters, and examples as the step draws them, on the host."""
-    mesh = partition.make_mesh("any", 1)
-    vocabulary = pretrain_task.placeholder_vocabulary(config.model.vocab_size)
-    model = pretrain_task.pretraining_model(config.model, config.objective)
-    layout = pretrain_task.pretraining_layout(model, mesh, "none")
-    task = pretrain_task.pretraining_workload(model, config.objective, vocabulary, layout)
-    params = init_params(model, jax.random.key(0))
-    examples = jax.jit(task.draw)(partition.put_batch(mesh, made_up(config)), jax.random.key(0))
-    return jax.device_get(params), {name: value for name, value in examples.items() if name != "dropout_keys"}
-
-
-def _loss(config: BenchConfig, params: Any, examples: pretraining.Examples) -> Any:
-    """Ours, without dropout."""
-    apply = Albert(config.model).apply
-    return pretraining.loss(config.objective, apply, params, examples, train=False)[0]
-
-
-def _network(config: BenchConfig, params: Any, device: str) -> Any:
-    """Hugging Face's model with our weights."""
-    import torch
-    import transformers
-
-    model = config.model
-    fields = {name: getattr(model, name) for name in SAME}
-    # Ours has no dropout before the sentence head.
-    network = transformers.AlbertForPreTraining(transformers.AlbertConfig(**fields, classifier_dropout_prob=0.0))
-    tensors = {
-        mapped.tensor: torch.tensor(value) for mapped, value in named_tensors(Weights(Albert(model), params), NAMES)
+def peer_table(peer: dict[str, Any]) -> str:
+    """The result of `compare` as a Markdown table."""
+    spread = f"{peer['ratio_min']:.3f} to {peer['ratio_max']:.3f} in {peer['rounds']} alternating rounds"
+    rows = {
+        "our time / their time": f"{peer['ratio']:.3f} ({spread})",
+        "time per step, ours and theirs": f"{1e3 * peer['our_seconds']:,.4g} ms, {1e3 * peer['peer_seconds']:,.4g} ms",
     }
-    told = network.load_state_dict(tensors, strict=False)
-    tied = {"predictions.decoder.weight", "predictions.decoder.bias", "predictions.bias"}
-    astray = [*told.unexpected_keys, *(key for key in told.missing_keys if key not in tied)]
-    require(not astray, f"--peer: transformers {transformers.__version__} names {', '.join(astray[:3])} otherwise")
-    return network.train(config.work != "inference").to(device)
-
-
-def _work(
-    config: BenchConfig, network: Any, examples: pretraining.Examples, device: str, dtype: str, compiled: bool
-) -> tuple[Timed, Callable[[], Any]]:
-    """What is timed, and what gives the loss."""
-    import torch
-
-    host = {name: np.asarray(value) for name, value in examples.items()}
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    inputs = {name: torch.tensor(host[name], dtype=torch.long, device=device) for name in names}
-    labels = np.full(host["input_ids"].shape, IGNORED)
-    rows, places = np.nonzero(host["masked_lm_weights"])
-    labels[rows, host["masked_lm_positions"][rows, places]] = host["masked_lm_labels"][rows, places]
-    asked = {"labels": labels, "sentence_order_label": host["sentence_labels"]}
-    targets = {name: torch.tensor(value, dtype=torch.long, device=device) for name, value in asked.items()}
-    called = network.albert if config.work == "inference" else network
-    called = torch.compile(called) if compiled else called
-    optimizer = torch.optim.AdamW(network.parameters(), fused=device == "cuda") if config.work == "step" else None
-
-    def casting() -> Any:
-        return torch.autocast(device, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
-
-    def wait(_: Any) -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    def loss() -> Any:
-        with casting():
-            return called(**inputs, **targets).loss
-
-    def train() -> None:
-        network.zero_grad(set_to_none=True)
-        loss().backward()
-        if optimizer is not None:
-            optimizer.step()
-
-    def infer() -> None:
-        with torch.inference_mode(), casting():
-            called(**inputs)
-
-    return Timed(None, infer if config.work == "inference" else train, wait), loss
+    if peer["loss"] is not None:
+        rows["loss with the same weights and inputs"] = f"{peer['loss']:.5f}, {peer['peer_loss']:.5f}"
+    versions = f"torch {peer['torch']}, transformers {peer['transformers']}"
+    return markdown_table([f"compared with {peer['peer']} in {peer['peer_dtype']} ({versions})", ""], rows.items())
