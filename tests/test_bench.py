@@ -1,4 +1,7 @@
-"""Benchmarks, and counts that show without a clock that a step has not become slower."""
+"""Benchmarks, and counts that show without a clock that a step has not become slower.
+
+Machines that run tests are too noisy to compare times.
+"""
 
 import dataclasses
 import functools

@@ -43,6 +43,8 @@ class MaskedLMHead(nn.Module):
 class AnswerClassHead(nn.Module):
     """Predict the start, the end given the start, and whether there is an answer (google-research/albert squad_utils.py).
 
+    It is not exported: transformers has no class for it.
+
     Without `start_positions` it returns the `ANSWER_BEAM` best starts, and for each the `ANSWER_BEAM` best ends.
     """
 

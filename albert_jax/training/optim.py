@@ -232,7 +232,8 @@ FIRST_NORMS = 100
 def skip_spikes(inner: optax.GradientTransformation, factor: float) -> optax.GradientTransformation:
     """Wrap `inner` so that an update whose global norm exceeds `factor` x its running mean is 0 and leaves `inner` unchanged.
 
-    A norm that is not finite is not skipped: the run must stop.
+    The norm is compared, not the loss, because one hard batch moves the loss.  A norm that is not finite is not skipped: the
+    run must stop.
     """
 
     def init(params: Any) -> SpikeState:

@@ -232,7 +232,8 @@ def summed_gradients(loss_fn: Callable[..., Any], layout: Layout, micro_batches:
 
     If the optimizer state is sharded, each device gets only its shard of the summed gradients.  Sharded parameters are
     gathered before the loops, except those in `layout.stacked`: the model gathers one set at a time, and the transpose of
-    that gather sums the gradient.
+    that gather sums the gradient.  The gathers are explicit, because what XLA makes of annotations changes with its version,
+    and it would reduce the gradient of a shared layer L times.
 
     Args:
       loss_fn: `(params, examples) -> (loss, metrics)`, sums over rows.

@@ -157,7 +157,10 @@ def from_checkpoint(tree: dict[str, Any]) -> TrainState:
 
 
 def memory(step: Any) -> int:
-    """Bytes that a compiled step needs on a device (state, batch and temporaries); 0 if the compiler does not tell."""
+    """Bytes that a compiled step needs on a device (state, batch and temporaries); 0 if the compiler does not report them.
+
+    This is what XLA allocates, not an observed peak: it is the same in every run, and known on a CPU too.
+    """
     need = step.memory_analysis()
     if need is None:
         return 0
