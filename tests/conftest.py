@@ -27,6 +27,8 @@ from albert_jax.config import InputError
 from albert_jax.data import sources
 from albert_jax.training.progress import Meter
 
+from .synthetic_tasks import finetune_words, write_files
+
 ROOT = Path(__file__).parent.parent
 TINY = str(ROOT / "experiments" / "pretrain" / "tiny.py")
 GOLDEN_TOKENIZER = ROOT / "tests" / "golden" / "tokenizer"
@@ -158,6 +160,14 @@ def small(corpus: Path, cache: Path) -> Callable[..., list[str]]:
         return ["pretrain", TINY, *(word for name, value in chosen.items() for word in (f"--{name}", str(value)))]
 
     return words
+
+
+@pytest.fixture(scope="session")
+def finetuned_sst2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `run`, a completed fine-tuning run of 100 steps on synthetic SST-2, and its `data`."""
+    folder = tmp_path_factory.mktemp("sst2")
+    assert main([*finetune_words("sst2", folder / "run"), *write_files("sst2", folder / "data")]) == 0
+    return folder
 
 
 @pytest.fixture

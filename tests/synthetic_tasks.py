@@ -1,10 +1,34 @@
-"""A few rows for every task, in the files that its benchmark ships, simple enough to be learned in a hundred steps."""
+"""Synthetic data for every task, in the file formats of its benchmark; a tiny model learns it in a hundred steps."""
 
 import json
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).parent.parent
+FIELDS = {
+    "data.vocab": ROOT / "tests" / "golden" / "tokenizer" / "spiece.model",
+    "data.max_seq_length": 32,
+    "model.embedding_size": 16,
+    "model.hidden_size": 32,
+    "model.num_hidden_layers": 2,
+    "model.num_attention_heads": 2,
+    "model.intermediate_size": 48,
+    "model.max_position_embeddings": 32,
+    "model.scan_unroll": 1,
+    "model.initializer_range": 0.2,
+    "optim.learning_rate": 2e-3,
+    "optim.num_warmup_steps": 10,
+    "train.num_train_steps": 100,
+    "train.global_batch_size": 16,
+    "train.log_every": 30,
+    "train.eval_every": 50,
+    "train.checkpoint_every": 50,
+    "train.eval_batch_size": 8,
+    "mesh.data": 1,
+}
+"""Fields of a fine-tuning run that takes seconds."""
 
 FILLER = ["the", "text", "list", "that", "from", "this", "while", "than", "other", "more", "some", "case"]
 SIZES = {"train": 320, "dev": 21, "test": 5}
@@ -13,11 +37,12 @@ PLACES = ["space", "source", "pool", "point", "state"]
 
 
 def some(draw: random.Random, least: int = 2, most: int = 6) -> str:
+    """Random filler words."""
     return " ".join(draw.choice(FILLER) for _ in range(draw.randint(least, most)))
 
 
 def hinted(draw: random.Random, label: int) -> str:
-    """A text that says its label."""
+    """A text with a word that tells its label."""
     return f"{some(draw)} {(BAD, GOOD, 'import')[label]} {some(draw)}"
 
 
@@ -28,7 +53,13 @@ def _tsv(path: Path, header: str, rows: list[str]) -> None:
 def glue(
     header: str, row: str, labels: tuple[str, ...], test: str = "", **files: tuple[str, str]
 ) -> Callable[..., Any]:
-    """`row` and `test` are formats of {n}, {a}, {b}, {label}; `files` other names of the splits."""
+    """A writer of .tsv files.
+
+    Args:
+      header: the first line.
+      row, test: formats of a line, of {n}, {a}, {b} and {label}.
+      files: split -> (file, format), if not the usual ones.
+    """
 
     def write(folder: Path) -> list[str]:
         draw = random.Random(0)
@@ -172,4 +203,22 @@ WRITE: dict[str, Callable[[Path], list[str]]] = {
     "text": _text,
     "regression": _regression,
 }
-"""Task -> writes its files into a folder, and returns the words of the command line that name them."""
+"""Task -> function that writes its files into a folder, and returns the command-line words that name them."""
+
+
+def finetune_words(task: str, run_dir: Path, *more: str, **overrides: object) -> list[str]:
+    """The command that fine-tunes a tiny model; an override of None leaves a field as it is in the experiment."""
+    fields = FIELDS | {name.replace("__", "."): value for name, value in overrides.items()} | {"run_dir": run_dir}
+    options = [word for name, value in fields.items() if value is not None for word in (f"--{name}", str(value))]
+    return ["finetune", str(ROOT / "experiments" / "finetune" / f"{task}.py"), *options, *more]
+
+
+def write_files(task: str, folder: Path) -> list[str]:
+    """Write the files of a task into a new folder; return the command-line words that name them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return WRITE[task](folder)
+
+
+def summary(run_dir: Path) -> dict[str, Any]:
+    """The content of `summary.json`."""
+    return json.loads((run_dir / "summary.json").read_text())

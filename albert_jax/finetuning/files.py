@@ -109,7 +109,9 @@ def find(config: TaskDataConfig, patterns: Mapping[str, str]) -> dict[str, Sourc
     sources: dict[str, Source] = {}
     if config.dir.startswith(PREFIX):
         name = config.dir.removeprefix(PREFIX)
-        sources = {split: Source(split, (), (name, theirs)) for split, theirs in splits_of(name, in_dir).items()}
+        sources = {
+            split: Source(split, (), (name, tfds_split)) for split, tfds_split in splits_of(name, in_dir).items()
+        }
     elif config.dir:
         folder = Path(config.dir).expanduser()
         if not folder.is_dir():

@@ -113,8 +113,8 @@ def span_f1(predicted: Iterable[Sequence[str]], gold: Iterable[Sequence[str]]) -
     """Precision, recall and F1 of entities over all sentences, and F1 of each type, as conlleval computes them."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("correct", "predicted", "gold")}
     for predicted_tags, gold_tags in zip(predicted, gold, strict=True):
-        found, expected = set(spans(predicted_tags)), set(spans(gold_tags))
-        for name, entities in (("correct", found & expected), ("predicted", found), ("gold", expected)):
+        a, b = set(spans(predicted_tags)), set(spans(gold_tags))
+        for name, entities in (("correct", a & b), ("predicted", a), ("gold", b)):
             counts[name].update(span.type for span in entities)
     precision, recall, f1_score = _f1(*(counter.total() for counter in counts.values()))
     by_type = {f"f1_{kind}": _f1(*(counter[kind] for counter in counts.values()))[2] for kind in sorted(counts["gold"])}

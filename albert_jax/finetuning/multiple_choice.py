@@ -222,8 +222,8 @@ def _race(where: str, record: Record) -> Iterator[Example]:
         if not len(questions) == len(options) == len(answers):
             sizes = f"{len(questions)} questions, {len(options)} lists of options, {len(answers)} answers"
             raise InputError(f"{where}: {sizes}; their numbers must be equal")
-        for number, (question, own, answer) in enumerate(zip(questions, options, answers, strict=True)):
-            yield _example(f"{name}.{number}", where, record["article"], question, own, answer, level)
+        for number, (question, choices, answer) in enumerate(zip(questions, options, answers, strict=True)):
+            yield _example(f"{name}.{number}", where, record["article"], question, choices, answer, level)
     except (KeyError, TypeError, AttributeError) as error:
         problem = f"no '{error.args[0]}'" if isinstance(error, KeyError) else "a field has the wrong type"
         raise InputError(f"{where}: not in RACE's format (article, questions, options, answers): {problem}") from None

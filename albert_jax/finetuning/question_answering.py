@@ -118,7 +118,8 @@ class QuestionAnswering:
             context = contexts[row.context]
             truncated += len(ids) > config.max_query_length
             question = np.array(ids[: config.max_query_length], np.int32)
-            own = list(windows(number, question, context, config.max_seq_length - len(question) - 3, config.doc_stride))
+            room = config.max_seq_length - len(question) - 3
+            question_windows = list(windows(number, question, context, room, config.doc_stride))
             if split.name == "train" and row.answers:
                 tokens = locate(context, *row.answers[0])
                 if tokens is None:
@@ -126,14 +127,14 @@ class QuestionAnswering:
                     continue
                 first, last = (context.ranges[at] for at in tokens)
                 inexact += row.context[first[0] : last[1]].strip() != row.answers[0][0].strip()
-                own = [
+                question_windows = [
                     window._replace(answer=tokens)
                     if window.start <= tokens[0] and tokens[1] < window.start + window.size
                     else window
-                    for window in own
+                    for window in question_windows
                 ]
-                outside += not any(window.answer for window in own)
-            rows += own
+                outside += not any(window.answer for window in question_windows)
+            rows += question_windows
         family.log_long(split, truncated, "questions are truncated to", config.max_query_length)
         if missing:
             count = f"{len(missing)} of {len(split.examples)} answers"

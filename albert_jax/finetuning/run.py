@@ -143,9 +143,17 @@ def load_config(
             f"{', '.join(architecture)} cannot be combined with --init-from: the architecture comes from the checkpoint. "
             f"You can set: {', '.join(OWN_MODEL_FIELDS)}"
         )
-    known = {f"data.{data_field.name}" for data_field in fields(base.data)}
+    known = _data_fields(type(base.data))
+    for family_name, data_config in FAMILIES.items():
+        if foreign := sorted((_data_fields(data_config) - known).intersection(chosen)):
+            kind = variant_name(base, "data")
+            raise InputError(f"{foreign[0]} is a field of {family_name}, but the task {base.data.task!r} is {kind}")
     scaled = {name: value for name, value in SCALES[scale].items() if name in known or not name.startswith("data.")}
     return load(FinetuneConfig, experiment, {**scaled, **chosen})
+
+
+def _data_fields(data_config: type[TaskDataConfig]) -> set[str]:
+    return {f"data.{data_field.name}" for data_field in fields(data_config)}
 
 
 def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[str, Any]:

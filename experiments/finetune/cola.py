@@ -1,9 +1,9 @@
-"""CoLA: is a sentence English?  Matthews correlation.
+"""CoLA: is a sentence grammatical English?  Matthews correlation.
 
     albert-jax finetune experiments/finetune/cola.py --init-from albert/albert-base-v2 --data.dir glue/CoLA
 
-Recipe: the paper's Table 14.  Expected (dev): xxlarge 71.4 (paper, Table 9).
-Not run here with released weights; see experiments/LOG.md for what was.
+Recipe: Table 14 of the paper.  Expected (dev): xxlarge 71.4 (paper, Table 9).
+Not yet run with released weights; experiments/LOG.md lists the runs so far.
 """
 
 from albert_jax.finetuning import AlbertConfig, ClassificationData, FinetuneConfig, OptimConfig, TrainConfig

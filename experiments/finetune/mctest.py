@@ -2,8 +2,9 @@
 
     albert-jax finetune experiments/finetune/mctest.py --init-from albert/albert-base-v2 --data.dir mctest
 
-The paper has no such recipe: RACE's, made shorter.  A model fine-tuned on RACE is a good start: --init-from runs/race.
-Not run here with released weights; see experiments/LOG.md for what was.
+The paper has no recipe for MCTest; this is RACE's with fewer steps.  A model fine-tuned on RACE is a good start:
+--init-from runs/race.
+Not yet run with released weights; experiments/LOG.md lists the runs so far.
 """
 
 from albert_jax.finetuning import AlbertConfig, FinetuneConfig, MultipleChoiceData, OptimConfig, TrainConfig

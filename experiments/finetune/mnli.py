@@ -2,10 +2,9 @@
 
     albert-jax finetune experiments/finetune/mnli.py --init-from albert/albert-base-v2 --data.dir glue/MNLI
 
-Recipe: the paper's Table 14.  With the diagnostic set's diagnostic.tsv in the folder, predictions of it are written
-too (AX.tsv).  Expected (dev): base v2 84.6, large v2 86.5, xlarge v2 87.9, xxlarge v2 90.6 (google-research/albert,
-README).
-Not run here with released weights; see experiments/LOG.md for what was.
+Recipe: Table 14 of the paper.  If diagnostic.tsv is in the folder, predictions for it are written to AX.tsv.
+Expected (dev): base v2 84.6, large v2 86.5, xlarge v2 87.9, xxlarge v2 90.6 (google-research/albert, README).
+Not yet run with released weights; experiments/LOG.md lists the runs so far.
 """
 
 from albert_jax.finetuning import AlbertConfig, ClassificationData, FinetuneConfig, OptimConfig, TrainConfig

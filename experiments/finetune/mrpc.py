@@ -1,10 +1,10 @@
-"""MRPC: do two sentences say the same?  Accuracy and F1.
+"""MRPC: do two sentences have the same meaning?  Accuracy and F1.
 
     albert-jax finetune experiments/finetune/mrpc.py --init-from albert/albert-base-v2 --data.dir glue/MRPC
 
-Recipe: the paper's Table 14.  The paper starts from a model fine-tuned on MNLI: --init-from runs/mnli.  Expected (dev):
-xxlarge 90.9 (paper, Table 9).
-Not run here with released weights; see experiments/LOG.md for what was.
+Recipe: Table 14 of the paper.  The paper starts from a model fine-tuned on MNLI: --init-from runs/mnli.  Expected
+(dev): xxlarge 90.9 (paper, Table 9).
+Not yet run with released weights; experiments/LOG.md lists the runs so far.
 """
 
 from albert_jax.finetuning import AlbertConfig, ClassificationData, FinetuneConfig, OptimConfig, TrainConfig

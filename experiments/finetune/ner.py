@@ -1,10 +1,10 @@
-"""Named entities in CoNLL columns, IOB1, IOB2 or IOBES: precision, recall and F1 of whole entities.
+"""Named entities in CoNLL columns, IOB1, IOB2 or IOBES: precision, recall and F1 of entities.
 
     albert-jax finetune experiments/finetune/ner.py --init-from albert/albert-base-v2 --data.dir conll2003
 
-Files: *train*, *dev* or *valid* or *testa*, *testb* or *test*; else --data.train-file and so on.  The first column is
-the word, the last the tag.  The paper has no such recipe; this is BERT's.
-Not run here with released weights; see experiments/LOG.md for what was.
+Files: *train*; *dev*, *valid* or *testa*; *testb* or *test*; or name them with --data.train-file and so on.  The
+first column is the word, the last column the tag.  The paper has no recipe for NER; this is BERT's.
+Not yet run with released weights; experiments/LOG.md lists the runs so far.
 """
 
 from albert_jax.finetuning import AlbertConfig, FinetuneConfig, OptimConfig, TokenClassificationData, TrainConfig

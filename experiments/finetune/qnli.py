@@ -2,8 +2,8 @@
 
     albert-jax finetune experiments/finetune/qnli.py --init-from albert/albert-base-v2 --data.dir glue/QNLI
 
-Recipe: the paper's Table 14.  Expected (dev): xxlarge 95.3 (paper, Table 9).
-Not run here with released weights; see experiments/LOG.md for what was.
+Recipe: Table 14 of the paper.  Expected (dev): xxlarge 95.3 (paper, Table 9).
+Not yet run with released weights; experiments/LOG.md lists the runs so far.
 """
 
 from albert_jax.finetuning import AlbertConfig, ClassificationData, FinetuneConfig, OptimConfig, TrainConfig

@@ -1,11 +1,12 @@
-"""QQP: do two questions ask the same?  Accuracy and F1.
+"""QQP: do two questions ask the same thing?  Accuracy and F1.
 
     albert-jax finetune experiments/finetune/qqp.py --init-from albert/albert-base-v2 --data.dir glue/QQP \
         --data.malformed skip
 
-Recipe: the paper's Table 14.  Some lines of its files are broken, hence the last option.  Table 14 has dropout 0.1 in
-the encoder, which is v1's; v2 checkpoints learn without.  Expected (dev): xxlarge 92.2 (paper, Table 9).
-Not run here with released weights; see experiments/LOG.md for what was.
+Recipe: Table 14 of the paper.  Some lines of the QQP files are malformed and are skipped.  Table 14 has encoder
+dropout 0.1, for v1 checkpoints; v2 checkpoints are fine-tuned without.  Expected (dev): xxlarge 92.2 (paper, Table
+9).
+Not yet run with released weights; experiments/LOG.md lists the runs so far.
 """
 
 from albert_jax.finetuning import AlbertConfig, ClassificationData, FinetuneConfig, OptimConfig, TrainConfig

@@ -2,10 +2,10 @@
 
     albert-jax finetune experiments/finetune/race.py --init-from albert/albert-base-v2 --data.dir RACE
 
-Recipe: the paper's Table 14, but for the learning rate.  Learning rate as the released README gives it for v2; Table
-14 has 2e-5, and dropout 0.1 in the encoder, with which v2 diverges.  --data.level middle or high takes a part.
-Expected (test): base v2 66.8, large v2 75.2, xlarge v2 80.7, xxlarge v2 86.8 (google-research/albert, README).
-Not run here with released weights; see experiments/LOG.md for what was.
+Recipe: Table 14 of the paper, with the learning rate that google-research/albert recommends for v2 checkpoints.
+Table 14 has 2e-5 and encoder dropout 0.1, with which v2 diverges.  --data.level middle or high uses a part of the
+data. Expected (test): base v2 66.8, large v2 75.2, xlarge v2 80.7, xxlarge v2 86.8 (google-research/albert, README).
+Not yet run with released weights; experiments/LOG.md lists the runs so far.
 """
 
 from albert_jax.finetuning import AlbertConfig, FinetuneConfig, MultipleChoiceData, OptimConfig, TrainConfig

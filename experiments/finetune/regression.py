@@ -3,8 +3,8 @@
     albert-jax finetune experiments/finetune/regression.py --init-from runs/base --data.train-file train.csv \
         --data.dev-file dev.csv
 
---data.text-column, --data.label-column and --data.text-pair-column name the columns (text, label, none).
-Not run here with released weights; see experiments/LOG.md for what was.
+--data.text-column, --data.label-column and --data.text-pair-column name the columns (default: text, label, none).
+Not yet run with released weights; experiments/LOG.md lists the runs so far.
 """
 
 from albert_jax.finetuning import AlbertConfig, ClassificationData, FinetuneConfig, OptimConfig, TrainConfig

@@ -2,9 +2,10 @@
 
     albert-jax finetune experiments/finetune/rte.py --init-from albert/albert-base-v2 --data.dir glue/RTE
 
-Recipe: the paper's Table 14.  The paper starts from a model fine-tuned on MNLI: --init-from runs/mnli.  Table 14 has dropout
-0.1 in the encoder, which is v1's; v2 checkpoints learn without.  Expected (dev): xxlarge 89.2 (paper, Table 9).
-Not run here with released weights; see experiments/LOG.md for what was.
+Recipe: Table 14 of the paper.  The paper starts from a model fine-tuned on MNLI: --init-from runs/mnli.  Table 14 has
+encoder dropout 0.1, for v1 checkpoints; v2 checkpoints are fine-tuned without.  Expected (dev): xxlarge 89.2 (paper,
+Table 9).
+Not yet run with released weights; experiments/LOG.md lists the runs so far.
 """
 
 from albert_jax.finetuning import AlbertConfig, ClassificationData, FinetuneConfig, OptimConfig, TrainConfig

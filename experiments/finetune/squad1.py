@@ -2,9 +2,10 @@
 
     albert-jax finetune experiments/finetune/squad1.py --init-from albert/albert-base-v2 --data.dir squad
 
-Recipe: the paper's Table 14.  Any file of its form goes: --data.train-file and --data.dev-file.  Expected (dev, F1/EM):
-base v2 90.2/83.2, large v2 91.8/85.2, xlarge v2 92.9/86.4, xxlarge v2 94.6/89.1 (google-research/albert, README).
-Not run here with released weights; see experiments/LOG.md for what was.
+Recipe: Table 14 of the paper.  For other files in SQuAD's format, use --data.train-file and --data.dev-file.
+Expected (dev, F1/EM): base v2 90.2/83.2, large v2 91.8/85.2, xlarge v2 92.9/86.4, xxlarge v2 94.6/89.1
+(google-research/albert, README).
+Not yet run with released weights; experiments/LOG.md lists the runs so far.
 """
 
 from albert_jax.finetuning import AlbertConfig, FinetuneConfig, OptimConfig, QuestionAnsweringData, TrainConfig

@@ -2,10 +2,10 @@
 
     albert-jax finetune experiments/finetune/squad2.py --init-from albert/albert-base-v2 --data.dir squad
 
-Recipe: the paper's Table 14.  With the head of the released code, which asks whether there is an answer;
---data.qa-head plain compares the score of an empty answer instead.  Expected (dev, F1/EM): base v2 82.1/79.3, large v2
-84.9/81.8, xlarge v2 87.9/84.1, xxlarge v2 89.8/86.9 (google-research/albert, README).
-Not run here with released weights; see experiments/LOG.md for what was.
+Recipe: Table 14 of the paper.  Uses the head of the released code, which classifies whether there is an answer;
+--data.qa-head plain compares with the score of the empty answer instead.  Expected (dev, F1/EM): base v2 82.1/79.3,
+large v2 84.9/81.8, xlarge v2 87.9/84.1, xxlarge v2 89.8/86.9 (google-research/albert, README).
+Not yet run with released weights; experiments/LOG.md lists the runs so far.
 """
 
 from albert_jax.finetuning import AlbertConfig, FinetuneConfig, OptimConfig, QuestionAnsweringData, TrainConfig

@@ -2,9 +2,9 @@
 
     albert-jax finetune experiments/finetune/sst2.py --init-from albert/albert-base-v2 --data.dir glue/SST-2
 
-Recipe: the paper's Table 14.  Expected (dev): base v2 92.9, large v2 94.9, xlarge v2 95.4, xxlarge v2 96.8
+Recipe: Table 14 of the paper.  Expected (dev): base v2 92.9, large v2 94.9, xlarge v2 95.4, xxlarge v2 96.8
 (google-research/albert, README).
-Not run here with released weights; see experiments/LOG.md for what was.
+Not yet run with released weights; experiments/LOG.md lists the runs so far.
 """
 
 from albert_jax.finetuning import AlbertConfig, ClassificationData, FinetuneConfig, OptimConfig, TrainConfig

@@ -1,10 +1,10 @@
-"""STS-B: how alike are two sentences, from 0 to 5?  Pearson and Spearman correlation.
+"""STS-B: how similar are two sentences, from 0 to 5?  Pearson and Spearman correlation.
 
     albert-jax finetune experiments/finetune/stsb.py --init-from albert/albert-base-v2 --data.dir glue/STS-B
 
-Recipe: the paper's Table 14.  The paper starts from a model fine-tuned on MNLI: --init-from runs/mnli.  Expected (dev):
-xxlarge 93.0 (paper, Table 9).
-Not run here with released weights; see experiments/LOG.md for what was.
+Recipe: Table 14 of the paper.  The paper starts from a model fine-tuned on MNLI: --init-from runs/mnli.  Expected
+(dev): xxlarge 93.0 (paper, Table 9).
+Not yet run with released weights; experiments/LOG.md lists the runs so far.
 """
 
 from albert_jax.finetuning import AlbertConfig, ClassificationData, FinetuneConfig, OptimConfig, TrainConfig

@@ -1,10 +1,10 @@
-"""WNLI: whom does a pronoun mean?  Accuracy.
+"""WNLI: what does a pronoun refer to?  Accuracy.
 
     albert-jax finetune experiments/finetune/wnli.py --init-from albert/albert-base-v2 --data.dir glue/WNLI
 
-Recipe: the paper's Table 14.  Few models beat its commonest class.  Table 14 has dropout 0.1 in the encoder, which is
-v1's; v2 checkpoints learn without.  Expected: the paper has a test figure alone, of an ensemble (91.8).
-Not run here with released weights; see experiments/LOG.md for what was.
+Recipe: Table 14 of the paper.  Few models beat the most frequent class.  Table 14 has encoder dropout 0.1, for v1
+checkpoints; v2 checkpoints are fine-tuned without.  The paper reports only an ensemble on the test set (91.8).
+Not yet run with released weights; experiments/LOG.md lists the runs so far.
 """
 
 from albert_jax.finetuning import AlbertConfig, ClassificationData, FinetuneConfig, OptimConfig, TrainConfig
