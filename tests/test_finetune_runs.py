@@ -282,7 +282,7 @@ def test_evaluation_on_eight_devices(finetuned_sst2: Path) -> None:
 
 
 def test_a_new_task_is_an_entry_and_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example of CONTRIBUTING.md, trained for two steps: its classes and its predictions file are used."""
+    """The example of docs/fine-tuning.md, trained for two steps: its classes and its predictions file are used."""
     entry = Classification(
         text=("premise",),
         text_pair=("claim",),

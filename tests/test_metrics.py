@@ -1,4 +1,4 @@
-"""Metrics: what the official scorers gave for the same predictions (golden/make_metrics.py), and what must hold of any."""
+"""Metrics equal those of the official scorers (golden/make_metrics.py), and properties that hold for any input."""
 
 import itertools
 import json
@@ -19,8 +19,8 @@ TAGS = st.lists(st.sampled_from(["O", *(f"{prefix}-{kind}" for prefix in "BIES" 
 
 
 @pytest.mark.parametrize("case", GOLDEN["entities"], ids=["IOB1", "IOB2", "IOBES", "any"])
-def test_entities_as_seqeval_counts_them(case: dict[str, Any]) -> None:
-    """Fails if a change of type is not taken for an entity's end."""
+def test_entities_equal_seqeval(case: dict[str, Any]) -> None:
+    """Fails if an entity does not end where the type changes."""
     assert [[list(span) for span in spans(row)] for row in case["gold"]] == case["spans"]
     mine, theirs = span_f1(case["guessed"], case["gold"]), case["report"]
     for name, key in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
@@ -30,20 +30,20 @@ def test_entities_as_seqeval_counts_them(case: dict[str, Any]) -> None:
 
 
 @given(TAGS)
-def test_schemes_are_one(tags: list[str]) -> None:
-    """Entities do not overlap, and the same ones are read from what IOB2 makes of them."""
+def test_iob2_has_the_same_entities(tags: list[str]) -> None:
+    """Entities do not overlap, and converting tags to IOB2 keeps them."""
     found = spans(tags)
     assert spans(to_iob2(tags)) == found
     assert all(a.end <= b.start for a, b in itertools.pairwise(found))
     assert sum(span.end - span.start for span in found) == sum(tag != "O" for tag in tags)
 
 
-@pytest.mark.parametrize("number", [0, 1], ids=["all answerable", "some not"])
-def test_answers_as_the_official_scorer_counts_them(number: int) -> None:
+@pytest.mark.parametrize("number", [0, 1], ids=["all answerable", "some unanswerable"])
+def test_answers_equal_the_official_scorer(number: int) -> None:
     case = GOLDEN["answers"][number]
     theirs, gold, guessed, odds = (case[key] for key in ("report", "gold", "guessed", "odds"))
     mine = squad(guessed, gold)
-    # Its threshold is 1.0 here, so that no answer is taken back.
+    # The scorer's threshold is 1.0, so it keeps all answers.
     assert mine["exact"] == pytest.approx(theirs["exact"], abs=1e-9)
     assert mine["f1"] == pytest.approx(theirs["f1"], abs=1e-9)
     for name in ("HasAns_exact", "HasAns_f1", "NoAns_exact", "NoAns_f1") if number else ():
@@ -61,13 +61,13 @@ def test_normalized_answers() -> None:
         assert normalized(text) == theirs
 
 
-def test_threshold_where_nothing_is_worth_answering() -> None:
+def test_threshold_if_no_answer_is_correct() -> None:
     score, threshold = best_threshold({"a": "x", "b": "y"}, {"a": 0.5, "b": 1.0}, {"a": [], "b": []})
     assert (score, threshold) == (100.0, -0.5)
 
 
-def test_of_classes_and_numbers() -> None:
-    """By their definitions, and where they are not defined."""
+def test_metrics_of_classes_and_numbers() -> None:
+    """Equal their definitions; 0 where they are undefined."""
     predicted, gold = np.array([1, 0, 1, 1, 0, 1]), np.array([1, 0, 0, 1, 1, 1])
     tp, fp, fn, tn = 3, 1, 1, 1
     assert metrics.accuracy(predicted, gold) == pytest.approx(4 / 6)

@@ -63,14 +63,14 @@ def read(task: str, folder: Path, **fields: Any) -> tuple[dict[str, Any], tuple[
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(2, 50))
 def test_fit_takes_from_the_longer_end(first: int, second: int, room: int) -> None:
-    """As the released loop does it, token by token."""
+    """Like the released loop, which removes token by token."""
     a, b = first, second
     while a + b > room:
         a, b = (a - 1, b) if a > b else (a, b - 1)
     assert classification.fit(first, second, room) == (a, b)
 
 
-def test_pairs_are_what_the_tokenizer_makes() -> None:
+def test_pair_rows_equal_the_tokenizers_pairs() -> None:
     texts = [("the text", "a list of lines " * 9), ("some space", None), ("the text of lines " * 9, "text"), ("", "")]
     examples = [classification.Example("", first, second, None) for first, second in texts]
     rows = classification.pair_rows(Split("dev", examples), np.arange(4), TOKENIZER, 32)
@@ -83,8 +83,8 @@ def test_pairs_are_what_the_tokenizer_makes() -> None:
         assert row["target"] == number
 
 
-def test_columns_of_every_form_of_a_data_set(tmp_path: Path) -> None:
-    """GLUE's .tsv, and .jsonl with Hugging Face's names and numbers for classes, give the same examples."""
+def test_columns_of_all_distributions_of_a_data_set(tmp_path: Path) -> None:
+    """GLUE's .tsv files, and .jsonl files with the column names and class numbers of Hugging Face, give the same examples."""
     own, other = tmp_path / "tsv", tmp_path / "jsonl"
     for folder in (own, other):
         folder.mkdir()
@@ -129,10 +129,10 @@ CONTEXTS = st.text(alphabet="the listÉ .,-2010ﬁ\u0301“”\n", min_size=1, m
 
 @settings(max_examples=60, deadline=None)
 @given(CONTEXTS, st.data())
-def test_every_window_finds_the_answer_where_it_is(context: str, data: st.DataObject) -> None:
-    """The text between the characters of the first and last token is the answer, but for what shares a token with it.
+def test_every_window_labels_the_answer_at_its_position(context: str, data: st.DataObject) -> None:
+    """The characters of the labeled tokens contain the answer, or are contained in it.
 
-    Fails if a window's start is not added, or the places of [CLS] and question are not counted.
+    Fails if a window's start, or the positions of [CLS] and the question, are not counted.
     """
     begin = data.draw(st.integers(0, len(context) - 1))
     end = data.draw(st.integers(begin + 1, min(len(context), begin + 20)))
@@ -170,8 +170,8 @@ def test_windows_overlap_by_the_stride() -> None:
     assert sum(len(context.ids) - window.start <= 30 for window in found) == 1
 
 
-def test_the_best_answer_is_the_context_as_it_stands(tmp_path: Path) -> None:
-    """Outputs that point at a place give that place's characters, capitals and accents included, whichever window said it."""
+def test_the_best_answer_is_a_substring_of_the_context(tmp_path: Path) -> None:
+    """Outputs of any window give the characters of the context, with capitals and accents."""
     context = "The Text,  of Émile 2010 and Lines " + "of more text " * 12
     example = question_answering.Example("q", "what is it", context, (("Émile 2010", 14),), True)
     chosen = config("squad1", max_seq_length=36, max_query_length=6, doc_stride=3)
@@ -196,7 +196,7 @@ def test_the_best_answer_is_the_context_as_it_stands(tmp_path: Path) -> None:
         assert result.predictions[0]["null_odds"] == pytest.approx(0.0 - 7.0)
 
 
-def test_answers_that_are_not_there_are_counted_or_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_misplaced_answers_are_counted_or_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     squad(tmp_path, "the text of lines", [("nowhere", 4)])
     squad(tmp_path, "the text of lines", [("text", 4)], "dev")
     found, _ = read("squad1", tmp_path, max_query_length=8)
@@ -234,7 +234,7 @@ def answer_model() -> tuple[Albert, Any, dict[str, Any]]:
 
 
 def test_answer_class_head_is_the_released_one() -> None:
-    """Against squad_utils.py's formulas, written out: training's ends by the gold start, else those of the best starts."""
+    """Equals the formulas of squad_utils.py: in training the ends for the gold start, otherwise those for the best starts."""
     model, params, batch = answer_model()
     apply: Any = model.apply
     starts = np.array([5, 0, 7])
@@ -290,8 +290,8 @@ def test_answer_class_head_under_googles_names() -> None:
 
 
 @pytest.mark.parametrize("head", ["qa_outputs", "answer_class"])
-def test_padding_changes_no_answer(head: str) -> None:
-    """A row in a wider batch, or beside empty rows, has the loss and the answers that it has alone."""
+def test_padding_does_not_change_answers(head: str) -> None:
+    """A row has the same loss and answers alone as in a wider batch with empty rows."""
     small = answer_model()[0].config
     model, random = Albert(small, (head,)), np.random.default_rng(1)
     params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32) * 0.5, param_shapes(model))
@@ -368,8 +368,8 @@ SENTENCES = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(SENTENCES, min_size=1, max_size=4))
-def test_no_label_is_lost_however_a_sentence_is_split(sentences: list[list[str]]) -> None:
-    """Every word has one label, at its first token; what the pieces say, joined again, is a tag a word.
+def test_no_label_is_lost_when_a_sentence_is_split(sentences: list[list[str]]) -> None:
+    """Every word has one label, on its first token, and the outputs of the parts give one tag per word.
 
     Fails if a word without tokens, or one longer than the window, is dropped.
     """
@@ -392,7 +392,7 @@ def test_no_label_is_lost_however_a_sentence_is_split(sentences: list[list[str]]
     assert result.metrics["f1"] == 1.0
 
 
-def test_conll_columns_in_three_schemes_are_one(tmp_path: Path) -> None:
+def test_three_tagging_schemes_give_the_same_tags(tmp_path: Path) -> None:
     rows = {
         "IOB1": ["a\tI-X", "b\tI-X", "c\tB-X", "d\tO", "e\tI-Y"],
         "IOB2": ["a\tB-X", "b\tI-X", "c\tB-X", "d\tO", "e\tB-Y"],
@@ -413,7 +413,7 @@ def test_conll_columns_in_three_schemes_are_one(tmp_path: Path) -> None:
 
 
 def prepared(folder: Path, features: Any, splits: dict[str, list[dict[str, Any]]]) -> str:
-    """Prepares a data set without TensorFlow, as array_record; returns what --data.dir takes."""
+    """Prepare a data set without TensorFlow, as array_record; return the value of --data.dir."""
     import tensorflow_datasets as tfds
 
     class Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -433,8 +433,8 @@ def prepared(folder: Path, features: Any, splits: dict[str, list[dict[str, Any]]
     return f"tfds:{builder.data_dir}"
 
 
-def test_glue_as_tfds_has_it(tmp_path: Path) -> None:
-    """The same examples as from the .tsv; hidden labels are -1 there."""
+def test_glue_from_tfds(tmp_path: Path) -> None:
+    """The same examples as from the .tsv files; hidden labels are -1."""
     WRITE["sst2"](tmp_path)
     plain, labels = read("sst2", tmp_path)
     splits = {
@@ -459,7 +459,7 @@ def test_glue_as_tfds_has_it(tmp_path: Path) -> None:
         read_with(config(dir="tfds:nowhere/none"))
 
 
-def test_squad_as_tfds_has_it(tmp_path: Path) -> None:
+def test_squad_from_tfds(tmp_path: Path) -> None:
     answers = {"text": ["text", "the text"], "answer_start": [4, 0]}
     rows = [{"id": "q", "question": "what?", "context": "the text", "answers": answers}]
     folder = prepared(
@@ -477,8 +477,8 @@ def test_squad_as_tfds_has_it(tmp_path: Path) -> None:
     assert found["dev"] == [question_answering.Example("q", "what?", "the text", (("text", 4), ("the text", 0)), True)]
 
 
-def test_race_as_tfds_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its dev split is called dev there; its lists of lists only TensorFlow reads, which is told."""
+def test_race_from_tfds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TFDS calls its dev split dev; nested lists need TensorFlow, which an error explains."""
     record = {
         "article": "the text",
         "questions": ["what?"],
@@ -488,7 +488,7 @@ def test_race_as_tfds_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
     class Builder:
-        """What of a builder is asked."""
+        """The used part of a TFDS builder."""
 
         info = SimpleNamespace(splits=("train", "dev"), features={})
         rows: ClassVar[Any] = [record]
@@ -497,7 +497,7 @@ def test_race_as_tfds_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
             return self.rows
 
     class Refuses(list[Any]):
-        """As TFDS does without TensorFlow."""
+        """Fails like TFDS without TensorFlow."""
 
         def __getitem__(self, at: Any) -> Any:
             raise ModuleNotFoundError("No module named 'tensorflow'")
@@ -512,7 +512,7 @@ def test_race_as_tfds_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
         read_with(chosen)
 
 
-def test_conll_as_tfds_has_it(tmp_path: Path) -> None:
+def test_conll_from_tfds(tmp_path: Path) -> None:
     rows = [{"tokens": ["the", "text", "list"], "ner": ["O", "I-X", "B-X"]}]
     folder = prepared(
         tmp_path,
@@ -525,11 +525,11 @@ def test_conll_as_tfds_has_it(tmp_path: Path) -> None:
     assert found["dev"][0][1:] == (("the", "text", "list"), ("O", "B-X", "B-X"))
 
 
-# Mistakes
+# Errors
 
 
-def made(task: str, change: Callable[[Path], object] = lambda folder: None) -> Callable[[Path], list[str]]:
-    """The made files of a task, one of them spoilt."""
+def changed(task: str, change: Callable[[Path], object] = lambda folder: None) -> Callable[[Path], list[str]]:
+    """A function that writes the files of a task and changes one of them; returns the command-line words."""
 
     def write(folder: Path) -> list[str]:
         words = WRITE[task](folder)
@@ -540,7 +540,7 @@ def made(task: str, change: Callable[[Path], object] = lambda folder: None) -> C
 
 
 def line(file: str, number: int, text: str) -> Callable[[Path], object]:
-    """Replaces a line of a file; `number` counts from 1."""
+    """Replace a line of a file; `number` counts from 1."""
 
     def change(folder: Path) -> None:
         lines = (folder / file).read_text().split("\n")
@@ -550,18 +550,18 @@ def line(file: str, number: int, text: str) -> Callable[[Path], object]:
     return change
 
 
-def whole(file: str, data: bytes) -> Callable[[Path], object]:
+def content(file: str, data: bytes) -> Callable[[Path], object]:
     return lambda folder: (folder / file).write_bytes(data)
 
 
 def race_file(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
-    def spoil(folder: Path) -> None:
+    def edit(folder: Path) -> None:
         path = folder / "dev" / "high" / "1.txt"
         record = json.loads(path.read_text())
         change(record)
         path.write_text(json.dumps(record))
 
-    return spoil
+    return edit
 
 
 def without_answers(split: str) -> Callable[[Path], object]:
@@ -585,70 +585,70 @@ def answer_of(**fields: Any) -> Callable[[Path], object]:
 
 
 BAD: dict[str, tuple[str, Callable[[Path], list[str]], list[str], str]] = {
-    "12 empty": ("sst2", made("sst2", whole("train.tsv", b"")), [], "train.tsv: no examples"),
-    "12 a header alone": ("sst2", made("sst2", whole("dev.tsv", b"sentence\tlabel\n")), [], "dev.tsv: no examples"),
-    "12 no sentence": ("ner", made("ner", whole("eng.testa", b"\n\n")), [], "eng.testa: no examples"),
-    "12 no question": ("squad1", made("squad1", whole("dev-v1.1.json", b'{"data": []}')), [], "dev-v1.1.json: no examples"),
-    "14 UTF-8": (
+    "empty": ("sst2", changed("sst2", content("train.tsv", b"")), [], "train.tsv: no examples"),
+    "a header alone": ("sst2", changed("sst2", content("dev.tsv", b"sentence\tlabel\n")), [], "dev.tsv: no examples"),
+    "no sentence": ("ner", changed("ner", content("eng.testa", b"\n\n")), [], "eng.testa: no examples"),
+    "no question": ("squad1", changed("squad1", content("dev-v1.1.json", b'{"data": []}')), [], "dev-v1.1.json: no examples"),
+    "UTF-8": (
         "sst2",
-        made("sst2", whole("dev.tsv", b"sentence\tlabel\ngo\xffod\t1\n")),
+        changed("sst2", content("dev.tsv", b"sentence\tlabel\ngo\xffod\t1\n")),
         [],
         "dev.tsv:2: invalid UTF-8 at byte 17; correct the text or pass --data.encoding-errors replace",
     ),
-    "14 JSON": ("squad1", made("squad1", whole("dev-v1.1.json", b"\xff")), [], "dev-v1.1.json: not UTF-8 at byte 0"),
-    "41 label": ("rte", made("rte", line("dev.tsv", 3, "1\ta\tb\tmaybe")), [], "dev.tsv:3: label 'maybe' is not one of entailment, not_entailment"),
-    "41 number": ("sst2", made("sst2", line("train.tsv", 5, "a text\t7")), [], "train.tsv:5: label '7' is not one of 0, 1"),
-    "41 minus 100": ("cola", made("cola", line("dev.tsv", 1, "x\t-100\t\ta text")), [], "dev.tsv:1: label '-100' is not one of 0, 1"),
-    "41 new in dev": ("text", made("text", line("dev.csv", 4, "a text,d")), [], "dev.csv:4: label 'd' is not one of a, b, c"),
-    "41 no label": ("sst2", made("sst2", line("dev.tsv", 2, "a text\t")), [], "dev.tsv:2: no label"),
-    "41 one class": ("text", made("text", whole("train.csv", b"review,stars\na,x\nb,x\n")), [], "train.csv:2: all training examples have the class 'x'"),
-    "42 columns": ("mrpc", made("mrpc", line("train.tsv", 7, "1\t2\t3")), [], "train.tsv:7: expected 5 columns (#1 ID, #2 ID, #1 String, #2 String, Quality), found 3; fix it, or skip such lines with --data.malformed skip"),
-    "42 a column": ("mnli", made("mnli", line("dev_matched.tsv", 1, "index\tsentence1\tsentence2\tlabel1")), [], "dev_matched.tsv:2: no column gold_label or label; the columns are index, sentence1"),
-    "42 quotes": ("text", made("text", line("train.csv", 3, '"never closed,a')), [], "train.csv:4: not CSV: ',' expected after"),
-    "42 own column": ("text", made("text"), ["--data.text-column", "txt"], "train.csv:2: no column txt; the columns are review, stars"),
-    "42 JSON": ("regression", made("regression", line("dev.jsonl", 2, '{"text": ')), [], "dev.jsonl:2: not JSON"),
-    "42 JSON list": ("regression", made("regression", line("dev.jsonl", 2, "[1]")), [], "dev.jsonl:2: expected a JSON object"),
-    "42 no text": ("regression", made("regression", line("dev.jsonl", 2, '{"text": null, "label": 1}')), [], "dev.jsonl:2: text is None; expected text or a number"),
-    "42 conll": ("ner", made("ner", line("eng.train", 4, "the X O")), [], "eng.train:4: expected 4 columns, as in the lines before, found 3"),
-    "42 a tag": ("ner", made("ner", line("eng.train", 4, "the X O LOC")), [], "eng.train:4: tag 'LOC' is not O, or one of B-, I-, E-, S- followed by a type"),
-    "42 one column": ("ner", made("ner", whole("eng.train", b"the\ntext\n")), [], "eng.train:1; all training and dev examples need one"),
-    "41 new type": ("ner", made("ner", line("eng.testa", 3, "the X O I-ORG")), [], "eng.testa:3: unknown entity type 'ORG'; the training file has LOC, PER"),
-    "41 no entity": ("ner", made("ner", whole("eng.train", b"the O\n")), [], "eng.train:1: the training file has no entity; all tags are O"),
-    "42 mctest": ("mctest", made("mctest", line("mc160.dev.tsv", 2, "a\tb")), [], "mc160.dev.tsv:2: expected 23 columns"),
-    "42 answers": ("mctest", made("mctest", line("mc160.dev.ans", 2, "A\tB")), [], "mc160.dev.ans:2: expected 4 answers, found 2"),
-    "42 too few answers": ("mctest", made("mctest", whole("mc160.dev.ans", b"A\tB\tC\tD\n")), [], "mc160.dev.ans: 1 lines, but"),
-    "41 letter": ("race", made("race", race_file(lambda r: r.update(answers=["E"]))), [], "answer 'E' is not one of A, B, C, D"),
-    "42 race": ("race", made("race", race_file(lambda r: r.pop("article"))), [], "1.txt:1: not in RACE's format (article, questions, options, answers): no 'article'"),
-    "42 race options": ("race", made("race", race_file(lambda r: r.update(options=[]))), [], "1.txt:1: 1 questions, 0 lists of options, 1 answers"),
-    "42 level": ("race", made("race"), ["--data.level", "low"], "data.level: unknown value 'low'; choose one of all, middle, high"),
-    "43 score": ("stsb", made("stsb", line("train.tsv", 9, "8\ta\tb\tfive")), [], "train.tsv:9: label 'five' is not a number"),
-    "43 nan": ("stsb", made("stsb", line("dev.tsv", 9, "8\ta\tb\tnan")), [], "dev.tsv:9: label 'nan' is not a number"),
-    "44 form": ("squad1", made("squad1", whole("dev-v1.1.json", b'{"data": [{"paragraphs": [{"qas": [{}]}]}]}')), [], "dev-v1.1.json: its first question is not in SQuAD's format: no 'context'"),
-    "44 unanswerable": ("squad2", made("squad2"), ["--data.task", "squad1", "--data.train-file", "{folder}/train-v2.0.json", "--data.dev-file", "{folder}/dev-v2.0.json"], "question train0 has no answer; use --data.task squad2"),
-    "44 question room": ("squad1", made("squad1"), ["--data.max-query-length", "64"], "data.max_seq_length 32 has no room for a question of max_query_length 64 and a context; it must be at least 75"),
-    "41 two letters": ("race", made("race", race_file(lambda r: r.update(answers=["AB"]))), [], "answer 'AB' is not one of A, B, C, D"),
-    "41 no letter": ("race", made("race", race_file(lambda r: r.update(answers=[""]))), [], "no label for high1.txt.0; all training and dev examples need one"),
-    "41 no answers": ("squad1", made("squad1", without_answers("dev")), [], "dev-v1.1.json: no label for dev3; all training and dev examples need one"),
-    "41 no answers in train": ("squad1", made("squad1", without_answers("train")), [], "train-v1.1.json: no label for train3"),
-    "44 a place": ("squad1", made("squad1", answer_of(answer_start=4.7)), [], "the question after dev2 is not in SQuAD's format: a field has the wrong type"),
-    "44 a text": ("squad1", made("squad1", answer_of(text=None)), [], "the question after dev2 is not in SQuAD's format"),
-    "7 a column twice": ("sst2", made("sst2", line("dev.tsv", 1, "sentence\tsentence")), [], "dev.tsv:1: two columns are called 'sentence'"),
-    "7 an id twice": ("race", made("race", race_file(lambda r: r.update(id="middle0.txt"))), [], "two questions have the id 'middle0.txt.0'; make ids unique"),
-    "42 test lines": ("qqp", made("qqp", line("test.tsv", 3, "1")), [], "test.tsv:3: expected 3 columns (id, question1, question2), found 1"),
-    "42 too many answers": ("mctest", made("mctest", line("mc160.dev.ans", 1, "A\tB\tC\tD\nA\tB\tC\tD")), [], "mc160.dev.ans: 7 lines, but"),
+    "encoding of JSON": ("squad1", changed("squad1", content("dev-v1.1.json", b"\xff")), [], "dev-v1.1.json: not UTF-8 at byte 0"),
+    "label": ("rte", changed("rte", line("dev.tsv", 3, "1\ta\tb\tmaybe")), [], "dev.tsv:3: label 'maybe' is not one of entailment, not_entailment"),
+    "number": ("sst2", changed("sst2", line("train.tsv", 5, "a text\t7")), [], "train.tsv:5: label '7' is not one of 0, 1"),
+    "minus 100": ("cola", changed("cola", line("dev.tsv", 1, "x\t-100\t\ta text")), [], "dev.tsv:1: label '-100' is not one of 0, 1"),
+    "new in dev": ("text", changed("text", line("dev.csv", 4, "a text,d")), [], "dev.csv:4: label 'd' is not one of a, b, c"),
+    "no label": ("sst2", changed("sst2", line("dev.tsv", 2, "a text\t")), [], "dev.tsv:2: no label"),
+    "one class": ("text", changed("text", content("train.csv", b"review,stars\na,x\nb,x\n")), [], "train.csv:2: all training examples have the class 'x'"),
+    "columns": ("mrpc", changed("mrpc", line("train.tsv", 7, "1\t2\t3")), [], "train.tsv:7: expected 5 columns (#1 ID, #2 ID, #1 String, #2 String, Quality), found 3; fix it, or skip such lines with --data.malformed skip"),
+    "a column": ("mnli", changed("mnli", line("dev_matched.tsv", 1, "index\tsentence1\tsentence2\tlabel1")), [], "dev_matched.tsv:2: no column gold_label or label; the columns are index, sentence1"),
+    "quotes": ("text", changed("text", line("train.csv", 3, '"never closed,a')), [], "train.csv:4: not CSV: ',' expected after"),
+    "own column": ("text", changed("text"), ["--data.text-column", "txt"], "train.csv:2: no column txt; the columns are review, stars"),
+    "JSON": ("regression", changed("regression", line("dev.jsonl", 2, '{"text": ')), [], "dev.jsonl:2: not JSON"),
+    "JSON list": ("regression", changed("regression", line("dev.jsonl", 2, "[1]")), [], "dev.jsonl:2: expected a JSON object"),
+    "no text": ("regression", changed("regression", line("dev.jsonl", 2, '{"text": null, "label": 1}')), [], "dev.jsonl:2: text is None; expected text or a number"),
+    "conll": ("ner", changed("ner", line("eng.train", 4, "the X O")), [], "eng.train:4: expected 4 columns, as in the lines before, found 3"),
+    "a tag": ("ner", changed("ner", line("eng.train", 4, "the X O LOC")), [], "eng.train:4: tag 'LOC' is not O, or one of B-, I-, E-, S- followed by a type"),
+    "one column": ("ner", changed("ner", content("eng.train", b"the\ntext\n")), [], "eng.train:1; all training and dev examples need one"),
+    "new type": ("ner", changed("ner", line("eng.testa", 3, "the X O I-ORG")), [], "eng.testa:3: unknown entity type 'ORG'; the training file has LOC, PER"),
+    "no entity": ("ner", changed("ner", content("eng.train", b"the O\n")), [], "eng.train:1: the training file has no entity; all tags are O"),
+    "mctest": ("mctest", changed("mctest", line("mc160.dev.tsv", 2, "a\tb")), [], "mc160.dev.tsv:2: expected 23 columns"),
+    "answers": ("mctest", changed("mctest", line("mc160.dev.ans", 2, "A\tB")), [], "mc160.dev.ans:2: expected 4 answers, found 2"),
+    "too few answers": ("mctest", changed("mctest", content("mc160.dev.ans", b"A\tB\tC\tD\n")), [], "mc160.dev.ans: 1 lines, but"),
+    "letter": ("race", changed("race", race_file(lambda r: r.update(answers=["E"]))), [], "answer 'E' is not one of A, B, C, D"),
+    "race": ("race", changed("race", race_file(lambda r: r.pop("article"))), [], "1.txt:1: not in RACE's format (article, questions, options, answers): no 'article'"),
+    "race options": ("race", changed("race", race_file(lambda r: r.update(options=[]))), [], "1.txt:1: 1 questions, 0 lists of options, 1 answers"),
+    "level": ("race", changed("race"), ["--data.level", "low"], "data.level: unknown value 'low'; choose one of all, middle, high"),
+    "score": ("stsb", changed("stsb", line("train.tsv", 9, "8\ta\tb\tfive")), [], "train.tsv:9: label 'five' is not a number"),
+    "nan": ("stsb", changed("stsb", line("dev.tsv", 9, "8\ta\tb\tnan")), [], "dev.tsv:9: label 'nan' is not a number"),
+    "form": ("squad1", changed("squad1", content("dev-v1.1.json", b'{"data": [{"paragraphs": [{"qas": [{}]}]}]}')), [], "dev-v1.1.json: its first question is not in SQuAD's format: no 'context'"),
+    "unanswerable": ("squad2", changed("squad2"), ["--data.task", "squad1", "--data.train-file", "{folder}/train-v2.0.json", "--data.dev-file", "{folder}/dev-v2.0.json"], "question train0 has no answer; use --data.task squad2"),
+    "question room": ("squad1", changed("squad1"), ["--data.max-query-length", "64"], "data.max_seq_length 32 has no room for a question of max_query_length 64 and a context; it must be at least 75"),
+    "two letters": ("race", changed("race", race_file(lambda r: r.update(answers=["AB"]))), [], "answer 'AB' is not one of A, B, C, D"),
+    "no letter": ("race", changed("race", race_file(lambda r: r.update(answers=[""]))), [], "no label for high1.txt.0; all training and dev examples need one"),
+    "no answers": ("squad1", changed("squad1", without_answers("dev")), [], "dev-v1.1.json: no label for dev3; all training and dev examples need one"),
+    "no answers in train": ("squad1", changed("squad1", without_answers("train")), [], "train-v1.1.json: no label for train3"),
+    "a place": ("squad1", changed("squad1", answer_of(answer_start=4.7)), [], "the question after dev2 is not in SQuAD's format: a field has the wrong type"),
+    "a text": ("squad1", changed("squad1", answer_of(text=None)), [], "the question after dev2 is not in SQuAD's format"),
+    "a column twice": ("sst2", changed("sst2", line("dev.tsv", 1, "sentence\tsentence")), [], "dev.tsv:1: two columns are called 'sentence'"),
+    "an id twice": ("race", changed("race", race_file(lambda r: r.update(id="middle0.txt"))), [], "two questions have the id 'middle0.txt.0'; make ids unique"),
+    "test lines": ("qqp", changed("qqp", line("test.tsv", 3, "1")), [], "test.tsv:3: expected 3 columns (id, question1, question2), found 1"),
+    "too many answers": ("mctest", changed("mctest", line("mc160.dev.ans", 1, "A\tB\tC\tD\nA\tB\tC\tD")), [], "mc160.dev.ans: 7 lines, but"),
     "no dir": ("sst2", lambda folder: [], [], "no train data; give --data.dir or --data.train-file"),
     "dir": ("sst2", lambda folder: ["--data.dir", "nowhere"], [], "data.dir nowhere: no such folder"),
-    "no dev": ("sst2", made("sst2", lambda folder: (folder / "dev.tsv").unlink()), [], "no dev.tsv in data.dir"),
-    "file": ("sst2", made("sst2"), ["--data.dev-file", "nowhere.tsv"], "data.dev_file nowhere.tsv: no such file"),
-    "kind": ("sst2", made("sst2"), ["--data.dev-file", "{folder}/../spiece.bin"], "cannot read '.bin' files; known: tsv, csv, jsonl, json, txt"),
-    "task": ("sst2", made("sst2"), ["--data.task", "sst3"], "data.task: unknown value 'sst3' for ClassificationData; choose one of cola, sst2,"),
-    "batch": ("sst2", made("sst2"), ["--train.global-batch-size", "4096"], "train.global_batch_size is 4096, but there are only 320 training examples"),
-    "length": ("sst2", made("sst2"), ["--data.max-seq-length", "600"], "data.max_seq_length 600 > model.max_position_embeddings 512; use --data.max-seq-length 512"),
-    "init": ("sst2", made("sst2"), ["--init-from", "nowhere/at/all"], "nowhere/at/all: no such file or folder"),
-    "init and model": ("sst2", made("sst2"), ["--init-from", "x", "--model.hidden-size", "64"], "--model.hidden-size cannot be combined with --init-from: the architecture comes from the checkpoint. You can set: dtype"),
-    "vocabulary": ("sst2", made("sst2"), ["--data.vocab", ""], "cannot train a vocabulary of 30000 pieces"),
-    "warm-up": ("sst2", made("sst2"), ["--train.num-train-steps", "1256"], "optim.num_warmup_steps (1256) must be < train.num_train_steps (1256)"),
-    "seeds": ("sst2", made("sst2"), ["--seeds", "0"], "--seeds must be at least 1, got 0"),
+    "no dev": ("sst2", changed("sst2", lambda folder: (folder / "dev.tsv").unlink()), [], "no dev.tsv in data.dir"),
+    "file": ("sst2", changed("sst2"), ["--data.dev-file", "nowhere.tsv"], "data.dev_file nowhere.tsv: no such file"),
+    "kind": ("sst2", changed("sst2"), ["--data.dev-file", "{folder}/../spiece.bin"], "cannot read '.bin' files; known: tsv, csv, jsonl, json, txt"),
+    "task": ("sst2", changed("sst2"), ["--data.task", "sst3"], "data.task: unknown value 'sst3' for ClassificationData; choose one of cola, sst2,"),
+    "batch": ("sst2", changed("sst2"), ["--train.global-batch-size", "4096"], "train.global_batch_size is 4096, but there are only 320 training examples"),
+    "length": ("sst2", changed("sst2"), ["--data.max-seq-length", "600"], "data.max_seq_length 600 > model.max_position_embeddings 512; use --data.max-seq-length 512"),
+    "init": ("sst2", changed("sst2"), ["--init-from", "nowhere/at/all"], "nowhere/at/all: no such file or folder"),
+    "init and model": ("sst2", changed("sst2"), ["--init-from", "x", "--model.hidden-size", "64"], "--model.hidden-size cannot be combined with --init-from: the architecture comes from the checkpoint. You can set: dtype"),
+    "vocabulary": ("sst2", changed("sst2"), ["--data.vocab", ""], "cannot train a vocabulary of 30000 pieces"),
+    "warm-up": ("sst2", changed("sst2"), ["--train.num-train-steps", "1256"], "optim.num_warmup_steps (1256) must be < train.num_train_steps (1256)"),
+    "seeds": ("sst2", changed("sst2"), ["--seeds", "0"], "--seeds must be at least 1, got 0"),
 }  # fmt: skip
 
 
@@ -667,8 +667,8 @@ def test_bad_input(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert not run_dir.exists()
 
 
-def test_network_beside_an_experiments_own_init(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Refused whether --init-from stands on the command line or in the file; a value that is called init is none."""
+def test_architecture_with_init_from_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused whether --init-from is on the command line or in the experiment; a column called init is no --init-from."""
     text = (ROOT / "experiments" / "finetune" / "text.py").read_text()
     path = tmp_path / "mine.py"
     path.write_text(text.replace('run_dir="runs/text",', 'run_dir="runs/text", init_from="x",'))
@@ -688,8 +688,8 @@ def test_malformed_lines_can_be_skipped(tmp_path: Path, caplog: pytest.LogCaptur
     assert "train.tsv:4: expected" in caplog.text
 
 
-def test_hidden_labels_in_their_several_forms(tmp_path: Path) -> None:
-    """Of a test file: no column, an empty one, -1; a user's own numbers may be -1."""
+def test_forms_of_hidden_labels(tmp_path: Path) -> None:
+    """In a test file: no column, an empty cell, -1.  In the user's own table -1 is a number."""
     WRITE["stsb"](tmp_path)
     for number, cells in enumerate(("-1", "-1.0", "")):
         (tmp_path / "test.tsv").write_text(f"index\tsentence1\tsentence2\tscore\n0\ta\tb\t{cells}\n")
@@ -702,14 +702,14 @@ def test_hidden_labels_in_their_several_forms(tmp_path: Path) -> None:
     assert [row.label for row in found["test"]] == [-1.0, 1.0]
 
 
-def test_class_numbers_as_hugging_face_has_them(tmp_path: Path) -> None:
+def test_class_numbers_of_hugging_face(tmp_path: Path) -> None:
     for split in ("train", "dev"):
         rows = [{"sentence1": "a", "sentence2": "b", "label": number} for number in (0, 1)]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [row.label for row in read("rte", tmp_path)[0]["dev"]] == ["entailment", "not_entailment"]
 
 
-def test_surrogate_halves_are_mended(tmp_path: Path) -> None:
+def test_lone_surrogates_are_replaced(tmp_path: Path) -> None:
     row = '{"text": "a\\ud800b", "label": 1.5}\n'
     for split in ("train", "dev"):
         (tmp_path / f"{split}.jsonl").write_text(row)
@@ -718,16 +718,16 @@ def test_surrogate_halves_are_mended(tmp_path: Path) -> None:
     assert read_with(chosen)[0]["dev"][0].text == "a\ufffdb"
 
 
-def test_levels_are_read_from_ids_and_folders_alone(tmp_path: Path) -> None:
-    """Fails if the whole path is looked through."""
+def test_levels_come_from_ids_and_folders_only(tmp_path: Path) -> None:
+    """Fails if the level is searched in the complete path."""
     folder = tmp_path / "middle-earth"
     folder.mkdir()
     WRITE["race"](folder)
     assert {row.part for row in read("race", folder)[0]["dev"]} == {"middle", "high"}
 
 
-def test_options_of_several_numbers_are_padded_to_one_shape() -> None:
-    """Whatever rows a process has, its batches have the shape of the others'."""
+def test_rows_are_padded_to_the_same_number_of_options() -> None:
+    """The batches of all processes have the same shape."""
     examples = [multiple_choice.Example(str(n), "the", "what", ("a", "b", "c")[: 2 + n], 0, "all") for n in range(2)]
     rows = multiple_choice.MultipleChoice().rows(Split("dev", examples), TOKENIZER, config("race"))
     assert [collate([rows[n]], 1, 16)["input_ids"].shape for n in range(2)] == [(1, 3, 16)] * 2
@@ -752,14 +752,14 @@ def test_invalid_utf8_can_be_replaced(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "1 lines with invalid UTF-8 replaced" in caplog.text
 
 
-def test_samples_are_the_first(tmp_path: Path) -> None:
+def test_limits_take_the_first_examples(tmp_path: Path) -> None:
     WRITE["sst2"](tmp_path)
     found, few = read("sst2", tmp_path)[0], read("sst2", tmp_path, max_train_samples=7, max_eval_samples=3)[0]
     assert few == {"train": found["train"][:7], "dev": found["dev"][:3], "test": found["test"][:3]}
 
 
-def test_weights_share_the_batch() -> None:
-    """The losses of a batch's parts add up to its mean, whatever is padding."""
+def test_scale_divides_by_the_weights_of_the_batch() -> None:
+    """The scaled losses of a batch add up to its mean, without padding."""
     batch = {"input_ids": jnp.zeros((4, 3)), "weights": jnp.array([1.0, 1, 1, 0])}
     drawn = family.draw(batch, jax.random.key(0))
     assert np.allclose(drawn["scale"], [1 / 3, 1 / 3, 1 / 3, 0])

@@ -24,6 +24,7 @@ from albert_jax.config import (
     read_json,
     read_overrides,
     variant,
+    variant_name,
 )
 from albert_jax.data import batches, tokenizer_json
 from albert_jax.data.tokenizer import Tokenizer, train_vocabulary
