@@ -47,7 +47,8 @@ def outputs_from_labels(task: str, rows: Any) -> list[dict[str, Any]]:
         elif task == "ner":
             outputs.append({"label": row["target"], "probability": np.ones(len(row["target"]))})
         else:
-            outputs.append({"probabilities": np.eye(4)[int(row["target"])], "score": row["target"]})
+            is_class = row["target"].dtype == np.int32
+            outputs.append({"probabilities": np.eye(4)[row["target"]]} if is_class else {"score": row["target"]})
     return outputs
 
 
@@ -120,7 +121,12 @@ def test_a_task_of_each_family_is_learned(
         folder = request.getfixturevalue("finetuned_sst2")
     else:
         folder = tmp_path
-        schedule = {"train__num_train_steps": 200, "optim__learning_rate": 5e-3, "train__eval_every": 100}
+        schedule = {
+            "train__num_train_steps": 200,
+            "optim__learning_rate": 5e-3,
+            "train__eval_every": 100,
+            "train__log_every": 100,
+        }
         assert main([*finetune_words(task, folder / "run", **schedule), *write_files(task, folder / "data")]) == 0
     run_dir = folder / "run"
     results = summary(run_dir)
