@@ -319,6 +319,25 @@ def test_a_table_can_be_moved(table: Path, words: Words, tmp_path: Path) -> None
         (tmp_path / "away").rename(table)
 
 
+def test_a_folder_of_tables_and_runs(table: Path, tmp_path: Path) -> None:
+    """Rows of two tables are told apart by the table's name; runs outside of tables are rows of their own."""
+    for name in ("one", "two"):
+        shutil.copytree(table, tmp_path / name)
+    shutil.copytree(table / "unshared-later" / "seed-0" / "start", tmp_path / "model")  # not a run
+    shutil.copytree(table / "shared" / "seed-0", tmp_path / "run")
+    runs = load_runs(tmp_path)
+    assert len(runs) == 2 * 8 + 1
+    assert runs["row"].unique().tolist()[:4] == [
+        "four: shared",
+        "four: fails",
+        "four: unshared later",
+        "four: after that",
+    ]
+    assert runs["state"].iloc[-1] == "finished"
+    later = runs[runs["row"] == "four: unshared later"]
+    assert later["tokens"].iloc[0] == later["tokens"].iloc[2]  # tokens of the start are added once
+
+
 def test_a_new_table_is_one_file(
     small: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,121 @@
+"""Tables of runs from synthetic run folders: one line per run, mean and standard deviation, Markdown, figures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from albert_jax.cli import main
+from albert_jax.reports import comparison, figures, load_runs
+from albert_jax.reports.run import panels, plot_curves
+from albert_jax.reports.tables import duration, markdown_table, number, title, value_text
+
+from .conftest import refused
+
+
+def write_run(folder: Path, seed: int = 0, metrics: dict[str, float] | None = None, **model: Any) -> Path:
+    """A finished run; `metrics` are its held-out metrics."""
+    folder.mkdir(parents=True)
+    train = {"seed": seed, "global_batch_size": 4, "num_train_steps": 10}
+    config = {
+        "run_dir": str(folder),
+        "init_from": "",
+        "model": model,
+        "objective": {"max_seq_length": 8},
+        "train": train,
+    }
+    (folder / "config.json").write_text(json.dumps({"job": "pretrain", "config": config}))
+    values = metrics or {"mlm_loss": 5.0 + seed, "mlm_accuracy": 0.25}
+    records = [{"step": 5, "train/loss": 7.0}, {"step": 10} | {f"eval/{name}": value for name, value in values.items()}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    facts = {"steps": 10, "tokens": 300.0, "seconds": 2.0, "parameters": 1000, "flops_per_token": 2e6}
+    summary = facts | {"eval": values, "baseline": {"mlm_accuracy": 0.1}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def test_runs_that_differ_only_in_the_seed_are_one_row(tmp_path: Path) -> None:
+    """Rows are labeled with the fields in which the runs differ.  Fails if the standard deviation is over n."""
+    for sharing in ("all", "none"):
+        for seed in (0, 1):
+            write_run(tmp_path / f"{sharing}-{seed}", seed, sharing=sharing, dtype="float32")
+    runs = load_runs(tmp_path)
+    assert runs["row"].tolist() == ["sharing all"] * 2 + ["sharing none"] * 2
+    assert runs["config: model.sharing"].tolist() == ["all", "all", "none", "none"]
+    assert "config: model.dtype" not in runs
+    assert runs["mlm_loss"].tolist() == [5.0, 6.0, 5.0, 6.0]
+    rows = comparison.mean_and_std(runs)
+    assert rows.loc["sharing all", "mlm_loss"] == 5.5
+    assert rows.loc["sharing all", "mlm_loss std"] == pytest.approx(np.std([5, 6], ddof=1))
+    lines = comparison.comparison_table(comparison.read(tmp_path)).splitlines()
+    assert lines[0] == "|  | runs | parameters | MFLOP/token | tokens (M) | PFLOP | training (s) | MLM loss | MLM (%) |"
+    assert lines[2] == "| sharing all | 2 | 1,000 | 2.0 | 0.00 | 6e-07 | 2 ± 0 | 5.500 ± 0.707 | 25.0 ± 0.0 |"
+    assert lines[-1] == "| baseline |  |  |  |  |  |  |  | 10.0 |"
+
+
+def test_a_new_metric_needs_no_entry(tmp_path: Path) -> None:
+    """A sentence objective that the reports do not know has columns and panels."""
+    metrics = {"mlm_loss": 5.0, "sso_accuracy": 0.4, "sso_loss": 1.1}
+    write_run(tmp_path / "a", metrics=metrics)
+    table = comparison.comparison_table(comparison.read(tmp_path / "a"))
+    assert "| MLM loss | SSO (%) | SSO loss |" in table
+    assert "| 5.000 | 40.0 | 1.100 |" in table
+    assert list(panels({f"eval/{name}" for name in metrics})) == ["mlm_loss", "sso_accuracy", "sso_loss", "loss"]
+    assert list(panels({"eval/f1", "eval/f1_PER", "eval/best_f1_threshold"})) == ["f1", "loss"]
+
+
+def test_an_unfinished_run_reports_its_step(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a")
+    (folder / "summary.json").unlink()
+    runs = load_runs([folder])
+    assert runs["state"].tolist() == ["at step 10 of 10"]
+    assert "0 of 1; 1 at step 10 of 10" in comparison.comparison_table(comparison.read(folder))
+
+
+def test_report_writes_tables_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(write_run(tmp_path / f"{act}-{seed}", seed, act=act)) for act in ("relu", "tanh") for seed in (0, 1)]
+    output = tmp_path / "compared"
+    assert main(["report", *runs, "--output", str(output)]) == 0
+    assert capsys.readouterr().out == (output / "table.md").read_text()
+    names = {f"{name}.{suffix}" for name in ("curves", "scores") for suffix in ("png", "svg")}
+    assert {path.name for path in output.iterdir()} == names | {"table.md", "table.csv", "runs.csv"}
+    assert len((output / "runs.csv").read_text().splitlines()) == 5
+    assert len((output / "table.csv").read_text().splitlines()) == 3
+    message = refused(["report", str(output), runs[0], "--output", str(tmp_path)], capsys)
+    assert f"{output}: contains no run and no table of runs" in message
+
+
+def test_curves_have_a_band_and_a_baseline(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), seed)
+    found = comparison.read(tmp_path)
+    figure = figures.draw_curves(found.curves, found.baseline)
+    assert figure is not None
+    panel = {axes.get_ylabel(): axes for axes in figure.axes}
+    assert list(panel) == ["MLM loss, held out", "MLM accuracy, held out"]
+    line = panel["MLM loss, held out"].lines[0]
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([10 * 4 * 8], [5.5])
+    low, high = panel["MLM loss, held out"].collections[0].get_datalim(panel["MLM loss, held out"].transData).intervaly
+    assert (low, high) == pytest.approx((5.5 - 2**-0.5, 5.5 + 2**-0.5))
+    assert panel["MLM accuracy, held out"].lines[-1].get_ydata()[0] == 0.1
+    assert plot_curves(tmp_path / "0").stat().st_size > 10_000
+
+
+def test_text_of_tables() -> None:
+    assert markdown_table(["a", "b"], [[1, None], ["x|y", 2.5]]) == "| a | b |\n|---|---|\n| 1 |  |\n| x\\|y | 2.5 |"
+    assert [title(name) for name in ("memory", "sop_accuracy", "mlm_loss", "accuracy", "cola matthews")] == [
+        "memory (MB)",
+        "SOP (%)",
+        "MLM loss",
+        "accuracy",
+        "cola matthews",
+    ]
+    assert [value_text("tokens", 2e6), value_text("f1", None), number(None), number(12.345)] == [
+        "2.00",
+        "",
+        "-",
+        "12.35",
+    ]
+    assert [duration(seconds) for seconds in (0.02, 5, 5400, 2e5)] == ["20 ms", "5 s", "1.5 h", "2.31 days"]
