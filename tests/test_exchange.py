@@ -7,15 +7,19 @@ import contextlib
 import dataclasses
 import functools
 import gzip
+import importlib.util
 import json
 import os
 import re
 import shutil
 import struct
+import sys
 import tarfile
 import tempfile
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -199,7 +203,7 @@ def test_unsharing_and_back() -> None:
     np.testing.assert_allclose(halves, np.stack([kernel[[0, 2]].mean(0), kernel[[1, 3]].mean(0)]), rtol=1e-6)
 
 
-def test_only_some_things_can_be_changed(complete: Path, tmp_path: Path) -> None:
+def test_only_listed_fields_can_be_changed(complete: Path, tmp_path: Path) -> None:
     """Fails if a network with other heads is written: its shapes are the same."""
     for name in ("num_attention_heads", "hidden_size", "inner_group_num", "sharng"):
         with pytest.raises(InputError, match=f"{name} cannot be changed in a conversion; only sharing, "):
@@ -210,7 +214,7 @@ def test_only_some_things_can_be_changed(complete: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("case", ["sequence", "token", "choice", "answers"])
-def test_fine_tuned_heads_stay_what_they_are(case: str, tmp_path: Path) -> None:
+def test_fine_tuned_heads_survive_a_conversion(case: str, tmp_path: Path) -> None:
     """Also with pretraining heads beside them; fails if a choice comes back as a text classifier."""
     for number, init_missing in enumerate((False, True)):
         target = tmp_path / str(number)
@@ -222,7 +226,7 @@ def test_fine_tuned_heads_stay_what_they_are(case: str, tmp_path: Path) -> None:
         assert_same(found.params, wanted.params)
 
 
-def test_what_kind_of_classifier_must_be_said(tmp_path: Path) -> None:
+def test_a_classifier_needs_its_architecture(tmp_path: Path) -> None:
     for number, stated in enumerate((None, ["AlbertForMaskedLM"])):
         folder = Path(shutil.copytree(HF / "choice", tmp_path / str(number)))
         rewrite(folder, lambda tensors: None, architectures=stated)
@@ -232,7 +236,7 @@ def test_what_kind_of_classifier_must_be_said(tmp_path: Path) -> None:
             read(folder)
 
 
-def test_an_encoder_without_pooler_is_told(tmp_path: Path) -> None:
+def test_note_on_an_encoder_without_pooler(tmp_path: Path) -> None:
     tmp_path.joinpath("hf").mkdir()
     _, notes = huggingface.write(random_weights(heads=()), tmp_path / "hf")
     assert notes == ["no pooler: AlbertModel will initialize it with random numbers, and warn"]
@@ -249,7 +253,7 @@ RUNS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", RUNS)
-def test_bad_run_folder_is_told_in_one_line(case: str, tmp_path: Path) -> None:
+def test_errors_of_a_run_folder_are_one_line(case: str, tmp_path: Path) -> None:
     changes, message = dict(RUNS[case][0]), RUNS[case][1]
     model = {"model": changes.pop("model")} if "model" in changes else {"model": SMALL}
     (tmp_path / "config.json").write_text(json.dumps({"job": "convert", "config": model} | changes))
@@ -258,7 +262,7 @@ def test_bad_run_folder_is_told_in_one_line(case: str, tmp_path: Path) -> None:
     assert str(tmp_path) in str(caught.value)
 
 
-def test_growing_and_cutting() -> None:
+def test_change_of_the_depth() -> None:
     shared = random_weights()
     deeper = reshare(shared, num_hidden_layers=9)
     assert deeper.model.config.num_hidden_layers == 9
@@ -288,7 +292,7 @@ def golden(tmp_path: Path) -> Path:
     return Path(shutil.copytree(HF / "shared", tmp_path / "hf"))
 
 
-def test_old_files_of_huggingface(golden: Path) -> None:
+def test_files_of_older_transformers(golden: Path) -> None:
     """A position_ids buffer, tied tensors written twice or under their second name, no prefix on a bare encoder."""
     wanted = read(golden).weights.params
 
@@ -311,7 +315,7 @@ def test_old_files_of_huggingface(golden: Path) -> None:
     assert found.model.heads == ("pooler",)
 
 
-def test_metadata_of_others(golden: Path) -> None:
+def test_foreign_metadata_is_ignored(golden: Path) -> None:
     """Such as torch's distributed checkpoints write; fails if any table of tensors' names is taken for our checksums."""
     wanted = read(golden).weights.params
     path = golden / "model.safetensors"
@@ -331,7 +335,7 @@ def test_unreadable_checksums_are_refused(table: str, tmp_path: Path) -> None:
         read(folder)
 
 
-def test_missing_heads_are_started_only_when_asked() -> None:
+def test_missing_heads_are_initialized_only_with_init_missing() -> None:
     found = read(HF / "masked_lm").weights
     assert found.model.heads == ("predictions",)
     whole = read(HF / "masked_lm", init_missing=True).weights
@@ -533,7 +537,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_folder_is_told_in_one_line(
+def test_errors_of_a_folder_are_one_line(
     case: str, complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change, message = BAD[case]
@@ -569,7 +573,7 @@ def evil_tar(path: Path) -> Path:
     return path
 
 
-def test_unpacking_leaves_the_folder_alone(tmp_path: Path) -> None:
+def test_unpacking_stays_inside_the_folder(tmp_path: Path) -> None:
     """Fails if a member's path or a link is followed: what is unpacked are two files, by their last names."""
     target = tmp_path / "a" / "b" / "target"
     target.mkdir(parents=True)
@@ -592,7 +596,7 @@ def tar_with(path: Path, *names: str, **pax: str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["x.tar", "x.gz", "x.bz2", "x.xz"])
-def test_unpacked_files_are_whole(name: str, tmp_path: Path) -> None:
+def test_unpacked_files_are_complete(name: str, tmp_path: Path) -> None:
     """Larger than any header may be, and than what is copied at once."""
     (tmp_path / "data").write_bytes(np.random.default_rng(0).bytes(3 * 2**20 + 1))
     with tarfile.open(tmp_path / name, f"w:{name[2:].removeprefix('tar')}") as tar:
@@ -602,7 +606,7 @@ def test_unpacked_files_are_whole(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "data").read_bytes() == (tmp_path / "data").read_bytes()
 
 
-def test_a_mac_made_tar(vocabulary: Path, tmp_path: Path) -> None:
+def test_tar_written_by_macos(vocabulary: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(GOLDEN / "tf1" / "inner", tmp_path / "tf1"))
     shutil.copy(vocabulary, folder / "30k-clean.model")
     for name in ("._model.ckpt-best.index", "._30k-clean.model"):
@@ -704,7 +708,7 @@ BAD_TF1: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_TF1)
-def test_bad_checkpoint_is_told_in_one_line(case: str, tmp_path: Path) -> None:
+def test_errors_of_a_checkpoint_are_one_line(case: str, tmp_path: Path) -> None:
     make, message = BAD_TF1[case]
     with pytest.raises(InputError, match=message) as caught:
         read(make(tmp_path))
@@ -712,9 +716,72 @@ def test_bad_checkpoint_is_told_in_one_line(case: str, tmp_path: Path) -> None:
     assert str(tmp_path) in str(caught.value) or case in ("too long a name", "no such user")
 
 
-def test_pickles_only_when_allowed(golden: Path) -> None:
+class FakeTensor:
+    """Enough of torch.Tensor for reading weights."""
+
+    def __init__(self, value: np.ndarray) -> None:
+        self.value = value
+
+    def float(self) -> "FakeTensor":
+        return FakeTensor(self.value.astype(np.float32))
+
+    def numpy(self) -> np.ndarray:
+        return self.value
+
+
+@pytest.fixture
+def fake_torch(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module `torch` in which a test sets `load`; the real one is tested by `pytest -m parity`."""
+    module = ModuleType("torch")
+    module.__spec__ = ModuleSpec("torch", None)
+    vars(module)["Tensor"] = FakeTensor
+    monkeypatch.setitem(sys.modules, "torch", module)
+    return module
+
+
+def test_pickles_are_read_by_torch_with_tensors_only(golden: Path, fake_torch: ModuleType) -> None:
+    """Fails if torch is called without weights_only, or its tensors are not converted to float32."""
+    expected = read(golden).weights.params
+    stored = {
+        name: FakeTensor(value.astype(np.float64)) for name, value in load_file(golden / "model.safetensors").items()
+    }
+    calls: list[Any] = []
+
+    def load(path: Path, **options: Any) -> Any:
+        calls.append((path, options))
+        return stored
+
+    vars(fake_torch)["load"] = load
     pickled(golden)
-    with pytest.raises(InputError, match=r"reading a pickle needs torch|torch refuses it"):
+    assert_same(read(golden, allow_pickle=True).weights.params, expected)
+    assert calls == [(golden / "pytorch_model.bin", {"map_location": "cpu", "weights_only": True})]
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {0: FakeTensor(np.ones(2))}], ids=str)
+def test_pickles_of_other_objects_are_refused(content: Any, golden: Path, fake_torch: ModuleType) -> None:
+    vars(fake_torch)["load"] = lambda path, **options: content
+    pickled(golden)
+    with pytest.raises(
+        InputError, match=r"expected a table of name -> tensor; save model.state_dict\(\) and nothing else"
+    ):
+        read(golden, allow_pickle=True)
+
+
+def test_errors_of_torch_are_one_line(golden: Path, fake_torch: ModuleType) -> None:
+    def load(path: Path, **options: Any) -> Any:
+        raise ValueError("Unsupported class os.system\nmore lines")
+
+    vars(fake_torch)["load"] = load
+    pickled(golden)
+    with pytest.raises(InputError, match=r"pytorch_model.bin: torch cannot load it \(Unsupported class os.system\)$"):
+        read(golden, allow_pickle=True)
+
+
+def test_a_pickle_without_torch(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find_spec(name))
+    pickled(golden)
+    with pytest.raises(InputError, match="reading a pickle needs torch"):
         read(golden, allow_pickle=True)
 
 
@@ -852,7 +919,7 @@ def test_bundle_reads_dtypes() -> None:
     assert load_file(HF / "head_of_128" / "model.safetensors")["albert.pooler.bias"].dtype == ml_dtypes.bfloat16
 
 
-def test_tokenizer_needs_no_files_left(complete: Path) -> None:
+def test_tokenizer_outlives_its_files(complete: Path) -> None:
     """A tokenizer of an archive outlives the folder that it was unpacked to."""
     _, _, tokenizer = albert_jax.load(complete)
     os.remove(complete / "spiece.model")

@@ -1,4 +1,4 @@
-"""Models by their id from a hub: the real client, asked of a server of the tests' own on this machine."""
+"""Models by their id from the hub: the real client talks to a server of the tests on this machine."""
 
 import hashlib
 import http.server
@@ -24,7 +24,7 @@ MODEL = "some/albert"
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub's interface as fetching a model takes; what it serves under the weights' hash can be set wrong."""
+    """The part of the hub's interface that fetching a model needs; it can serve corrupted weights or close the connection."""
 
     files: dict[str, bytes]
     damaged = False
@@ -109,7 +109,7 @@ def test_fetched_once_and_pinned(hub: str, tmp_path: Path) -> None:
     home = tmp_path / "home"
     first = convert(MODEL, tmp_path / "one", home, HF_ENDPOINT=hub)
     assert first.returncode == 0, first.stderr
-    assert f"note: revision {COMMIT}; '{MODEL}@{COMMIT}' names it for good" in first.stdout
+    assert f"note: revision {COMMIT}; '{MODEL}@{COMMIT}' always means this one" in first.stdout
     fetched = {path.name for path in home.glob("hub/models--some--albert/snapshots/*/*")}
     assert fetched == {"config.json", "model.safetensors"}
     pinned = convert(f"{MODEL}@{COMMIT}", tmp_path / "two", home, HF_ENDPOINT=hub)
@@ -124,7 +124,7 @@ def test_fetched_once_and_pinned(hub: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("files", [(), ("config.json",), ("tf_model.h5", "run.py")], ids=str)
 def test_a_repository_without_weights(hub: str, tmp_path: Path, files: tuple[str, ...]) -> None:
-    """The way to a pickle is named, which is not even fetched unless asked for."""
+    """The error names --allow-pickle; a pickle is not fetched without it."""
     Hub.files = {name: Hub.files.get(name, b"x") for name in (*files, "pytorch_model.bin")}
     found = convert(MODEL, tmp_path / "out", tmp_path / "home", HF_ENDPOINT=hub)
     assert found.returncode == 2
@@ -137,27 +137,25 @@ def test_a_connection_that_is_cut(hub: str, tmp_path: Path) -> None:
     Hub.cut = True
     found = convert(MODEL, tmp_path / "out", tmp_path / "home", HF_ENDPOINT=hub)
     assert found.returncode == 2
-    assert "albert-jax: error: some/albert: no such folder, and not to be had from the hub" in found.stderr
+    assert "albert-jax: error: some/albert: no such folder, and the hub cannot provide it" in found.stderr
     assert "Traceback" not in found.stderr
 
 
 @pytest.mark.parametrize(
-    ("source", "damaged", "told"),
+    ("source", "damaged", "message"),
     [
         (MODEL, True, "SHA-256 is "),
-        ("some/other", False, "some/other: no such folder, and not to be had from the hub"),
-        (f"{MODEL}@v9", False, "not to be had from the hub"),
+        ("some/other", False, "some/other: no such folder, and the hub cannot provide it"),
+        (f"{MODEL}@v9", False, "the hub cannot provide it"),
         ("nobody's model", False, "nobody's model: no such file or folder"),
     ],
 )
-def test_what_cannot_be_had_is_told_in_one_line(
-    hub: str, tmp_path: Path, source: str, damaged: bool, told: str
-) -> None:
+def test_errors_are_one_line(hub: str, tmp_path: Path, source: str, damaged: bool, message: str) -> None:
     Hub.damaged = damaged
     found = convert(source, tmp_path / "out", tmp_path / "home", HF_ENDPOINT=hub)
     lines = [line for line in found.stderr.splitlines() if "albert-jax: error: " in line]
     assert found.returncode == 2
     assert len(lines) == 1
-    assert told in lines[0]
+    assert message in lines[0]
     assert "Traceback" not in found.stderr
     assert not (tmp_path / "out").exists()

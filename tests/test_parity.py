@@ -53,7 +53,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def warned() -> Iterator[list[str]]:
-    """What transformers says while it loads."""
+    """The warnings of transformers."""
     said: list[str] = []
 
     class Handler(logging.Handler):
@@ -67,7 +67,7 @@ def warned() -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_transformers_gives_the_same(case: str, tmp_path: Path, warned: list[str]) -> None:
+def test_outputs_equal_those_of_transformers(case: str, tmp_path: Path, warned: list[str]) -> None:
     """Random weights of ours, exported; loaded with no warning, no missing and no unexpected tensor."""
     fields = SMALL | CASES[case]
     heads, labels = fields.pop("heads", PRETRAINING), fields.pop("labels", ())
@@ -96,7 +96,7 @@ def test_transformers_gives_the_same(case: str, tmp_path: Path, warned: list[str
 
 
 @pytest.mark.parametrize("switches", [{}, {"keep_accents": True}, {"map_punctuation": True}], ids=str)
-def test_tokenizer_gives_the_same_ids(
+def test_token_ids_equal_those_of_transformers(
     switches: dict[str, bool],
     tmp_path: Path,
     warned: list[str],
@@ -124,7 +124,7 @@ def test_tokenizer_gives_the_same_ids(
     assert back.encode_batch(texts) == ours.encode_batch(texts)
 
 
-def test_pickled_weights_of_old(tmp_path: Path) -> None:
+def test_pickled_weights_of_transformers_4(tmp_path: Path) -> None:
     """What transformers 4 saved: a pickle with buffers and tied tensors; read by torch, only when allowed."""
     model = Albert(AlbertConfig(**SMALL))
     random = np.random.default_rng(0)
@@ -135,7 +135,7 @@ def test_pickled_weights_of_old(tmp_path: Path) -> None:
     assert "predictions.decoder.weight" in stored
     (tmp_path / "model.safetensors").unlink()
     torch.save(stored, tmp_path / "pytorch_model.bin")
-    with pytest.raises(InputError, match="refusing a pickle"):
+    with pytest.raises(InputError, match="refusing to load a pickle"):
         read(tmp_path)
     assert_same(read(tmp_path, allow_pickle=True).weights.params, params)
 
@@ -143,12 +143,12 @@ def test_pickled_weights_of_old(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [[1, 2], torch.ones(2), {"epoch": 3, "state_dict": {}}, {0: torch.ones(2)}], ids=str
 )
-def test_pickle_of_something_else(content: Any, tmp_path: Path) -> None:
+def test_pickles_of_other_objects_are_refused(content: Any, tmp_path: Path) -> None:
     huggingface.write(Weights(Albert(AlbertConfig(**SMALL), ()), _zeros()), tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save(content, tmp_path / "pytorch_model.bin")
     with pytest.raises(
-        InputError, match=r"something else than a table of tensors by name; save model.state_dict\(\) alone"
+        InputError, match=r"expected a table of name -> tensor; save model.state_dict\(\) and nothing else"
     ):
         read(tmp_path, allow_pickle=True)
 
@@ -163,7 +163,7 @@ def test_pickle_runs_nothing(tmp_path: Path) -> None:
     huggingface.write(Weights(Albert(AlbertConfig(**SMALL), ()), _zeros()), tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save({"albert.pooler.bias": Evil()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(InputError, match="torch refuses it"):
+    with pytest.raises(InputError, match="torch cannot load it"):
         read(tmp_path, allow_pickle=True)
     assert not Path("/tmp/albert_jax_was_here").exists()
 
