@@ -510,7 +510,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "architectures": (config(architectures=5), "architectures: expected a list of names, got 5"),
     "architectures of lists": (config(architectures=[[1]]), "architectures: expected a list of names"),
-    "deep config": (into("config.json", b"[" * 100_000), "config.json: cannot be read: it is nested too deep"),
+    "deep config": (into("config.json", b"[" * 100_000), "config.json: cannot be read: "),
     "endless number": (into("config.json", b'{"a": ' + b"1" * 5000 + b"}"), "config.json: cannot be read: .* digits"),
     "config not UTF-8": (into("config.json", b'{"\xff": 1}'), "config.json: not UTF-8 at byte 2"),
     "another architecture": (
