@@ -1,7 +1,7 @@
-"""The command line: finds the job, parses its options, runs it, and turns errors into one line and an exit code.
+"""The command line: finds the command, parses its options, runs it, and turns errors into one line and an exit code.
 
-The jobs and their options are in the `command.py` of each folder.  This module and those import nothing slow: jax is loaded
-only when a job runs, or lists the fields of an experiment.
+The commands and their options are in the `command.py` of each folder.  Nothing slow is imported here or there: jax is loaded
+only when a command runs, or lists the fields of an experiment.
 """
 
 import errno
@@ -23,8 +23,8 @@ from albert_jax.pretraining.command import add_pretraining_commands
 from albert_jax.reports.command import add_report_commands
 
 EPILOG = """\
-albert-jax JOB --help        describes a job and its options
-albert-jax JOB FILE --help   also lists the fields of the experiment in FILE, each of which is an option
+albert-jax COMMAND --help        describes a command and its options
+albert-jax COMMAND FILE --help   also lists the fields of the experiment in FILE, each of which is an option
 """
 HELP = {"-h", "--help"}
 
@@ -33,23 +33,23 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-      The exit code: 0 for success, also for a run that SIGTERM stopped and that is saved; 1 where rows of an ablation failed;
-      2 for a user's mistake; 128 + n after another signal n.
+      The exit code: 0 for success, and for a run that saved its state after SIGTERM; 1 if rows of an ablation failed; 2 for a
+      user's mistake; 128 + n after a different signal n.
     """
     words = sys.argv[1:] if words is None else list(words)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("albert_jax").setLevel(logging.INFO)
-    for name in ("absl", "apache_beam"):  # Orbax, TFDS and Beam log every step
+    for name in ("absl", "apache_beam"):  # Orbax and TFDS (both log to absl) and Beam log every detail
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         code = _run(words)
-        sys.stdout.flush()  # a broken pipe must show here, not while the process ends
+        sys.stdout.flush()  # so that a broken pipe raises here, not when the process ends
         return code
     except InputError as error:
         print(f"albert-jax: error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush fails as well
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit does not fail too
         return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -63,26 +63,26 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    parser, jobs = parsers()
+    parser, commands = parsers()
     if not words or words[0] in HELP:
         parser.print_help()
         return 0 if words else 2
     name, *rest = words
-    if name not in jobs:
-        raise InputError(f"unknown command {name!r}; choose one of {', '.join(jobs)}")
-    job = jobs[name]
+    if name not in commands:
+        raise InputError(f"unknown command {name!r}; choose one of {', '.join(commands)}")
+    command = commands[name]
     options = rest[: rest.index("--")] if "--" in rest else rest
     needs_help = not HELP.isdisjoint(options)
     rest = [word for word in rest if not (needs_help and word in HELP)]
-    if needs_help and not (job.field_class and rest):
-        job.print_help()
+    if needs_help and not (command.field_class and rest):
+        command.print_help()
         return 0
-    if job.field_class:
-        job.add_fields(job.field_class())
-    arguments = job.parse(rest)
+    if command.field_class:
+        command.add_fields(command.field_class())
+    arguments = command.parse(rest)
     if not needs_help:
-        return job.run(arguments)
-    config = job.field_values(arguments)
+        return command.run(arguments)
+    config = command.field_values(arguments)
     documented = parsers()[1][name]
     documented.add_fields(type(config), config)
     documented.print_help()
@@ -90,18 +90,18 @@ def _run(words: list[str]) -> int:
 
 
 def parsers() -> tuple[Parser, dict[str, Parser]]:
-    """The parser for `albert-jax --help`, and a parser for each job."""
+    """The parser for `albert-jax --help`, and a parser for each command."""
     parser = Parser(
         prog="albert-jax", description="Pretrain, fine-tune, convert and study ALBERT in JAX.", epilog=EPILOG
     )
-    subparsers = parser.add_subparsers(metavar="JOB")
+    subparsers = parser.add_subparsers(metavar="COMMAND")
 
-    def add_job(usage: str, run: Callable[[Any], int], summary: str, examples: str) -> Parser:
-        """Add a job; `usage` is its name and the names of its positional arguments."""
+    def add_command(usage: str, run: Callable[[Any], int], summary: str, examples: str) -> Parser:
+        """Add a command; `usage` is its name and the names of its positional arguments."""
         name, text = usage.partition(" ")[0], f"examples:\n{examples}"
-        job = subparsers.add_parser(name, help=summary, description=summary, epilog=text)
-        job.usage, job.run = f"albert-jax {usage} [OPTIONS]", run
-        return job
+        command = subparsers.add_parser(name, help=summary, description=summary, epilog=text)
+        command.usage, command.run = f"albert-jax {usage} [OPTIONS]", run
+        return command
 
     for add_commands in (
         add_pretraining_commands,
@@ -113,5 +113,5 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         add_plan_commands,
         add_bench_commands,
     ):
-        add_commands(add_job)
+        add_commands(add_command)
     return parser, dict(subparsers.choices)

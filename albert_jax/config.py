@@ -30,11 +30,11 @@ T = TypeVar("T")
 
 
 class InputError(ValueError):
-    """A user's mistake.  One line: the field, or the file and line; what is wrong; what to do."""
+    """A user's mistake.  Its message is one line: the field, or the file and line; what is wrong; what to do."""
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises `InputError(message)` unless the condition holds."""
+    """Raise `InputError(message)` unless the condition holds."""
     if not condition:
         raise InputError(message)
 
@@ -70,8 +70,8 @@ def choice(default: str, values: Collection[str]) -> Any:
 def variant(default: Any, table: Mapping[str, type]) -> Any:
     """A dataclass field that holds one of several dataclasses, each with its own fields, chosen by name.
 
-    In Python the field takes an instance, or a name for that dataclass with its defaults.  In JSON it is an object with the
-    key `name`.  On the command line `--optim.optimizer lion` chooses a dataclass, with its defaults, and
+    In Python the field takes an instance, or the name of a dataclass, which means its defaults.  In JSON it is an object with
+    the key `name`.  On the command line `--optim.optimizer lion` chooses a dataclass with its defaults, and
     `--optim.optimizer.beta2 0.98` sets a field of it.  `check_fields` turns names into instances.  If `default` is
     `dataclasses.MISSING`, the field is required.
     """
@@ -94,7 +94,7 @@ def check_fields(config: Any) -> None:
     """Check the types and choices of a dataclass, and turn names of variants into instances; for `__post_init__`.
 
     Raises:
-      InputError: names the field and what it takes.
+      InputError: names the field and the values it takes.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
@@ -133,12 +133,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[T], values: dict[str, Any], path: str = "") -> T:
-    """Build the dataclass `cls` from a nested dict.  Text is read as the type of its field.
+    """Build the dataclass `cls` from a nested dict.  A string is converted to the type of its field.
 
     The dataclass checks its values itself, by `check_fields` in `__post_init__`.
 
     Raises:
-      InputError: an unknown key, a missing key, or what the dataclass refuses; names the dotted path of the field.
+      InputError: an unknown key, a missing key or an invalid value; names the dotted path of the field.
     """
     if not isinstance(values, dict):
         raise InputError(f"{path or 'config'}: expected a table of fields, got {values!r}")
@@ -162,7 +162,7 @@ def from_dict(cls: type[T], values: dict[str, Any], path: str = "") -> T:
 
 
 def _read(hint: Any, variants: Mapping[str, type] | None, value: Any, path: str) -> Any:
-    """Convert `value` to the type of its field.  What cannot be converted stays for `check_fields` to refuse."""
+    """Convert `value` to the type of its field.  If that is impossible, return it as it is; `check_fields` then raises."""
     if variants:
         fields = dict(value) if isinstance(value, dict) else {"name": value}
         name = fields.pop("name", None)
@@ -190,16 +190,15 @@ def _suggestion(word: str, known: Collection[str]) -> str:
 
 
 def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of nested `values` with some dotted fields replaced.  `from_dict` refuses the unknown ones."""
+    """A copy of nested `values` with some dotted fields replaced.  Unknown fields are added; `from_dict` then raises."""
     result = copy.deepcopy(dict(values))
     # The shortest names come first: a variant is chosen before its fields are set.
     for name, value in sorted(overrides.items(), key=lambda item: item[0].count(".")):
         *sections, field = name.split(".")
         table = result
         for section in sections:
-            if not isinstance(
-                table.get(section), dict
-            ):  # a variant given by name, or an optional section that was None
+            # A variant may be given by name, and an optional section may be None.
+            if not isinstance(table.get(section), dict):
                 table[section] = {"name": table[section]} if isinstance(table.get(section), str) else {}
             table = table[section]
         table[field] = value
@@ -207,7 +206,7 @@ def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
 
 
 def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested values as a dict from dotted field to value."""
+    """Flatten a nested dict to a dict from dotted field to value."""
     fields: dict[str, Any] = {}
     for key, value in values.items():
         fields |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
@@ -241,11 +240,11 @@ def read_json(path: Path) -> dict[str, Any]:
             table[key] = value
         return table
 
-    def refuse(constant: str) -> None:
+    def raise_error(constant: str) -> None:
         raise InputError(f"{path}: {constant} is not JSON")
 
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique, parse_constant=raise_error)
     except InputError:
         raise
     except OSError as error:
@@ -286,11 +285,11 @@ def load(cls: type[T], path: str, overrides: Mapping[str, Any] | Sequence[str] =
             )
         values = stored.get("config")
         if not isinstance(values, dict):
-            raise InputError(f"{path}: no table 'config' in it; name the config.json of a run folder")
+            raise InputError(f"{path}: the key 'config' is missing; name the config.json of a run folder")
     else:
         config = run_file(path).get("config")
         if not isinstance(config, cls):
-            raise InputError(f"{path}: it must set 'config' to a {cls.__name__}")
+            raise InputError(f"{path}: must set 'config' to a {cls.__name__}")
         values = to_dict(config)
     return from_dict(cls, override(values, read_overrides(cls, overrides)))
 
@@ -305,7 +304,7 @@ def read_overrides(cls: type, overrides: Mapping[str, Any] | Sequence[str]) -> M
 
 
 def run_file(path: str) -> dict[str, Any]:
-    """Run a Python file; return its global names.  An exception in it becomes an `InputError` with file and line."""
+    """Run a Python file; return its global variables.  An exception in it becomes an `InputError` with file and line."""
     try:
         return runpy.run_path(path)
     except Exception as error:
@@ -328,7 +327,7 @@ class Parser(argparse.ArgumentParser):
     aliases: Mapping[str, str] = {}
     """Dotted field -> a shorter option for it."""
     run: Callable[[argparse.Namespace], int]
-    """Runs the job; returns the exit code."""
+    """Runs the command; returns the exit code."""
     free_options: str = ""
     """If not empty: any option that starts with this, such as `--beam.`, is collected in `arguments.free`."""
 
@@ -347,15 +346,15 @@ class Parser(argparse.ArgumentParser):
         self.field_values = lambda arguments: load(field_class(), arguments.experiment, arguments.overrides)
 
     def add_fields(self, cls: type, config: Any = None, path: str = "", about: str = "") -> None:
-        """Add an option for each field of `cls`, such as `--train.global-batch-size`, except where there already is one.
+        """Add an option for each field of `cls`, such as `--train.global-batch-size`, unless the option exists already.
 
-        `parse` puts their text into `arguments.overrides`, by dotted field; `from_dict` converts the text.
+        `parse` stores the text of the options in `arguments.overrides`, by dotted field; `from_dict` converts it.
 
         Args:
-          cls: the dataclass.  Of a `variant`, without `config`, the fields of all dataclasses are options.
-          config: the instance whose values the help shows.
+          cls: the dataclass.
+          config: the instance whose values the help shows.  Without it, a `variant` field adds the fields of all its dataclasses.
           path: the dotted field that holds the dataclass.
-          about: what the help says of that field.
+          about: the docstring of that field.
         """
         hints, docs = typing.get_type_hints(cls), _docstrings(cls)
         group = self.add_argument_group(f"fields of {path}" if path else "fields", about)
@@ -381,7 +380,7 @@ class Parser(argparse.ArgumentParser):
                 self.add_fields(one, value, name)
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
-        """Parse `words`.  In the names of options `_` and `-` are the same, and options may stand anywhere.
+        """Parse `words`.  An option may be written with `_` or `-`, before or after the arguments.
 
         Raises:
           InputError: an unknown option, with the nearest known one; a missing or unexpected argument.
@@ -418,24 +417,24 @@ def _named(name: str, text: str) -> tuple[str, str]:
 
 
 def _normalized(words: Sequence[str]) -> list[str]:
-    """Write '-' in the names of options, and join negative numbers to their option: argparse would read another option."""
-    found: list[str] = []
+    """Write '-' in the names of options.  Join negative numbers to their option, because argparse takes them for options."""
+    result: list[str] = []
     for number, word in enumerate(words):
         if word == "--":
-            return [*found, *words[number:]]
+            return [*result, *words[number:]]
         if word.startswith("--"):
             name, equals, value = word.partition("=")
-            found.append(name.replace("_", "-") + equals + value)
-        elif re.match(r"-(\d|\.\d|inf|nan)", word) and found and re.fullmatch("--[^=]+", found[-1]):
-            found[-1] += f"={word}"
+            result.append(name.replace("_", "-") + equals + value)
+        elif re.match(r"-(\d|\.\d|inf|nan)", word) and result and re.fullmatch("--[^=]+", result[-1]):
+            result[-1] += f"={word}"
         else:
-            found.append(word)
-    return found
+            result.append(word)
+    return result
 
 
 @functools.cache
 def _docstrings(cls: type) -> Mapping[str, str]:
-    """Field -> its docstring: the text below it in the source of the class; empty where there is none."""
+    """Field -> its docstring, the string below it in the source of the class; empty if it has none."""
     docs: dict[str, str] = collections.defaultdict(str)
     for kind in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
         source = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0])

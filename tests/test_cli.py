@@ -236,7 +236,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(
 def test_wrong_arguments_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such experiment file" in refused(["pretrain", str(tmp_path / "none.py")], capsys)
     other = write(tmp_path / "other.py", b"x = 1\n")
-    assert "it must set 'config' to a PretrainConfig" in refused(["pretrain", str(other)], capsys)
+    assert "must set 'config' to a PretrainConfig" in refused(["pretrain", str(other)], capsys)
     assert "unexpected argument 'extra'; see albert-jax pretrain --help" in refused(["pretrain", TINY, "extra"], capsys)
     assert "unknown command 'train'; choose one of pretrain, prepare" in refused(["train", TINY], capsys)
     assert "argument --train.seed: expected one argument" in refused(["pretrain", TINY, "--train.seed"], capsys)
@@ -274,7 +274,7 @@ def test_folders_of_another_kind_are_refused(small: Words, tmp_path: Path, capsy
     cache = write(tmp_path / "file", b"")
     assert "data.cache_dir" in refused(small(tmp_path / "run", data__cache_dir=cache / "cache"), capsys)
     path = write(tmp_path / "number.json", b'{"config": 3}')
-    assert "no table 'config' in it" in refused(["pretrain", str(path), "--train.seed", "1"], capsys)
+    assert "the key 'config' is missing" in refused(["pretrain", str(path), "--train.seed", "1"], capsys)
 
 
 def test_prepare_prints_a_folder_that_can_be_a_source(
@@ -316,17 +316,17 @@ def test_help_is_quick() -> None:
         assert loaded.isdisjoint({"jax", "flax", "numpy", "grain", "tensorflow_datasets", "pandas"})
 
 
-JOBS = parsers()[1]
+COMMANDS = parsers()[1]
 
 
-@pytest.mark.parametrize("job", JOBS)
-def test_examples_of_the_help_are_commands(job: str) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_of_the_help_are_commands(command: str) -> None:
     """Fails if an example names an option or an experiment that does not exist."""
-    lines = [line for line in str(JOBS[job].epilog).splitlines() if line.startswith(f"  albert-jax {job} ")]
+    lines = [line for line in str(COMMANDS[command].epilog).splitlines() if line.startswith(f"  albert-jax {command} ")]
     assert lines
     for line in lines:
         words = shlex.split(line, comments=True)[2:]
-        parser = parsers()[1][job]
+        parser = parsers()[1][command]
         if parser.field_class:
             parser.add_fields(parser.field_class())
         arguments = vars(parser.parse(words))

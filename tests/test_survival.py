@@ -167,7 +167,7 @@ def test_full_disk_at_the_end(slow: Words, straight: Path, tmp_path: Path) -> No
     error = process.communicate(timeout=900)[1]
     assert process.returncode == 2, error
     assert "checkpoint 40 could not be written" in error
-    assert "make room: the same command goes on after step 20" in error
+    assert "make room and rerun the command to resume from step 20" in error
     assert "Traceback" not in error
     assert main(slow(run_dir)) == 0
     assert digest(run_dir, 40) == digest(straight, 40)

@@ -20,32 +20,32 @@ Fields of the scale's experiment are options too, and apply to all rows: --train
 """
 
 
-def add_ablation_commands(add_job: Callable[..., Parser]) -> None:
+def add_ablation_commands(add_command: Callable[..., Parser]) -> None:
     """Add the command of this folder to the command line."""
-    job = add_job(
+    parser = add_command(
         "ablate TABLE", ablate, "Train every row of an ablation table.  Rerunning the command resumes.", EXAMPLES
     )
     text = "a file such as experiments/ablations/sharing.py; add --help to list its rows and all fields"
-    job.add_argument("table", metavar="TABLE", help=text)
-    job.field_class, job.field_values = lambda: pretraining.PretrainConfig, _describe_table
-    job.add_argument(
+    parser.add_argument("table", metavar="TABLE", help=text)
+    parser.field_class, parser.field_values = lambda: pretraining.PretrainConfig, _describe_table
+    parser.add_argument(
         "--scale", default="tiny", metavar="NAME", help="a file in the folder 'scales' beside the table (default tiny)"
     )
-    job.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds per row (default 1)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds per row (default 1)")
     text = """what all rows have in common: tokens (default), flops, time (steps are timed first) or params (widths are
     adjusted)"""
-    job.add_argument("--budget", default="tokens", metavar="NAME", help=text)
+    parser.add_argument("--budget", default="tokens", metavar="NAME", help=text)
     text = "only rows whose label is TEXT or contains it, and those they start from (repeatable)"
-    job.add_argument("--rows", action="append", default=[], metavar="TEXT", help=text)
+    parser.add_argument("--rows", action="append", default=[], metavar="TEXT", help=text)
     text = "arguments of 'albert-jax finetune', quoted; fine-tunes every row (repeatable)"
-    job.add_argument("--finetune", action="append", default=[], metavar="ARGUMENTS", help=text)
-    job.add_argument("--run-dir", default="", metavar="DIR", help="folder of the table (default runs/TABLE-SCALE)")
-    job.add_argument("--dry-run", action="store_true", help="only show rows, parameter counts and cost")
+    parser.add_argument("--finetune", action="append", default=[], metavar="ARGUMENTS", help=text)
+    parser.add_argument("--run-dir", default="", metavar="DIR", help="folder of the table (default runs/TABLE-SCALE)")
+    parser.add_argument("--dry-run", action="store_true", help="only show rows, parameter counts and cost")
     text = "here: one run after another (default); slurm: a Slurm job per run"
-    job.add_argument("--launcher", default="here", choices=("here", "slurm"), help=text)
+    parser.add_argument("--launcher", default="here", choices=("here", "slurm"), help=text)
     text = """option of the Slurm jobs, in submitit's names: timeout_min (default 5), gpus_per_node, slurm_partition
     (repeatable)"""
-    job.add_argument("--slurm", action="append", default=[], metavar="NAME=VALUE", help=text)
+    parser.add_argument("--slurm", action="append", default=[], metavar="NAME=VALUE", help=text)
 
 
 def ablate(arguments: argparse.Namespace) -> int:

@@ -28,22 +28,22 @@ SHORT_OPTIONS = {
 }
 
 
-def add_bench_commands(add_job: Callable[..., Parser]) -> None:
+def add_bench_commands(add_command: Callable[..., Parser]) -> None:
     """Add the command of this folder to the command line."""
     summary = "Time a training step or a part of it on synthetic tokens, and show where the time goes."
-    job = add_job("bench SIZE", bench, summary, EXAMPLES)
+    parser = add_command("bench SIZE", bench, summary, EXAMPLES)
     text = "base, large, xlarge or xxlarge (version 2), or base-v1, large-v1, ... (version 1, with dropout)"
-    job.add_argument("size", metavar="SIZE", help=text)
-    job.field_class, job.field_values, job.aliases = _config_class, _config, SHORT_OPTIONS
+    parser.add_argument("size", metavar="SIZE", help=text)
+    parser.field_class, parser.field_values, parser.aliases = _config_class, _config, SHORT_OPTIONS
     text = "write all measurements as JSON"
-    job.add_argument("--json", dest="json_file", metavar="FILE", type=Path, help=text)
-    job.add_argument("--profile", metavar="DIR", type=Path, help="keep the profile, for TensorBoard or Perfetto")
+    parser.add_argument("--json", dest="json_file", metavar="FILE", type=Path, help=text)
+    parser.add_argument("--profile", metavar="DIR", type=Path, help="keep the profile, for TensorBoard or Perfetto")
     text = "also time the same work in transformers and torch, alternating with ours"
-    job.add_argument("--peer", choices=("huggingface", "huggingface-compiled"), help=text)
+    parser.add_argument("--peer", choices=("huggingface", "huggingface-compiled"), help=text)
     text = "dtype of the peer; bfloat16 by autocast (default: as ours)"
-    job.add_argument("--peer-dtype", choices=("float32", "bfloat16"), help=text)
+    parser.add_argument("--peer-dtype", choices=("float32", "bfloat16"), help=text)
     text = "timed rounds of the peer, of about one second each (default 9)"
-    job.add_argument("--peer-rounds", type=int, default=9, metavar="N", help=text)
+    parser.add_argument("--peer-rounds", type=int, default=9, metavar="N", help=text)
 
 
 def bench(arguments: argparse.Namespace) -> int:

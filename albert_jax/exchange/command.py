@@ -14,34 +14,38 @@ EXAMPLES = """\
 """
 
 
-def add_exchange_commands(add_job: Callable[..., Parser]) -> None:
+def add_exchange_commands(add_command: Callable[..., Parser]) -> None:
     """Add the command of this folder to the command line."""
     summary = "Write any ALBERT as a Hugging Face folder, or as a model folder of this package."
-    job = add_job("convert SOURCE TARGET", convert, summary, EXAMPLES)
-    add_source(job)
-    job.add_argument("target", metavar="TARGET", help="folder to create")
+    parser = add_command("convert SOURCE TARGET", convert, summary, EXAMPLES)
+    add_source(parser)
+    parser.add_argument("target", metavar="TARGET", help="folder to create")
     text = "huggingface (default); albert_jax: a folder that --init-from, predict and load read like a run"
-    job.add_argument("--to", default="huggingface", choices=("huggingface", "albert_jax"), help=text)
-    job.add_argument("--sharing", metavar="NAME", help="change how layers share parameters: all, attention, none, ...")
-    job.add_argument("--num-hidden-groups", type=int, metavar="N", help="parameter sets of --sharing groups")
+    parser.add_argument("--to", default="huggingface", choices=("huggingface", "albert_jax"), help=text)
+    parser.add_argument(
+        "--sharing", metavar="NAME", help="change how layers share parameters: all, attention, none, ..."
+    )
+    parser.add_argument(
+        "--num-hidden-groups", type=int, metavar="N", help="number of parameter sets, for --sharing groups or cycle"
+    )
     text = "change the depth: each layer is repeated, or layers are left out"
-    job.add_argument("--num-hidden-layers", type=int, metavar="N", help=text)
+    parser.add_argument("--num-hidden-layers", type=int, metavar="N", help=text)
     text = "gelu_new (tanh form) or gelu (erf form), where the source names the wrong one"
-    job.add_argument("--hidden-act", metavar="NAME", help=text)
-    job.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--hidden-act", metavar="NAME", help=text)
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
-def add_source(job: Parser) -> None:
+def add_source(parser: Parser) -> None:
     """Add the argument `source`, a model in any form, and the options for reading it."""
     text = """a Hugging Face folder or hub id (albert/albert-base-v2; @REVISION pins it); the folder, tar or prefix of a
     checkpoint from Google; or a run folder"""
-    job.add_argument("source", metavar="SOURCE", help=text)
+    parser.add_argument("source", metavar="SOURCE", help=text)
     text = "SentencePiece model, if the source has none"
-    job.add_argument("--vocab", default="", metavar="FILE", help=text)
+    parser.add_argument("--vocab", default="", metavar="FILE", help=text)
     text = "initialize pretraining heads that the source lacks at random"
-    job.add_argument("--init-missing", action="store_true", help=text)
+    parser.add_argument("--init-missing", action="store_true", help=text)
     text = "read pytorch_model.bin, with torch, if the source has no other weights; unsafe for files you do not trust"
-    job.add_argument("--allow-pickle", action="store_true", help=text)
+    parser.add_argument("--allow-pickle", action="store_true", help=text)
 
 
 def source_options(arguments: argparse.Namespace) -> dict[str, Any]:

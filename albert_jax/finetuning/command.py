@@ -14,18 +14,18 @@ EXAMPLES = """\
 """
 
 
-def add_finetuning_commands(add_job: Callable[..., Parser]) -> None:
+def add_finetuning_commands(add_command: Callable[..., Parser]) -> None:
     """Add the command of this folder to the command line."""
     summary = "Fine-tune on a task, evaluate and write predictions.  Rerunning the command resumes."
-    job = add_job("finetune FILE", finetune, summary, EXAMPLES)
-    job.add_experiment(_config_class)
-    job.field_values = _config
+    parser = add_command("finetune FILE", finetune, summary, EXAMPLES)
+    parser.add_experiment(_config_class)
+    parser.field_values = _config
     text = "number of seeds (default 1); several give the median, mean and spread of each metric"
-    job.add_argument("--seeds", type=int, default=1, metavar="N", help=text)
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help=text)
     text = """paper (default); large: lower learning rate, for v2 checkpoints of size large and above; tiny: a small model,
     for minutes on two CPU cores.  Values that you set yourself take precedence"""
-    job.add_argument("--scale", default="paper", metavar="NAME", help=text)
-    add_run_options(job)
+    parser.add_argument("--scale", default="paper", metavar="NAME", help=text)
+    add_run_options(parser)
 
 
 def finetune(arguments: argparse.Namespace) -> int:

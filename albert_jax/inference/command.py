@@ -20,36 +20,38 @@ EXAMPLES = """\
 """
 
 
-def add_inference_commands(add_job: Callable[..., Parser]) -> None:
+def add_inference_commands(add_command: Callable[..., Parser]) -> None:
     """Add the command of this folder to the command line."""
-    job = add_job("predict SOURCE [TEXT...]", predict, "Apply a pretrained or fine-tuned model to text.", EXAMPLES)
-    add_source(job)
-    job.add_argument(
+    parser = add_command(
+        "predict SOURCE [TEXT...]", predict, "Apply a pretrained or fine-tuned model to text.", EXAMPLES
+    )
+    add_source(parser)
+    parser.add_argument(
         "text",
         nargs="*",
         metavar="TEXT",
         help="texts; without any, and without --file, reads lines from standard input",
     )
-    job.add_argument("--file", type=Path, help="file with one text per line")
+    parser.add_argument("--file", type=Path, help="file with one text per line")
     text = """fill-mask, sentence-order, embed, generate, classify, entities, answer or choose (default: what the model was
     fine-tuned for, else fill-mask)"""
-    job.add_argument("--task", metavar="NAME", help=text)
-    job.add_argument("--json", action="store_true", help="print one line of JSON per text")
+    parser.add_argument("--task", metavar="NAME", help=text)
+    parser.add_argument("--json", action="store_true", help="print one line of JSON per text")
     text = "fill-mask and answer: number of candidates (default 5)"
-    job.add_argument("--top-k", type=int, default=5, metavar="K", help=text)
-    job.add_argument("--pair", action="store_true", help="classify: each two texts are a pair")
+    parser.add_argument("--top-k", type=int, default=5, metavar="K", help=text)
+    parser.add_argument("--pair", action="store_true", help="classify: each two texts are a pair")
     text = """answer: report no answer if its odds are above this (summary.json of a SQuAD 2.0 run has the best
     threshold)"""
-    job.add_argument("--null-threshold", type=float, metavar="NUMBER", help=text)
+    parser.add_argument("--null-threshold", type=float, metavar="NUMBER", help=text)
     text = "embed: mean of the hidden states (default), or output of the pooler"
-    job.add_argument("--pooling", default="mean", choices=("mean", "pooler"), help=text)
-    job.add_argument("--output", type=Path, metavar="FILE", help="embed: .npy file to write, float32 [texts, H]")
+    parser.add_argument("--pooling", default="mean", choices=("mean", "pooler"), help=text)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="embed: .npy file to write, float32 [texts, H]")
     text = "generate: number of pieces to append (default 0)"
-    job.add_argument("--length", type=int, default=0, metavar="N", help=text)
+    parser.add_argument("--length", type=int, default=0, metavar="N", help=text)
     text = "generate: sampling temperature; 0 takes the most likely piece (default 1.0)"
-    job.add_argument("--temperature", type=float, default=1.0, metavar="NUMBER", help=text)
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="NUMBER", help=text)
     text = "generate: the same seed gives the same text (default 0)"
-    job.add_argument("--seed", type=int, default=0, metavar="N", help=text)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help=text)
 
 
 def predict(arguments: argparse.Namespace) -> int:

@@ -16,26 +16,28 @@ Neither the data nor an accelerator is needed.
 """
 
 
-def add_plan_commands(add_job: Callable[..., Parser]) -> None:
+def add_plan_commands(add_command: Callable[..., Parser]) -> None:
     """Add the command of this folder to the command line."""
     summary = "Estimate the time, memory and cost of an experiment, and warn of what looks wrong."
-    job = add_job("plan FILE", plan, summary, EXAMPLES)
-    job.add_experiment(_config_class)
+    parser = add_command("plan FILE", plan, summary, EXAMPLES)
+    parser.add_experiment(_config_class)
     text = (
         "device type, for its peak and memory: H100 (default), H200, A100, 'TPU v3', ...; --mesh.data is their number"
     )
-    job.add_argument("--device", default="H100", metavar="NAME", help=text)
-    job.add_argument("--peak-tflops", type=float, metavar="N", help="peak of a device that is not in the list")
-    job.add_argument("--memory-gb", type=float, metavar="N", help="memory that a run may use on each device")
-    job.add_argument("--mfu", type=float, default=0.4, metavar="N", help="fraction of the peak reached (default 0.4)")
-    job.add_argument(
+    parser.add_argument("--device", default="H100", metavar="NAME", help=text)
+    parser.add_argument("--peak-tflops", type=float, metavar="N", help="peak of a device that is not in the list")
+    parser.add_argument("--memory-gb", type=float, metavar="N", help="memory that a run may use on each device")
+    parser.add_argument(
+        "--mfu", type=float, default=0.4, metavar="N", help="fraction of the peak reached (default 0.4)"
+    )
+    parser.add_argument(
         "--tokens", type=float, metavar="N", help="tokens in the corpus; shows how often they are repeated"
     )
     text = "number of hosts (default: one for each 8 devices)"
-    job.add_argument("--distributed.num-processes", dest="processes", type=int, metavar="N", help=text)
+    parser.add_argument("--distributed.num-processes", dest="processes", type=int, metavar="N", help=text)
     text = "compile the real step for the same number of virtual CPU devices"
-    job.add_argument("--compile", action="store_true", help=text)
-    job.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.add_argument("--compile", action="store_true", help=text)
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
 
 def plan(arguments: argparse.Namespace) -> int:

@@ -20,10 +20,10 @@ PREPARE_EXAMPLES = """\
   albert-jax prepare experiments/pretrain/small.py --data.source 'text/*.jsonl.gz'
 Pretraining prepares the data itself; this command does it in advance, for example on a machine without an accelerator.
 
-For a corpus too big for one machine, --engine beam (pip install 'albert_jax[beam]') writes the same records in the same order.
+For a corpus too large for one machine, --engine beam (pip install 'albert_jax[beam]') writes the same records in the same order.
   albert-jax prepare FILE --engine beam --data.source '/corpus/*.jsonl.gz' --data.vocab spiece.model --data.cache-dir /shared
 Every --beam.OPTION VALUE is a pipeline option of Beam.  Switches take true or false; repeat an option to pass a list.
-  --beam.direct-running-mode multi_processing --beam.direct-num-workers 16          the cores of this machine
+  --beam.direct-running-mode multi_processing --beam.direct-num-workers 16          16 processes on this machine
   --beam.runner DataflowRunner --beam.project P --beam.region europe-west4 --beam.temp-location gs://BUCKET/tmp
     --beam.sdk-container-image IMAGE
   --beam.runner FlinkRunner --beam.flink-master HOST:8081 --beam.environment-type DOCKER --beam.environment-config IMAGE
@@ -36,23 +36,25 @@ VOCAB_EXAMPLES = "  albert-jax vocab experiments/pretrain/small.py spiece.model 
 PROBE_EXAMPLES = "  albert-jax probe experiments/pretrain/tiny.py"
 
 
-def add_pretraining_commands(add_job: Callable[..., Parser]) -> None:
+def add_pretraining_commands(add_command: Callable[..., Parser]) -> None:
     """Add the commands of this folder to the command line."""
     summary = "Prepare the data, train and evaluate.  Rerunning the command resumes."
-    job = add_job("pretrain FILE", pretrain, summary, PRETRAIN_EXAMPLES)
-    job.add_experiment(lambda: pretraining.PretrainConfig)
-    add_run_options(job)
-    job = add_job("prepare FILE", prepare, "Prepare the data of an experiment; print the folder.", PREPARE_EXAMPLES)
-    job.add_experiment(lambda: pretraining.PretrainConfig)
+    parser = add_command("pretrain FILE", pretrain, summary, PRETRAIN_EXAMPLES)
+    parser.add_experiment(lambda: pretraining.PretrainConfig)
+    add_run_options(parser)
+    parser = add_command(
+        "prepare FILE", prepare, "Prepare the data of an experiment; print the folder.", PREPARE_EXAMPLES
+    )
+    parser.add_experiment(lambda: pretraining.PretrainConfig)
     text = "local: this process (default); beam: the workers of an Apache Beam pipeline"
-    job.add_argument("--engine", default="local", choices=("local", "beam"), help=text)
-    job.free_options = "--beam."
+    parser.add_argument("--engine", default="local", choices=("local", "beam"), help=text)
+    parser.free_options = "--beam."
     summary = "Train a SentencePiece vocabulary on an experiment's text, with the flags of the released one."
-    job = add_job("vocab FILE TARGET", vocab, summary, VOCAB_EXAMPLES)
-    job.add_experiment(lambda: pretraining.PretrainConfig)
-    job.add_argument("target", metavar="TARGET", type=Path, help="file to write, such as spiece.model")
-    summary = "Measure how well sentence order can be predicted without a model, in an experiment's data."
-    add_job("probe FILE", probe, summary, PROBE_EXAMPLES).add_experiment(lambda: pretraining.PretrainConfig)
+    parser = add_command("vocab FILE TARGET", vocab, summary, VOCAB_EXAMPLES)
+    parser.add_experiment(lambda: pretraining.PretrainConfig)
+    parser.add_argument("target", metavar="TARGET", type=Path, help="file to write, such as spiece.model")
+    summary = "Measure how well linear classifiers predict the sentence objective on an experiment's data."
+    add_command("probe FILE", probe, summary, PROBE_EXAMPLES).add_experiment(lambda: pretraining.PretrainConfig)
 
 
 def pretrain(arguments: argparse.Namespace) -> int:

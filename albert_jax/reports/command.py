@@ -14,14 +14,14 @@ EXAMPLES = """\
 """
 
 
-def add_report_commands(add_job: Callable[..., Parser]) -> None:
+def add_report_commands(add_command: Callable[..., Parser]) -> None:
     """Add the command of this folder to the command line."""
-    job = add_job(
+    parser = add_command(
         "report DIR...", report, "Show the results of a run or of an ablation table, or compare runs.", EXAMPLES
     )
-    job.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a run, a table, or a folder of runs")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a run, a table, or a folder of runs")
     text = "folder for the files (default: 'report' for several DIRs, else the table's folder)"
-    job.add_argument("--output", type=Path, metavar="DIR", help=text)
+    parser.add_argument("--output", type=Path, metavar="DIR", help=text)
 
 
 def report(arguments: argparse.Namespace) -> int:

@@ -8,11 +8,11 @@ from typing import Any
 from albert_jax.config import Parser, from_dict
 
 
-def add_run_options(job: Parser) -> None:
+def add_run_options(parser: Parser) -> None:
     """Add --distributed.* and --allow-data-change."""
     text = "resume although the data differs from what the run began with"
-    job.add_argument("--allow-data-change", action="store_true", help=text)
-    group = job.add_argument_group(
+    parser.add_argument("--allow-data-change", action="store_true", help=text)
+    group = parser.add_argument_group(
         "several processes", "Run the same command in each.  TPU pods, Slurm and Open MPI are detected."
     )
     for name, metavar, text in (
