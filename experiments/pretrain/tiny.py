@@ -2,7 +2,7 @@
 
     albert-jax pretrain experiments/pretrain/tiny.py
 
-Hardware: two CPU cores, 2 to 3 minutes.  Size: 0.5 M parameters, 1000 steps of 32 sequences.
+Hardware: two CPU cores, 3 to 4 minutes.  Size: 0.5 M parameters, 1000 steps of 32 sequences.
 Expected (measured on CPUs, Python 3.11.7's documentation): held-out masked-LM loss 5.4423 and accuracy 14.49 %; the unigram
 baseline has 6.0513 and 6.41 %.  Sentence order is not learned.
 """
