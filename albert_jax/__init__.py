@@ -1,7 +1,7 @@
 """ALBERT (arXiv 1909.11942) in JAX: pretraining, ablations and experiments.
 
-`albert_jax.load(source)` gives model, parameters and tokenizer of any ALBERT.  Import the other parts by their names:
-nothing heavy is loaded here.
+`albert_jax.load(source)` returns the model, parameters and tokenizer of any ALBERT.  Import other parts from their
+modules; importing this package loads nothing heavy.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name != "load":
-        raise AttributeError(
-            f"module 'albert_jax' has no attribute {name!r}; its parts are modules: import albert_jax.{name}"
-        )
+        raise AttributeError(f"module 'albert_jax' has no attribute {name!r}; import modules by their full names")
     from albert_jax.exchange.load import load
 
     return load

@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Inside a trained model
 #
-# You look at who attends to whom, and at how far each layer moves its input (the paper's Figure 1), in a network whose
-# layers share their parameters and in one whose layers do not, before and after training.
+# You look at attention maps, and at how far each layer moves its input (the paper's Figure 1). You compare a network with
+# shared layers and one with separate layers, before and after training.
 
 # %%
 # %matplotlib inline
@@ -28,7 +28,7 @@ from albert_jax.inference.pretrained import fill_mask
 from albert_jax.model.heads import init_params
 
 # %% [markdown]
-# The two networks that the notebook on the sharing ablation trains.
+# These two networks are trained by the notebook on the sharing ablation.
 
 # %%
 folders = {
@@ -44,8 +44,8 @@ _, _, tokenizer = next(iter(models.values()))
 # %% [markdown]
 # ## Attention
 #
-# Rows are the pieces that look, columns those that are looked at; dark is 1. All heads of all layers first: a row of
-# small maps a layer.
+# Each row of a map is a piece that attends, each column a piece that is attended to; dark means 1. The first plot has one
+# row of maps per layer and one column per head.
 
 # %%
 sentence = "If the file does not exist, an exception is raised."
@@ -59,8 +59,8 @@ inspection.draw_attention(maps, pieces, layers=[0, 11], heads=[0, 1])
 # %% [markdown]
 # ## How far each layer moves its input
 #
-# Figure 1 of the paper: in ALBERT the distance between a layer's input and output changes smoothly from layer to layer, and does
-# not fall to zero: no fixed point is reached. Whether a network of this size, after minutes of training, shows that, you see.
+# In Figure 1 of the paper, the distance between the input and the output of a layer changes smoothly from layer to layer and
+# does not fall to zero: the layers do not reach a fixed point. Compare that with this small network after minutes of training.
 
 # %%
 texts = [
@@ -77,11 +77,11 @@ for label, (model, params, _) in models.items():
 inspection.draw_layer_distances(distances)
 
 # %% [markdown]
-# ## What it would say
+# ## Predictions
 #
-# The likeliest pieces in the place of a mask.
+# The most probable pieces for a mask.
 
 # %%
 for label, (model, params, tokenizer) in models.items():
-    found = fill_mask(model, params, tokenizer, ["The function [MASK] a list."], top_k=5)
-    print(label, found[0])
+    predictions = fill_mask(model, params, tokenizer, ["The function [MASK] a list."], top_k=5)
+    print(label, predictions[0])

@@ -13,8 +13,8 @@
 # %% [markdown]
 # # To Hugging Face and back
 #
-# You write a trained model as a folder that `transformers` loads, look at which tensor went where, read it back, and check that
-# nothing was lost on the way. A run folder, Google's checkpoints and hub ids such as `albert/albert-base-v2` all go the same way.
+# You write a trained model as a folder that `transformers` loads, look at the name of each tensor, read the folder back, and check
+# that nothing was lost. Google's checkpoints and hub ids such as `albert/albert-base-v2` can be converted in the same way.
 
 # %%
 # %matplotlib inline
@@ -31,7 +31,7 @@ from albert_jax.exchange.convert import convert
 from albert_jax.inference.pretrained import fill_mask
 
 # %% [markdown]
-# The shared network that the notebook on the sharing ablation trains; any other run folder will do.
+# The notebook on the sharing ablation trains this network. You can use any other run folder.
 
 # %%
 source = Path("runs/notebook/all-shared-1-group/seed-0")
@@ -42,17 +42,17 @@ report = convert(source, target)
 sorted(path.name for path in target.iterdir())
 
 # %% [markdown]
-# Every tensor's name there, its shape, and its name here. Kernels are transposed for torch; the leading axis of parameter
-# sets is gone, since all layers share one.
+# For each tensor: its name in Hugging Face's format, its shape, and its name in albert_jax. Kernels are transposed for torch.
+# The leading axis of parameter sets is gone, because all layers share one set.
 
 # %%
 for tensor in report["written"]:
     print(f"{tensor['tensor']:75} {tensor['shape']!s:12} {tensor['parameter']}")
 
 # %% [markdown]
-# ## Back again
+# ## Read it back
 #
-# What was written is read as any Hugging Face folder is. All parameters are the same, bit for bit.
+# The new folder is read like any Hugging Face folder. All parameters are bitwise equal.
 
 # %%
 model, params, tokenizer = albert_jax.load(source)
@@ -62,16 +62,17 @@ text = "The function returns a list of strings."
 assert np.array_equal(tokenizer(text)["input_ids"], tokenizer_again(text)["input_ids"])
 
 # %% [markdown]
-# The report holds the parity of the outputs on random inputs: by `transformers` itself where it and torch are installed, else by
-# our own reading of what was written.
+# The report contains the largest differences of the outputs on random inputs. If torch and `transformers` are installed, they
+# compute the outputs of the new folder; otherwise albert_jax does.
 
 # %%
 report["parity"]
 
 # %% [markdown]
-# ## The same words, logit for logit
+# ## Compare the logits
 #
-# Ours on one axis; on the other `transformers`' where it is installed, else ours of the folder that was written.
+# One axis shows the logits of the original model. The other shows the logits of the new folder, computed by `transformers` if it
+# is installed, and otherwise by albert_jax.
 
 # %%
 inputs = tokenizer(text)
@@ -95,14 +96,15 @@ axes.set(
 plt.show()
 
 # %% [markdown]
-# ## Shared another way
+# ## Change the sharing
 #
-# On the way a network can be unshared, grown or grouped. Unshared, it has twelve times the parameters in its layers and says the same.
+# A conversion can also change the sharing or the depth. Without sharing, the layers have twelve times the parameters and the
+# predictions are the same.
 
 # %%
 unshared = Path("runs/notebook-unshared")
 shutil.rmtree(unshared, ignore_errors=True)
-grown = convert(source, unshared, to="albert_jax", sharing="none")
-print(f"{report['parameters']:,} -> {grown['parameters']:,} parameters")
+unshared_report = convert(source, unshared, to="albert_jax", sharing="none")
+print(f"{report['parameters']:,} -> {unshared_report['parameters']:,} parameters")
 for folder in (source, unshared):
     print(fill_mask(*albert_jax.load(folder), ["The function returns a [MASK]."], top_k=3)[0])

@@ -1,7 +1,7 @@
-"""How much memory a conversion takes: `python -m tests.convert_memory FOLDER [SIZE]`; writes 3 x the weights into FOLDER.
+"""Measure the memory of conversions: `python -m tests.convert_memory FOLDER [SIZE]`.
 
-For a model of random weights of one of the released sizes (xxlarge): Hugging Face -> ours -> Hugging Face, each in a process
-of its own, whose peak resident memory is printed beside the size of the weights.
+Converts random weights of a released size (default xxlarge) from Hugging Face to albert_jax and back, each in a separate
+process, and prints its peak resident memory.  Writes three times the size of the weights into FOLDER.
 """
 
 import subprocess
@@ -26,7 +26,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 def main(folder: Path, size: str) -> None:
-    """Prints a line of a table for each conversion."""
+    """Print one row of a table per conversion."""
     model, random = Albert(PRESETS[size]), np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: random.standard_normal(leaf.shape, np.float32) * 0.02, param_shapes(model))
     (folder / "source").mkdir(parents=True)

@@ -369,7 +369,7 @@ def test_load_for_notebooks(complete: Path) -> None:
     assert half.config == dataclasses.replace(model.config, dtype="bfloat16")
     with pytest.raises(InputError, match="hidden_size cannot be changed when a model is loaded; only dtype, "):
         albert_jax.load(complete, hidden_size=32)
-    with pytest.raises(AttributeError, match="its parts are modules"):
+    with pytest.raises(AttributeError, match="import modules by their full names"):
         _ = albert_jax.nonsense
 
 

@@ -9,12 +9,12 @@ import pytest
 from albert_jax.config import InputError
 from albert_jax.inference import inspection
 
-from .test_predict import Loaded, made
+from .test_predict import Loaded, random_model
 
 
 @pytest.fixture(scope="module")
 def loaded() -> Loaded:
-    return made()
+    return random_model()
 
 
 def test_attention_maps(loaded: Loaded) -> None:

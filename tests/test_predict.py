@@ -1,4 +1,4 @@
-"""What a model says of text: batches give what one text alone gives, and the command line what the functions give."""
+"""Predictions of a pretrained model: batches equal single texts, and the command line equals the functions."""
 
 import io
 import json
@@ -30,7 +30,7 @@ TEXTS = ["the [MASK] text", "[MASK] in 2010, it cost [MASK] dollars, and so on a
 PAIRS = [("The text is wrapped.", "It has lines."), ("a", "b " * 30), ("", "")]
 
 
-def made(heads: tuple[str, ...] = PRETRAINING, labels: tuple[str, ...] = ()) -> Loaded:
+def random_model(heads: tuple[str, ...] = PRETRAINING, labels: tuple[str, ...] = ()) -> Loaded:
     """Random weights, large enough that no two answers are near each other."""
     config = AlbertConfig(
         vocab_size=500,
@@ -48,7 +48,7 @@ def made(heads: tuple[str, ...] = PRETRAINING, labels: tuple[str, ...] = ()) -> 
 
 @pytest.fixture(scope="module")
 def loaded() -> Loaded:
-    return made()
+    return random_model()
 
 
 def outputs(loaded: Loaded, *texts: str) -> dict[str, np.ndarray]:
@@ -80,6 +80,20 @@ def test_sentence_order(loaded: Loaded) -> None:
         assert [found["in_order"], found["swapped"]] == pytest.approx(wanted, rel=1e-4)
 
 
+def test_three_sentence_classes(loaded: Loaded) -> None:
+    """A sentence head with other classes is reported under their names; fails if two classes are assumed."""
+    model = loaded[0].clone(sentence_classes=("next", "previous", "another document"))
+    params = dict(loaded[1])
+    kernel = np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32)
+    params["sop_classifier"] = {"kernel": kernel, "bias": np.zeros(3, np.float32)}
+    expected = np.asarray(jax.nn.softmax(outputs((model, params, loaded[2]), *PAIRS[0])["sop_logits"][0]))
+    (record, line), *_ = answers.ANSWERS["sentence-order"](
+        (model, params, loaded[2]), list(PAIRS[0]), answers.Options()
+    )
+    assert [record[name] for name in ("next", "previous", "another_document")] == pytest.approx(expected, rel=1e-4)
+    assert line.startswith(f"next {expected[0]:.4f}, previous {expected[1]:.4f}, another document {expected[2]:.4f}: ")
+
+
 @pytest.mark.parametrize("pooling", ["mean", "pooler"])
 def test_embed_in_batches(loaded: Loaded, pooling: Any) -> None:
     """Several batches, the last one short, rows of many lengths."""
@@ -94,7 +108,7 @@ def test_embed_in_batches(loaded: Loaded, pooling: Any) -> None:
     assert pretrained.embed(*loaded, [], pooling).shape == (0, 32)
 
 
-def test_longer_text_loses_its_end_and_that_is_said(loaded: Loaded, caplog: pytest.LogCaptureFixture) -> None:
+def test_warning_if_the_end_of_a_text_is_ignored(loaded: Loaded, caplog: pytest.LogCaptureFixture) -> None:
     whole = pretrained.embed(*loaded, ["word " * 500])
     assert "1 of 1 texts fill all 80 tokens" in caplog.text
     np.testing.assert_allclose(whole, pretrained.embed(*loaded, ["word " * 78]), atol=1e-6)
@@ -123,7 +137,7 @@ def test_generate(loaded: Loaded) -> None:
     assert pretrained.generate(*loaded, text, length=9, temperature=0.0, seed=5) == found
 
 
-def test_nothing_special_is_generated(loaded: Loaded) -> None:
+def test_special_pieces_are_not_generated(loaded: Loaded) -> None:
     """By a model that would say nothing else."""
     model, params, tokenizer = loaded
     bias = params["predictions"]["bias"].copy()
@@ -135,7 +149,7 @@ def test_nothing_special_is_generated(loaded: Loaded) -> None:
         assert not set(filled) & set(tokenizer.pieces(tokenizer.special_ids))
 
 
-FEW = made(("predictions",))
+FEW = random_model(("predictions",))
 UNPAIRED: list[Any] = [["ab", "cd"], [("a", "b", "c")]]
 BAD: dict[str, tuple[Callable[[Loaded], Any], str]] = {
     "no mask": (lambda m: pretrained.fill_mask(*m, ["a [MASK]", "none"]), r"text 2 has no \[MASK\]: 'none'"),
@@ -163,7 +177,7 @@ BAD: dict[str, tuple[Callable[[Loaded], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_told_in_one_line(case: str, loaded: Loaded) -> None:
+def test_errors_are_one_line(case: str, loaded: Loaded) -> None:
     act, message = BAD[case]
     with pytest.raises(InputError, match=message) as caught:
         act(loaded)
@@ -228,7 +242,7 @@ def test_vectors_to_a_file(source: str, tmp_path: Path, loaded: Loaded, capsys: 
     np.testing.assert_allclose(record["embedding"], pretrained.embed(*loaded, ["one"], "pooler")[0], atol=1e-5)
 
 
-def test_rows_are_the_lines_of_the_file(source: str, tmp_path: Path, loaded: Loaded) -> None:
+def test_one_row_per_line_of_the_file(source: str, tmp_path: Path, loaded: Loaded) -> None:
     """A blank line is an empty text; form feeds and Unicode's own line ends are none of the file's; a BOM is no text."""
     (tmp_path / "texts.txt").write_bytes("\ufeffone\r\n\nthree\x0cthree\u2028three\x85\nfour".encode())
     assert answers.read_texts((), tmp_path / "texts.txt") == ["one", "", "three\x0cthree\u2028three\x85", "four"]
@@ -239,7 +253,7 @@ def test_rows_are_the_lines_of_the_file(source: str, tmp_path: Path, loaded: Loa
     assert np.load(tmp_path / "v.npy").shape == (4, 32)
 
 
-def test_one_text_is_no_list_of_letters(loaded: Loaded) -> None:
+def test_one_text_is_not_a_list_of_letters(loaded: Loaded) -> None:
     np.testing.assert_array_equal(pretrained.embed(*loaded, "abc"), pretrained.embed(*loaded, ["abc"]))
     assert pretrained.fill_mask(*loaded, TEXTS[0]) == pretrained.fill_mask(*loaded, TEXTS[:1])
 
@@ -248,13 +262,13 @@ def test_a_text_may_begin_with_a_dash(source: str, capsys: pytest.CaptureFixture
     assert said(["predict", source, "--top-k", "1", "--", "-a [MASK]", "--b [MASK]"], capsys).count("-a [MASK]") == 1
 
 
-def test_two_dashes_before_everything(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_dashes_before_the_source(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wanted = said(["predict", source, "a [MASK]"], capsys)
     assert said(["predict", "--", source, "a [MASK]"], capsys) == wanted
     assert main(["convert", "--", source, str(tmp_path / "out")]) == 0
 
 
-def test_a_reader_that_has_enough(source: str) -> None:
+def test_broken_pipe(source: str) -> None:
     """`| head -1`; fails if the broken pipe is told by a traceback, at the end of the process too."""
     words = f"{sys.executable} -m albert_jax predict {source} " + "'a [MASK]' " * 200
     done = subprocess.run(

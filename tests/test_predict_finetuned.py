@@ -1,4 +1,4 @@
-"""What a fine-tuned model says: batches give what one text alone gives, and characters are those of the text."""
+"""Predictions of a fine-tuned model: batches equal single texts, and positions are characters of the text."""
 
 import json
 from typing import Any
@@ -15,15 +15,15 @@ from albert_jax.exchange.weights import Weights
 from albert_jax.inference import answers, finetuned
 
 from .conftest import refused
-from .test_predict import Loaded, made
+from .test_predict import Loaded, random_model
 
 TEXTS = ["The Text, in 2010.", "", "Émile  wrote “random” lines " * 9, "a"]
 
-CLASSES = made(("pooler", "classifier"), ("bad", "good", "so so"))
-TAGS = made(("token_classifier",), ("O", "B-X", "I-X", "B-Y", "I-Y"))
-ANSWER = made(("qa_outputs",))
-RELEASED = made(("answer_class",))
-CHOICE = made(("pooler", "choice_classifier"))
+CLASSES = random_model(("pooler", "classifier"), ("bad", "good", "so so"))
+TAGS = random_model(("token_classifier",), ("O", "B-X", "I-X", "B-Y", "I-Y"))
+ANSWER = random_model(("qa_outputs",))
+RELEASED = random_model(("answer_class",))
+CHOICE = random_model(("pooler", "choice_classifier"))
 
 
 def test_classes_of_texts_and_pairs() -> None:
@@ -38,7 +38,7 @@ def test_classes_of_texts_and_pairs() -> None:
             assert np.allclose(list(found["probabilities"].values()), wanted, atol=1e-5)
             assert found["label"] == model.labels[int(np.argmax(wanted))]
             assert found["probability"] == max(found["probabilities"].values())
-    regression = finetuned.classify(*made(("pooler", "classifier"), ("score",)), "a text")
+    regression = finetuned.classify(*random_model(("pooler", "classifier"), ("score",)), "a text")
     assert list(regression[0]) == ["score"]
 
 
@@ -85,7 +85,7 @@ def test_choices_of_several_numbers() -> None:
         assert np.allclose(found, finetuned.choose(*CHOICE, [question])[0], atol=1e-5)
 
 
-def test_what_cannot_be_asked() -> None:
+def test_errors_name_the_missing_head() -> None:
     with pytest.raises(InputError, match="a model with the head classifier; heads of this model: qa_outputs"):
         finetuned.classify(*ANSWER, "a text")
     with pytest.raises(InputError, match="qa_outputs or answer_class; heads of this model: token_classifier"):

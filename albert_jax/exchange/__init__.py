@@ -1,1 +1,1 @@
-"""Checkpoints of Hugging Face and Google, in and out."""
+"""Read and write checkpoints of Hugging Face, Google and albert_jax."""

@@ -1,1 +1,1 @@
-"""Predictions of a model on text, and views into it."""
+"""Predictions of a model for texts, and plots of its attention and hidden states."""
