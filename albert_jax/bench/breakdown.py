@@ -156,7 +156,7 @@ def breakdown(benchmark: Benchmark, folder: Path | None) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         with jax.profiler.trace(folder or scratch, create_perfetto_trace=folder is not None):
             run_steps(lambda: benchmark.run(program), benchmark.wait, STEPS)
-        found = list(events(folder or Path(scratch), instructions(benchmark.compiled.as_text())))
+        found = list(events(folder or Path(scratch), instructions(program.as_text())))
     return {kind: seconds / STEPS for kind, seconds in seconds_by_kind(found).items()} if found else {}
 
 
