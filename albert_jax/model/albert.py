@@ -1,7 +1,7 @@
 """The ALBERT encoder: factorized embeddings, one block, and the loop that runs it L times.
 
-This file defines the computation (arXiv 1909.11942, section 3; google-research/albert modeling.py).  `sharing.py` decides
-which layers share parameters, `heads.py` what is predicted, `training/partition.py` where arrays are.
+The computation follows arXiv 1909.11942, section 3, and google-research/albert modeling.py.  `sharing.py` decides which layers
+share parameters, `heads.py` what is predicted, `training/partition.py` on which devices arrays are.
 
 Shapes: B batch, S sequence, E embedding_size, H hidden_size, F intermediate_size, N heads, D = H / N, V vocab_size,
 L layers, G parameter sets of a part, P predicted positions.
@@ -33,22 +33,22 @@ ACTIVATIONS = {
 }
 
 MAX_DEPTH = 10_000
-"""Largest number of blocks.  A deeper network is a corrupted file."""
+"""Largest number of blocks.  A larger number is a mistake or comes from a corrupted file."""
 
 MAX_SIZE = 2**24
-"""Largest value of any size: 32-bit indices must hold the product of two sizes."""
+"""Largest value of any size.  A larger value is a mistake or comes from a corrupted file."""
 
 
 @dataclass(frozen=True)
 class AlbertConfig:
-    """The network.  Names are those of the released `albert_config.json`; the defaults are ALBERT-base v2."""
+    """The network.  Names are those of the released `albert_config.json`; the defaults are those of ALBERT-base v2."""
 
     vocab_size: int = 30000
     """V: size of the vocabulary."""
     embedding_size: int = 128
     """E: width of the token embeddings.  A dense layer maps them to hidden_size unless the two are equal."""
     always_map_embeddings: bool = False
-    """Map the embeddings even if E = H, as Hugging Face does and the released code does not."""
+    """Map the embeddings even if E = H, as Hugging Face does.  The released code does not."""
     hidden_size: int = 768
     """H: width of the layers."""
     num_hidden_layers: int = 12
@@ -58,11 +58,11 @@ class AlbertConfig:
     intermediate_size: int = 3072
     """F: width of the feed-forward layer."""
     sharing: str = choice("all", STRATEGIES)
-    """Which parts of the layers share parameters (paper, Table 4).  groups: consecutive layers share, in num_hidden_groups groups."""
+    """Which parts of the layers share parameters (paper, Table 4).  With G = num_hidden_groups, groups: G runs of consecutive layers; cycle: layer i reads set i % G."""
     num_hidden_groups: int = 1
-    """Number of parameter sets, for sharing strategies that take it."""
+    """G: number of parameter sets, for the sharing strategies that use it."""
     inner_group_num: int = 1
-    """Blocks in each layer, with separate parameters.  The number of blocks that run is L times this."""
+    """Number of blocks in each layer, with separate parameters.  L times this number of blocks run."""
     hidden_act: str = choice("gelu_new", ACTIVATIONS)
     """gelu_new is the tanh approximation (released as "gelu"), gelu the exact erf form."""
     hidden_dropout_prob: float = 0.0
@@ -80,11 +80,11 @@ class AlbertConfig:
     layer_norm_eps: float = 1e-12
     """Added to the variance in LayerNorm."""
     dtype: str = choice("float32", ("float32", "bfloat16"))
-    """Compute dtype, float32 or bfloat16.  Parameters, their gradients, LayerNorm and softmax stay in float32."""
+    """Compute dtype.  Parameters, their gradients, LayerNorm and softmax stay in float32."""
     remat: str = choice("elementwise", POLICIES)
     """What the backward pass recomputes.  none: nothing; elementwise: all but matrix products; dots: also attention's products; full: the block."""
     scan_unroll: int = 1
-    """Number of blocks in one iteration of the layer loop.  1 compiles fastest; on a GPU all of them unrolled run 10 % faster."""
+    """Number of blocks in one iteration of the layer loop.  1 compiles fastest; on a GPU, unrolling all blocks is 10 % faster."""
     attention_implementation: str = choice("xla", ("xla", "cudnn"))
     """cudnn: fused attention on NVIDIA GPUs, in bfloat16, without attention dropout, for masks that only pad on the right."""
 
@@ -157,7 +157,7 @@ def dropout(x: Array, keys: Array | None, site: Array | int, rate: float) -> Arr
     Args:
       x: activations.
       keys: [B] random keys, or None for no dropout.
-      site: number of the place in the network; every place folds its number into the same keys.
+      site: number of this use of dropout in the network; it is folded into the keys, so that masks differ.
       rate: probability of a zero.
     """
     if keys is None or rate == 0:
@@ -173,7 +173,7 @@ def initializer(config: AlbertConfig) -> nn.initializers.Initializer:
 
 
 class Dense(nn.Module):
-    """Dense layer [..., K] -> [..., M].  Parameters are float32 and cast at their use, so that gradients are summed in float32."""
+    """Dense layer [..., K] -> [..., M].  Parameters are float32 and cast where they are used: gradients are summed in float32."""
 
     config: AlbertConfig
     features: int
@@ -199,7 +199,7 @@ def layer_norm(config: AlbertConfig, x: Array) -> Array:
 
 
 def activation(config: AlbertConfig, x: Array) -> Array:
-    """Apply `hidden_act` in float32 and return x's dtype: in bfloat16 every operation inside would round."""
+    """Apply `hidden_act` in float32, because in bfloat16 each of its operations would round; return x's dtype."""
 
     def in_float32(x: Array) -> Array:
         return ACTIVATIONS[config.hidden_act](x.astype(jnp.float32)).astype(x.dtype)
@@ -233,8 +233,8 @@ class Embeddings(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention with residual and LayerNorm: [B, S, H] -> [B, S, H] and the weights [B, N, S, S].
 
-    cuDNN does not return the weights (None): with `with_weights` XLA computes instead.  Query, key and value stay separate
-    products, since one fused product is no faster (9.4 ms both on two CPU cores).
+    cuDNN does not return the weights (None); if `with_weights`, XLA computes attention instead.  Query, key and value are
+    separate products, since one fused product is no faster (both 9.4 ms on two CPU cores).
     """
 
     config: AlbertConfig
@@ -283,11 +283,11 @@ SITES_PER_BLOCK = 3
 
 
 class Encoder(nn.Module):
-    """The stack of layers: a scan over the block, with the parameter sets that `config.sharing` assigns.
+    """The stack of layers: a scan over blocks, each with the parameter sets that `config.sharing` assigns to it.
 
-    The parameters of each part always have a leading axis of sets, [G, ...], with G = 1 if all layers share.  So one
-    parameter tree serves all strategies.  A part with one set is a constant of the scan; otherwise its sets are laid out
-    per block and scanned over.
+    The parameters of each part always have a leading axis of sets, [G, ...], with G = 1 if all layers share.  So the
+    parameter tree has the same structure for all strategies.  A part with one set is a constant of the scan; otherwise the
+    scan runs over a stack with the set of each block.
 
     `gather_set(params of one set, *path)`, if given, is called on each set right before its use.  It all-gathers sharded
     parameters, so that a device never holds all sets at once.
@@ -303,7 +303,7 @@ class Encoder(nn.Module):
         if config.maps_embeddings:
             x = dense(config, config.hidden_size, "embedding_hidden_mapping_in")(x)
         x = x.astype(config.dtype)
-        # Linen modules are leaves only: flax's own scan silently un-shares a module that is passed to it from outside.
+        # Attention and FeedForward are applied by hand: flax's scan silently un-shares a module that is passed to it.
         modules: dict[str, nn.Module] = {
             "attention": Attention(config, parent=None),
             "ffn": FeedForward(config, parent=None),
@@ -335,7 +335,7 @@ class Encoder(nn.Module):
             if gather_set is not None:
                 scanned_params = {part: gather_set(params, "encoder", part) for part, params in scanned_params.items()}
             block_params, site = constant | scanned_params, 1 + SITES_PER_BLOCK * index
-            # While initializing, XLA's attention: parameter shapes are also needed where there is no GPU.
+            # Initialization uses XLA's attention, because parameter shapes are also needed without a GPU.
             with_weights = collect or self.is_initializing()
             attention_args = (x, mask, keys, site, with_weights)
             attended: Any = modules["attention"].apply({"params": block_params["attention"]}, *attention_args)

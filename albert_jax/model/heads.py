@@ -32,11 +32,11 @@ class MaskedLMHead(nn.Module):
     config: AlbertConfig
 
     @nn.compact
-    def __call__(self, hidden: Array, table: Array) -> Array:
+    def __call__(self, hidden: Array, word_embeddings: Array) -> Array:
         config = self.config
         x = activation(config, dense(config, config.embedding_size, "dense")(hidden))
         x = layer_norm(config, x)
-        logits = jnp.einsum("bpe,ve->bpv", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
+        logits = jnp.einsum("bpe,ve->bpv", x, word_embeddings.astype(x.dtype), preferred_element_type=jnp.float32)
         return logits + self.param("bias", nn.initializers.zeros, (config.vocab_size,))
 
 
@@ -97,10 +97,10 @@ ANSWER_BEAM = 5
 
 
 class Inputs(NamedTuple):
-    """What a head may read in addition to the outputs of the encoder and of earlier heads."""
+    """The inputs of a head besides the outputs of the encoder and of earlier heads."""
 
-    table: Array
-    """[V, E]: the word embeddings."""
+    word_embeddings: Array
+    """[V, E]."""
     masked_lm_positions: Array | None
     dropout_keys: Array | None
     num_labels: int
@@ -119,7 +119,7 @@ def _predictions(config: AlbertConfig, outputs: Outputs, inputs: Inputs) -> Outp
     hidden = outputs["last_hidden_state"]
     if inputs.masked_lm_positions is not None:
         hidden = jnp.take_along_axis(hidden, inputs.masked_lm_positions[..., None], axis=1)
-    return {"prediction_logits": MaskedLMHead(config, name="predictions")(hidden, inputs.table)}
+    return {"prediction_logits": MaskedLMHead(config, name="predictions")(hidden, inputs.word_embeddings)}
 
 
 def _linear(config: AlbertConfig, x: Array, features: int, name: str) -> Array:
@@ -182,15 +182,15 @@ SENTENCE_CLASSES = ("in order", "swapped")
 
 
 class Albert(nn.Module):
-    """`apply({"params": params}, input_ids)` -> dict of arrays, in Hugging Face's names.
+    """`apply({"params": params}, input_ids)` -> dict of arrays, with Hugging Face's names.
 
     Args:
       input_ids: [B, S] token ids.
-      attention_mask: [B, S], 1 = attend; everything by default.
-      token_type_ids: [B, S] segment of each token; 0 by default.
-      masked_lm_positions: [B, P] positions to predict; every position by default.
-      answer_mask: [B, S], 1 where an answer may start or end, for the head `answer_class`; everywhere by default.
-      start_positions: [B] starts of the answers, for the same head in training.
+      attention_mask: [B, S], 1 = attend, 0 = padding; by default all ones.
+      token_type_ids: [B, S] segment of each token; by default all zeros.
+      masked_lm_positions: [B, P] positions to predict; by default every position.
+      answer_mask: [B, S], 1 where an answer may start or end, for the head `answer_class`; by default `attention_mask`.
+      start_positions: [B] starts of the answers, for the head `answer_class` in training.
       dropout_keys: [B] random keys, or None for no dropout.
       output_hidden_states, output_attentions: also return `hidden_states` [L + 1, B, S, H] (the first is the encoder's
         input) and `attentions` [L * inner_group_num, B, N, S, S].
@@ -236,13 +236,13 @@ class Albert(nn.Module):
             attention_mask = jnp.ones_like(input_ids)
         if token_type_ids is None:
             token_type_ids = jnp.zeros_like(input_ids)
-        x, table = Embeddings(config, name="embeddings")(input_ids, token_type_ids, dropout_keys)
+        x, word_embeddings = Embeddings(config, name="embeddings")(input_ids, token_type_ids, dropout_keys)
         collect = output_hidden_states or output_attentions
         hidden, collected = Encoder(config, name="encoder")(x, attention_mask, dropout_keys, collect, gather_set)
         outputs = {"last_hidden_state": hidden}
         allowed = attention_mask if answer_mask is None else answer_mask
         num_classes = len(self.labels), len(self.sentence_classes)
-        inputs = Inputs(table, masked_lm_positions, dropout_keys, *num_classes, allowed, start_positions)
+        inputs = Inputs(word_embeddings, masked_lm_positions, dropout_keys, *num_classes, allowed, start_positions)
         for name, head in HEADS.items():
             if name in self.heads:
                 outputs |= head(config, outputs, inputs)
@@ -260,7 +260,7 @@ def init_params(model: Albert, key: Array) -> dict:
 
 @functools.cache
 def param_shapes(model: Albert) -> dict:
-    """The shapes of `init_params`; no array is made."""
+    """The shapes of `init_params`, without allocating arrays."""
     return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
@@ -270,19 +270,19 @@ def stacked_shapes(model: Albert) -> dict[tuple[str, ...], tuple[int, ...]]:
 
 
 def num_params(model: Albert) -> int:
-    """Number of parameters, heads included; no array is made."""
+    """Number of parameters, heads included."""
     return sum(leaf.size for leaf in jax.tree.leaves(param_shapes(model)))
 
 
 def flops_per_token(config: AlbertConfig, length: int, predictions: int) -> float:
     """Matmul FLOPs of one training step per token of sequences of `length` with `predictions` MLM positions.
 
-    Three times the forward pass, two per multiply-add; recomputation, padding and the optimizer do not count.  The shared
-    block counts L times, so 6 x parameters would be wrong by about a factor L.
+    3 x the forward pass, with 2 FLOPs per multiply-add; without recomputation and the optimizer.  The shared block counts L
+    times, so 6 x parameters would be too low by about a factor L.
     """
     h, e = config.hidden_size, config.embedding_size
     encoder = config.depth * (8 * h * h + 4 * h * config.intermediate_size + 4 * length * h)
     mapping = 2 * e * h if config.maps_embeddings else 0
     masked_lm = predictions * (2 * h * e + 2 * e * config.vocab_size) / length
-    pooler_and_pair = (2 * h * h + 4 * h) / length
-    return 3 * (encoder + mapping + masked_lm + pooler_and_pair)
+    sentence = (2 * h * h + 4 * h) / length
+    return 3 * (encoder + mapping + masked_lm + sentence)

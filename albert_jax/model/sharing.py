@@ -1,6 +1,6 @@
 """Parameter sharing: which parameter set each layer reads, as one tuple of set numbers for each part of a layer.
 
-A new strategy is an entry of `STRATEGIES`.  How the sets are stored and looped over is decided in `albert.Encoder`.
+A new strategy is an entry of `STRATEGIES`.  `albert.Encoder` stores the sets and loops over them.
 """
 
 from collections.abc import Callable
@@ -29,13 +29,13 @@ def shared(num_layers: int, num_groups: int) -> Sets:
 
 
 def separate(num_layers: int, num_groups: int) -> Sets:
-    """Each layer reads its own set."""
+    """Layer i reads set i."""
     return tuple(range(num_layers))
 
 
 def consecutive(num_layers: int, num_groups: int) -> Sets:
-    """Consecutive layers share a set."""
-    # Integers: the released float formula int(i / L * G) is wrong for some (L, G), such as (18, 14).
+    """Each set is read by a run of consecutive layers."""
+    # In integers, because the released float formula int(i / L * G) is wrong for some (L, G), such as (18, 14).
     return tuple(i * num_groups // num_layers for i in range(num_layers))
 
 
