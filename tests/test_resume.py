@@ -248,16 +248,16 @@ def test_init_from_another_shape(
 ) -> None:
     assert main(slow(tmp_path / "run", init_from=straight, model__intermediate_size=128)) == 2
     error = capsys.readouterr().err
-    assert "encoder/ffn/intermediate/bias has shape (1, 256), the model (1, 128)" in error
+    assert "encoder/ffn/intermediate/bias has shape (1, 256), but the model expects (1, 128)" in error
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [
-        ("model__num_attention_heads", 2, "model.num_attention_heads is 4 there, 2 here"),
-        ("model__hidden_act", "relu", "model.hidden_act is 'gelu_new' there, 'relu' here"),
-        ("model__layer_norm_eps", 1e-6, "model.layer_norm_eps is 1e-12 there, 1e-06 here"),
+        ("model__num_attention_heads", 2, "model.num_attention_heads is 4 in the source, but set to 2"),
+        ("model__hidden_act", "relu", "model.hidden_act is 'gelu_new' in the source, but set to 'relu'"),
+        ("model__layer_norm_eps", 1e-6, "model.layer_norm_eps is 1e-12 in the source, but set to 1e-06"),
     ],
 )
 def test_init_from_another_network_of_the_same_shapes(

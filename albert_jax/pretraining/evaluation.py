@@ -1,4 +1,4 @@
-"""Held-out metrics of a pretraining run, next to those of trivial baselines."""
+"""Held-out metrics of a pretraining run, and those of trivial baselines."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,7 +35,7 @@ def make_evaluate(
     """Return `params -> {"eval": metrics, "baseline": metrics of the trivial baseline}`.
 
     The masked-LM metrics are those of inputs drawn by `objective`.  The sentence head is scored on every sentence objective
-    that it has enough classes for (paper, Table 5).  Every evaluation uses the same inputs.
+    with at most as many classes as it has (paper, Table 5).  Every evaluation uses the same inputs.
 
     Args:
       model: its `sentence_classes` are those of the objective it is trained on.
@@ -48,21 +48,21 @@ def make_evaluate(
       max_steps: maximum number of batches.
     """
     num_classes = len(model.sentence_classes)
-    scored = {name: kind.chance for name, kind in SENTENCE_OBJECTIVES.items() if 0 < len(kind.classes) <= num_classes}
+    chances = {name: kind.chance for name, kind in SENTENCE_OBJECTIVES.items() if 0 < len(kind.classes) <= num_classes}
 
     def step(params: Any, batch: dict[str, Array], number: Array) -> dict[str, Any]:
         params = partition.gathered(params, mesh)
         key = jax.random.fold_in(jax.random.key(EVAL_SEED), number)
         eval_metrics: dict[str, Array] = {}
         baseline: dict[str, Array] = {}
-        for name in sorted({objective.sentence_objective, *scored}):
-            drawn_by = replace(objective, sentence_objective=name)
-            examples = objectives.draw(drawn_by, vocabulary, batch, key)
-            if name in scored:
+        for name in sorted({objective.sentence_objective, *chances}):
+            scored_objective = replace(objective, sentence_objective=name)
+            examples = objectives.draw(scored_objective, vocabulary, batch, key)
+            if name in chances:
                 examples["sentence_labels"] = objectives.sentence_labels(examples, name, model.sentence_classes)
-            _, metrics = objectives.loss(drawn_by, model.apply, params, examples, train=False)
-            wanted = [name] * (name in scored) + ["mlm"] * (name == objective.sentence_objective)
-            eval_metrics |= {key: value for key, value in metrics.items() if key.rpartition("_")[0] in wanted}
+            _, metrics = objectives.loss(scored_objective, model.apply, params, examples, train=False)
+            prefixes = [name] * (name in chances) + ["mlm"] * (name == objective.sentence_objective)
+            eval_metrics |= {key: value for key, value in metrics.items() if key.rpartition("_")[0] in prefixes}
             if name == objective.sentence_objective:
                 baseline = objectives.baseline(token_counts, examples)
         return {"eval": eval_metrics, "baseline": baseline}
@@ -76,12 +76,12 @@ def make_evaluate(
             batch_number = jax.device_put(np.uint32(number), partition.replicated(mesh))
             batch_sums = jax.device_get(jitted(params, rows, batch_number))
             sums = batch_sums if sums is None else jax.tree.map(np.add, sums, batch_sums)
-        # The weight is 0 if all held-out rows are of one document: then there is no negative for NSP.
+        # The weight is 0 if all held-out rows come from one document, because no NSP negative is possible.
         means = {
             part: {name: float(total[0] / total[1]) for name, total in sorted(values.items()) if total[1] > 0}
             for part, values in sums.items()
         }
-        means["baseline"] |= {f"{name}_accuracy": chance for name, chance in scored.items()}
+        means["baseline"] |= {f"{name}_accuracy": chance for name, chance in chances.items()}
         return means
 
     return evaluate

@@ -3,7 +3,7 @@
 The algorithm is create_masked_lm_predictions of google-research/albert create_pretraining_data.py.  An n-gram of whole words
 starts at every word.  The n-grams are visited in random order.  Each draws its n, is shortened to the remaining budget, and
 is selected unless it overlaps a selected one.  Two things differ: an n-gram never crosses the [SEP] between the segments,
-and masks are drawn again each time a row is seen.
+and a row gets new masks in every epoch.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 MASKED, RANDOM = 0.8, 0.1
-"""Probabilities that a predicted piece becomes [MASK] or a random piece; otherwise it stays (BERT)."""
+"""Probabilities that a predicted piece becomes [MASK] or a random piece; otherwise it is unchanged (BERT)."""
 
 
 class Masked(NamedTuple):
@@ -32,7 +32,7 @@ class Masked(NamedTuple):
 def prediction_budget(real_length: Array, max_length: int, masked_lm_prob: float, max_predictions: int) -> Array:
     """Number of pieces to predict in a row of `real_length` <= `max_length` tokens, [CLS] and [SEP] included.
 
-    It is looked up in a table computed in Python: float32 products round differently for lengths such as 190.
+    It is looked up in a table computed in Python, because float32 products round differently for lengths such as 190.
     """
     table = [min(max_predictions, max(1, round(length * masked_lm_prob))) for length in range(max_length + 1)]
     return jnp.array(table, jnp.int32)[real_length]
@@ -43,17 +43,17 @@ def choose(
 ) -> Array:
     """Choose the pieces to predict, [S] bool: `budget` of them, or fewer if no more words fit.
 
-    The loop has a fixed number of turns, and each turn selects the n-gram that the released algorithm would select next.  A
-    while loop would end sooner, but under data parallelism XLA puts an all-reduce into its condition.
+    The loop has a fixed number of iterations.  Each selects the n-gram that the released algorithm would select next.  A while
+    loop would end earlier, but under data parallelism XLA puts an all-reduce into its condition.
 
     Args:
       key: random key.
       word_start: [S] bool, whether a piece starts a word.
-      segment: [S] segment of each piece; -1 where nothing may be masked ([CLS], [SEP], padding).
+      segment: [S] segment of each piece; -1 for pieces that must not be masked ([CLS], [SEP], padding).
       budget: number of pieces to choose.
       max_budget: static bound on `budget`.
       ngram: maximum number of words in an n-gram.
-      favor_shorter_ngram: p(n) is proportional to 1 / n; otherwise reversed.
+      favor_shorter_ngram: p(n) is proportional to 1 / n; otherwise to 1 / (ngram + 1 - n).
     """
     length = word_start.shape[0]
     order_key, n_key = jax.random.split(key)
@@ -92,7 +92,7 @@ def choose(
         selected = candidate[best] & (remaining > 0)
         chosen = chosen | (selected & (position >= first) & (position < last))
         free = free & ~((position < last) & (end > first))
-        # A word that was passed over is not visited again, even if the remaining budget would fit later.
+        # A skipped word is not visited again, even if its n-gram, shortened to a smaller budget, would no longer overlap.
         visited = jnp.where(selected, order[best], visited)
         remaining = jnp.where(selected, remaining - (last - first), remaining)
         return chosen, free, visited, remaining
@@ -102,7 +102,7 @@ def choose(
 
 
 def hide(key: Array, input_ids: Array, chosen: Array, max_predictions: int, mask_id: int, vocab_size: int) -> Masked:
-    """Mask the chosen pieces of input_ids [S]: 80 % become [MASK], 10 % a random piece, 10 % stay, independently."""
+    """Mask the chosen pieces of input_ids [S]: independently, 80 % become [MASK], 10 % a random piece, 10 % are unchanged."""
     fate_key, random_key = jax.random.split(key)
     fate = jax.random.uniform(fate_key, input_ids.shape)
     random_piece = jax.random.randint(random_key, input_ids.shape, 0, vocab_size)

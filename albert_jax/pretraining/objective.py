@@ -1,7 +1,7 @@
 """The pretraining objective: examples drawn on device from rows of sentences, and the loss on them.
 
-`draw` runs inside the jitted step on the global batch, keyed by (seed, step).  Every epoch has new pairs and masks.  They are
-the same on any number of devices, processes and micro-batches, because each row has its own key.
+`draw` runs inside the jitted step on the global batch, with a key of (seed, step).  Every epoch has new pairs and masks.  They
+are the same for any number of devices, processes and micro-batches, because each row has its own key.
 """
 
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ Metrics = dict[str, Array]
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """How inputs are drawn from text.  Names are those of the released flags."""
+    """How inputs are drawn from text.  Most names are those of the released flags."""
 
     sentence_objective: str = choice("sop", SENTENCE_OBJECTIVES)
-    """Sentence-order prediction, next-sentence prediction, or masked LM only (paper, Table 5)."""
+    """sop: sentence-order prediction; nsp: next-sentence prediction; sso: both, as three classes; none: masked LM only (paper, Table 5)."""
     max_seq_length: int = 512
     """S: length of [CLS] A [SEP] B [SEP] with padding."""
     max_predictions_per_seq: int = 77
-    """P: maximum number of pieces to predict per sequence; 15 % of 512.  The released command's 20 masks only 3.9 %."""
+    """P: maximum number of pieces to predict per sequence; 77 is 15 % of 512.  The released command's 20 is only 3.9 %."""
     masked_lm_prob: float = 0.15
     """Fraction of a sequence's tokens to predict."""
     ngram: int = 3
@@ -38,7 +38,7 @@ class ObjectiveConfig:
     do_whole_word_mask: bool = True
     """Mask whole words, not pieces."""
     favor_shorter_ngram: bool = True
-    """The probability of a span of n words is proportional to 1 / n; otherwise reversed."""
+    """The probability of a span of n words is proportional to 1 / n; otherwise to 1 / (ngram + 1 - n)."""
     short_seq_prob: float = 0.1
     """Fraction of sequences that are cut to a random length."""
 
@@ -72,12 +72,12 @@ class Vocabulary:
 
 
 def row_length(columns: int) -> int:
-    """S of the inputs drawn from rows with `columns` = C tokens: the inverse of `data.sequences.capacity`."""
+    """The sequence length S of inputs drawn from rows of C tokens: the inverse of `data.sequences.capacity`."""
     return -(-2 * columns // 3) + 3
 
 
 def max_predictions(config: ObjectiveConfig, length: int) -> int:
-    """P of inputs of `length`: below `max_seq_length`, at most what masked_lm_prob asks for."""
+    """P for inputs of `length`: `max_predictions_per_seq`, but at most length x masked_lm_prob below `max_seq_length`."""
     if length == config.max_seq_length:
         return config.max_predictions_per_seq
     return min(config.max_predictions_per_seq, max(1, round(length * config.masked_lm_prob)))
@@ -86,18 +86,18 @@ def max_predictions(config: ObjectiveConfig, length: int) -> int:
 def draw(config: ObjectiveConfig, vocabulary: Vocabulary, batch: dict[str, Array], key: Array) -> Examples:
     """Draw pairs and masks for a batch of rows: `tokens` [B, C], `sentence` [B, C], `document` [B].
 
-    S and P follow from C, so rows with fewer than `capacity(max_seq_length)` columns (length buckets) give shorter inputs.
-    They are drawn as in a run of that length: `short_seq_prob` cuts to lengths up to it.
+    S and P follow from C.  Rows with fewer than `capacity(max_seq_length)` columns (length buckets) give shorter inputs, drawn
+    as in a run with that `max_seq_length`.
 
     Returns:
       input_ids, attention_mask, token_type_ids [B, S]; masked_lm_positions, masked_lm_labels, masked_lm_weights [B, P];
       sentence_labels, sentence_weights [B]; dropout_keys [B]; and masked_lm_scale, sentence_scale: the weights divided by
-      their sum over the batch, so that losses of micro-batches add up to the loss of the batch.
+      their sum over the batch, so that the losses of micro-batches sum to the loss of the batch.
     """
     rows = Sequence(batch["tokens"], batch["sentence"])
     other_key, row_key = jax.random.split(key)
     index, has_other = segment_pairs.other_rows(other_key, batch["document"])
-    # If the batch has only one document there is no negative: the other row is empty.
+    # If the batch has only one document, the other row is empty: no negative is possible.
     others = Sequence(rows.tokens[index], jnp.where(has_other[:, None], rows.sentence[index], -1))
     starts_word = jnp.asarray(vocabulary.starts_word | (not config.do_whole_word_mask))
     length = row_length(batch["tokens"].shape[1])
@@ -113,7 +113,7 @@ def draw(config: ObjectiveConfig, vocabulary: Vocabulary, batch: dict[str, Array
         )
         special = (ids == vocabulary.cls_id) | (ids == vocabulary.sep_id) | (mask == 0)
         budget = masking.prediction_budget(jnp.sum(mask), length, config.masked_lm_prob, num_predictions)
-        has_text = row.sentence[0] >= 0  # empty rows fill up the last batch of an evaluation
+        has_text = row.sentence[0] >= 0  # false for the rows that fill up the last batch of an evaluation
         chosen = masking.choose(
             choose_key,
             starts_word[ids],
@@ -147,10 +147,10 @@ def loss(config: ObjectiveConfig, apply: Any, params: Any, examples: Examples, t
     """Masked-LM loss plus sentence loss with equal weights (paper, section 3.1), and metrics.
 
     Args:
-      config: names the sentence objective.
+      config: for the sentence objective.
       apply: the model's `apply`.
       params: the model's parameters.
-      examples: any rows of what `draw` returned.
+      examples: the result of `draw`, or some of its rows.
       train: use dropout.
     """
     outputs = apply(
@@ -184,10 +184,10 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 
 
 def sentence_labels(examples: Examples, objective: str, head_classes: tuple[str, ...]) -> Array:
-    """The labels of examples of `objective` as classes of a sentence head that was trained on any objective.
+    """Convert the labels of `objective` to the classes of a sentence head that was trained on a different objective.
 
-    Classes correspond by name.  A class that the head lacks corresponds to the head's last class, so that every head can be
-    scored on every objective with at most as many classes (paper, Table 5).
+    Classes are matched by name.  A class that the head lacks becomes the head's last class.  So a head can be scored on every
+    objective with at most as many classes (paper, Table 5).
     """
     classes = SENTENCE_OBJECTIVES[objective].classes
     last = len(head_classes) - 1
@@ -196,11 +196,11 @@ def sentence_labels(examples: Examples, objective: str, head_classes: tuple[str,
 
 
 def baseline(counts: np.ndarray, examples: Examples) -> Metrics:
-    """Masked-LM metrics of the trivial baseline: the unigram distribution and the most frequent piece.
+    """Masked-LM metrics of a trivial baseline: the loss of the unigram distribution, the accuracy of the most frequent piece.
 
     Args:
       counts: [V] occurrences in the train split.  One is added to each, so that an unseen piece has a finite loss.
-      examples: what `draw` returned.
+      examples: the result of `draw`.
     """
     log_prob = jnp.asarray(np.log((counts + 1) / (counts + 1).sum()), jnp.float32)
     labels, weights = examples["masked_lm_labels"], examples["masked_lm_weights"]

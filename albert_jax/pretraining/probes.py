@@ -1,7 +1,7 @@
 """Shortcut probes: how well linear classifiers solve the sentence objective without understanding the text.
 
-A sentence-order accuracy means something only above theirs: public runs with 99 % are explained by leaks in segment lengths,
-punctuation or case.
+Only a sentence-order accuracy above theirs is evidence of understanding: public runs with 99 % are explained by leaks in
+segment lengths, punctuation or case.
 """
 
 import functools
@@ -34,12 +34,12 @@ def probe(config: PretrainConfig) -> dict[str, Any]:
     """Fit the classifiers to training pairs and score them on held-out pairs.
 
     Args:
-      config: gives the data and the sentence objective; SOP if it has none.
+      config: for the data and the sentence objective; if that has no classes, SOP is used.
 
     Returns:
       `objective`; `chance`; `case`, whether the vocabulary has case; the accuracies `shapes` (from lengths, punctuation,
-      digits and case of both segments) and `pieces` (from bags of pieces); `standard_error` of guessing on this number of
-      pairs; `train_pairs`, `heldout_pairs`.
+      digits and case of both segments) and `pieces` (from bags of pieces); `standard_error` of the accuracy of guessing;
+      `train_pairs`, `heldout_pairs`.
 
     Raises:
       InputError: as `prepare`.
@@ -90,7 +90,7 @@ def probe(config: PretrainConfig) -> dict[str, Any]:
 
 
 def _unmasked(examples: dict[str, np.ndarray], tokenizer: Tokenizer) -> Pairs:
-    """The pairs of a batch with the original pieces in the place of the masks."""
+    """The pairs of a batch, with the original pieces instead of masks."""
     ids = examples["input_ids"].copy()
     row, slot = np.nonzero(examples["masked_lm_weights"])
     ids[row, examples["masked_lm_positions"][row, slot]] = examples["masked_lm_labels"][row, slot]

@@ -1,4 +1,4 @@
-"""The pretraining job: puts data, model, objective and optimizer into the train loop."""
+"""The pretraining job: runs the train loop with data, model, objective and optimizer."""
 
 import functools
 import logging
@@ -49,8 +49,8 @@ class PretrainConfig:
     max_eval_steps: int = 100
     """Maximum number of batches in an evaluation."""
     length_buckets: bool = False
-    """For short documents: make batches of rows of similar length, padded to the longest row.  There are at most 12 lengths,
-    each with its own compilation.  MFU, `plan` and the budgets of `ablate` still assume max_seq_length."""
+    """For short documents: batches of rows of similar length, padded to one of at most 12 widths.  Each width is compiled
+    once.  MFU, `plan` and the budgets of `ablate` still assume max_seq_length."""
     init_from: str = ""
     """Start from these parameters: anything that `albert_jax.load` reads, such as a run folder."""
 
@@ -75,7 +75,7 @@ class PretrainConfig:
 
 
 def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[str, Any]:
-    """Prepare the data, train, evaluate, and write the run folder; resume what the folder already holds.
+    """Prepare the data, train, evaluate, and write the run folder; resume the run if the folder holds one.
 
     If there are several processes (`processes.start`), all of them call this with the same configuration and a run folder on
     a shared file system.
@@ -153,7 +153,7 @@ def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[st
 def training_parts(
     config: PretrainConfig, vocabulary: Vocabulary, mesh: Mesh, batches: Any = None, evaluate: Any = None
 ) -> tuple[Workload, Optimizer, Layout]:
-    """What `loop.run` and the training step need; `batches` and `evaluate` only for the loop (see `Workload`)."""
+    """The workload, optimizer and layout of a run.  Only `loop.run` needs `batches` and `evaluate` (see `Workload`)."""
     model = pretraining_model(config.model, config.objective)
     layout = pretraining_layout(model, mesh, config.mesh.sharding)
     workload = pretraining_workload(model, config.objective, vocabulary, layout, batches, evaluate)
@@ -161,13 +161,13 @@ def training_parts(
 
 
 def vocabulary_of(prepared: Prepared) -> Vocabulary:
-    """The properties of prepared data's tokenizer that the device needs."""
+    """The `Vocabulary` of prepared data."""
     t = prepared.tokenizer
     return Vocabulary(t.vocab_size, t.pad_id, t.cls_id, t.sep_id, t.mask_id, t.starts_word)
 
 
 NETWORK_FIELDS = ("inner_group_num", "num_attention_heads", "hidden_act", "layer_norm_eps")
-"""Fields of the model that change what it computes, but no parameter's shape."""
+"""Fields of the model that change the computation but not the shapes of the parameters."""
 
 
 def _initial_params(config: PretrainConfig, prepared: Prepared) -> Any:
@@ -179,12 +179,12 @@ def _initial_params(config: PretrainConfig, prepared: Prepared) -> Any:
     stored, model = source.weights.model, pretraining_model(config.model, config.objective)
     if missing_heads := [head for head in model.heads if head not in stored.heads]:
         raise InputError(
-            f"{field}: it lacks {', '.join(missing_heads)}; "
+            f"{field}: missing {', '.join(missing_heads)}; "
             f"'albert-jax convert {config.init_from} TARGET --to albert_jax --init-missing' initializes them"
         )
     unused_heads = [head for head in stored.heads if head not in model.heads]
     if unused_heads:
-        log.info("%s: %s left out; pretraining does not use it", config.init_from, ", ".join(unused_heads))
+        log.info("%s: not used: %s", config.init_from, ", ".join(unused_heads))
     params = {name: value for name, value in source.weights.params.items() if name not in unused_heads}
     _check_network(field, stored, model, params)
     _check_vocabulary(field, source, prepared)
@@ -195,33 +195,35 @@ def _check_network(field: str, stored: Albert, model: Albert, params: dict[str, 
     model_shapes = {path: leaf.shape for path, leaf in leaves(param_shapes(model)).items()}
     source_shapes = {path: leaf.shape for path, leaf in leaves(params).items()}
     for path in sorted(model_shapes.keys() | source_shapes.keys()):
-        ours, theirs = model_shapes.get(path), source_shapes.get(path)
-        if ours != theirs:
+        source_shape, model_shape = source_shapes.get(path), model_shapes.get(path)
+        if source_shape != model_shape:
             raise InputError(
-                f"{field}: {'/'.join(path)} has shape {theirs}, the model {ours}; use its model settings, or "
-                "'albert-jax convert'"
+                f"{field}: {'/'.join(path)} has shape {source_shape}, but the model expects {model_shape}; use the model "
+                "settings of the source, or 'albert-jax convert'"
             )
     names = list(NETWORK_FIELDS)
-    # Strategies with equal sets are the same network: one layer, or as many groups as layers.
+    # Different strategies are the same network if their sets are equal, such as with one layer.
     if stored.config.layer_sets != model.config.layer_sets:
         names += ["sharing", "num_hidden_groups"]
     for name in names:
-        theirs, ours = getattr(stored.config, name), getattr(model.config, name)
-        if theirs != ours:
-            raise InputError(f"{field}: model.{name} is {theirs!r} there, {ours!r} here; use the same value")
+        source_value, model_value = getattr(stored.config, name), getattr(model.config, name)
+        if source_value != model_value:
+            raise InputError(
+                f"{field}: model.{name} is {source_value!r} in the source, but set to {model_value!r}; use the same value"
+            )
 
 
 def _check_vocabulary(field: str, source: Source, prepared: Prepared) -> None:
     if source.tokenizer is None:
         return
-    theirs, ours = (t.pieces(range(t.vocab_size)) for t in (source.tokenizer, prepared.tokenizer))
-    for number, (their_piece, our_piece) in enumerate(zip(theirs, ours, strict=True)):
-        if their_piece != our_piece:
+    source_pieces, data_pieces = (t.pieces(range(t.vocab_size)) for t in (source.tokenizer, prepared.tokenizer))
+    for number, (source_piece, data_piece) in enumerate(zip(source_pieces, data_pieces, strict=True)):
+        if source_piece != data_piece:
             raise InputError(
-                f"{field}: piece {number} of its vocabulary is {their_piece!r}, of the data's {our_piece!r}; "
+                f"{field}: piece {number} is {source_piece!r} in its vocabulary, but {data_piece!r} in the data's; "
                 "prepare the data with its vocabulary (--data.vocab)"
             )
     for name in ("lower_case", "keep_accents", "map_punctuation"):
-        their_value, our_value = getattr(source.tokenizer, name), getattr(prepared.tokenizer, name)
-        if their_value != our_value:
-            log.warning("%s: its tokenizer has %s %s, the data's %s", field, name, their_value, our_value)
+        source_value, data_value = getattr(source.tokenizer, name), getattr(prepared.tokenizer, name)
+        if source_value != data_value:
+            log.warning("%s: %s is %s in its tokenizer, but %s in the data's", field, name, source_value, data_value)

@@ -1,9 +1,9 @@
-"""Sentence objectives: two segments from a row of sentences, and the class of their relation.
+"""Sentence objectives: two segments from a row of sentences, and their label, such as "swapped".
 
-A new sentence objective is an entry of `SENTENCE_OBJECTIVES`.  Everything here works on one row with static shapes and is
-vmapped over the batch by `objective.draw`.
+A new sentence objective is an entry of `SENTENCE_OBJECTIVES`.  Except `other_rows`, everything here works on one row with
+static shapes; `objective.draw` vmaps it over the batch.
 
-Shapes: C capacity of a row, S sequence length, M = S - 3 tokens beside [CLS] and two [SEP].
+Shapes: C capacity of a row, S sequence length, M = S - 3: the tokens of an input without [CLS] and two [SEP].
 """
 
 from collections.abc import Callable
@@ -68,8 +68,8 @@ def in_order(key: Array, row: Sequence, other: Sequence, end: Array) -> Pair:
 def sop(key: Array, row: Sequence, other: Sequence, end: Array) -> Pair:
     """Sentence-order prediction: consecutive segments, swapped with probability 1/2 (paper, section 3.1).
 
-    Both segments are of one document.  The released code pairs a document of one sentence with a random one and labels the
-    pair as swapped, which teaches topics, not order.
+    Both segments come from one document.  The released code pairs a single sentence with one of a random document and labels
+    the pair as swapped, which teaches topics, not order.
     """
     cut_key, swap_key = jax.random.split(key)
     pair = in_order(cut_key, row, other, end)
@@ -79,7 +79,7 @@ def sop(key: Array, row: Sequence, other: Sequence, end: Array) -> Pair:
 
 
 def nsp(key: Array, row: Sequence, other: Sequence, end: Array) -> Pair:
-    """Next-sentence prediction, as BERT: with probability 1/2, B starts at a random sentence of a different document."""
+    """Next-sentence prediction, as in BERT: with probability 1/2, B starts at a random sentence of a different document."""
     cut_key, swap_key, start_key = jax.random.split(key, 3)
     pair = in_order(cut_key, row, other, end)
     possible = jnp.max(other.sentence) >= 0
@@ -90,7 +90,7 @@ def nsp(key: Array, row: Sequence, other: Sequence, end: Array) -> Pair:
 
 
 def sso(key: Array, row: Sequence, other: Sequence, end: Array) -> Pair:
-    """Sentence structural objective: B follows A, A follows B, or B is of a different document (StructBERT, arXiv 1908.04577)."""
+    """Sentence structural objective: B follows A, A follows B, or they come from different documents (arXiv 1908.04577)."""
     cut_key, class_key, start_key = jax.random.split(key, 3)
     pair = in_order(cut_key, row, other, end)
     possible = jnp.max(other.sentence) >= 0
@@ -114,7 +114,7 @@ def _select(condition: Array, x: Segment, y: Segment) -> Segment:
 
 
 def _segment_of_other(key: Array, row: Sequence, other: Sequence) -> Segment:
-    """The rest of `other` from a random sentence on; `start` counts from the beginning of `row`."""
+    """The end of `other`, from a random sentence on, as a segment of the tokens of both rows (`row` first)."""
     first_sentence = jax.random.randint(key, (), 0, jnp.max(other.sentence) + 1)
     start = jnp.sum((other.sentence >= 0) & (other.sentence < first_sentence))
     return Segment(row.tokens.shape[0] + start, jnp.sum(other.sentence >= first_sentence))
@@ -128,10 +128,10 @@ def other_rows(key: Array, document: Array) -> tuple[Array, Array]:
 
 
 def used_length(key: Array, row: Sequence, room: int, short_seq_prob: float) -> Array:
-    """Number of tokens of the row to use: all, or with `short_seq_prob` the sentences that reach a random length.
+    """Number of tokens of the row to use: all, or with probability `short_seq_prob` the sentences that reach a random length.
 
-    The random length is uniform in [2, M].  At least two sentences are used.  The released code draws once per document,
-    this code once per row.
+    The random length is uniform in [2, M].  At least two sentences are used.  The released code draws a length for each
+    document, this code for each row.
     """
     short_key, target_key = jax.random.split(key)
     short = jax.random.bernoulli(short_key, float(short_seq_prob))
@@ -139,7 +139,7 @@ def used_length(key: Array, row: Sequence, room: int, short_seq_prob: float) -> 
     sentence_at_target = row.sentence[jnp.minimum(target, row.tokens.shape[0]) - 1]
     last_sentence = jnp.maximum(sentence_at_target, 1)
     is_token = row.sentence >= 0
-    # -1: the row is shorter than the target.
+    # sentence_at_target is -1 if the row is shorter than the target.
     return jnp.where(sentence_at_target >= 0, jnp.sum(is_token & (row.sentence <= last_sentence)), jnp.sum(is_token))
 
 
@@ -153,7 +153,7 @@ def _cut(key: Array, row: Sequence, end: Array) -> tuple[Segment, Segment]:
 
 
 def truncate(key: Array, a: Segment, b: Segment, room: int, max_removed: int) -> tuple[Segment, Segment]:
-    """Truncate both segments to `room` tokens together.
+    """Truncate the segments, so that both together have at most `room` tokens.
 
     The result is distributed as if tokens were removed one at a time from the longer segment (B on a tie), from its front
     or back with probability 1/2 (google-research/albert create_pretraining_data.py, truncate_seq_pair).

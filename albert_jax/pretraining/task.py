@@ -1,4 +1,4 @@
-"""Model and objective put together for the training step; independent of the data."""
+"""The workload of the training step, from model and objective.  It needs no data."""
 
 import functools
 from typing import Any
@@ -50,10 +50,10 @@ def pretraining_workload(
 
 
 def placeholder_vocabulary(vocab_size: int) -> Vocabulary:
-    """A vocabulary with the released ids, for use without data; every second piece starts a word.
+    """A vocabulary with the released special ids, for use without data; every second piece starts a word.
 
     Raises:
-      InputError: it is too small for the ids.
+      InputError: `vocab_size` has no room for the special ids.
     """
     if vocab_size <= 4:
         raise InputError(f"model.vocab_size must be above 4, the id of [MASK], got {vocab_size}")
