@@ -1,5 +1,6 @@
 """Fixtures that several test files share: a small real corpus, and a pretraining command that takes seconds."""
 
+import hashlib
 import json
 import os
 import socket
@@ -19,7 +20,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers and child processes inher
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compilation_cache.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from albert_jax.cli import main
@@ -91,6 +94,24 @@ def write_tfds_set(folder: Path, splits: dict[str, list[Any]], shards: int = 1) 
     builder = MadeTexts(data_dir=folder, file_format="array_record")
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))
     return Path(builder.data_dir)
+
+
+def largest_file(folder: Path) -> Path:
+    """The file of a checkpoint that holds most of its arrays."""
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def digest(run_dir: Path, step: int) -> str:
+    """SHA-256 of the parameters, optimizer state and step in a checkpoint of a run."""
+    with ocp.PyTreeCheckpointer() as reader:
+        path = run_dir / "checkpoints" / str(step) / "state"
+        leaves = jax.tree.map(np.zeros_like, reader.metadata(path).item_metadata.tree)
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), leaves)
+        restored = reader.restore(path, restore_args=restore_args)
+    total = hashlib.sha256()
+    for leaf in jax.tree.leaves(restored):
+        total.update(np.ascontiguousarray(leaf).tobytes())
+    return total.hexdigest()
 
 
 def free_port() -> int:

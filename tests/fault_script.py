@@ -1,54 +1,106 @@
-"""Run by test_processes.py and test_survival.py: the command line, with something going wrong in one process at a step.
+"""Run by tests in processes of their own: the command line, or the toy run, in which one process fails at a step.
 
-python -m tests.fault_script FAULT PROCESS STEP WORDS...
+python -m tests.fault_script FAULT PROCESS STEP (WORDS... | toy RUN_DIR WATCHDOG_SECONDS COORDINATOR NUMBER)
 """
 
 import os
+import random
+import resource
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from albert_jax.cli import main
-from albert_jax.data import loader
+from albert_jax.training import processes
+from albert_jax.training.processes import DistributedConfig
+from albert_jax.training.progress import Meter
+
+from . import toy
 
 
-def fail(batch: Any) -> Any:
+def fail() -> None:
     raise RuntimeError("planted failure")
 
 
-def stick(batch: Any) -> Any:
+def stick() -> None:
     time.sleep(3600)
 
 
-def kill(batch: Any) -> Any:
+def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def poison(batch: Any) -> Any:
-    """Ids beyond the vocabulary: flax's embedding is NaN there."""
-    return batch | {"tokens": np.full_like(batch["tokens"], 10**6)}
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
-FAULTS: dict[str, Callable[[Any], Any]] = {"fail": fail, "stick": stick, "kill": kill, "poison": poison}
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def kill_soon() -> None:
+    """At a random moment of the next steps."""
+    threading.Timer(random.random() / 10, kill).start()
+
+
+def make_room() -> None:
+    """Remove the limit of file sizes that made the disk full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+FAULTS: dict[str, Callable[[], None]] = {
+    "fail": fail,
+    "stick": stick,
+    "kill": kill,
+    "terminate": terminate,
+    "interrupt": interrupt,
+    "kill_soon": kill_soon,
+    "make_room": make_room,
+    "none": lambda: None,
+}
 
 
 def plant(fault: str, process: int, step: int) -> None:
-    """Has the batch of one step of one process go wrong."""
-    sound = loader.train_batches
+    """Let one process fail when it has started a step; it is killed when all earlier checkpoints are on disk."""
+    add = Meter.add
 
-    def batches(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        start = args[-1]
-        for number, batch in enumerate(sound(*args, **kwargs), start + 1):
-            yield FAULTS[fault](batch) if (number, jax.process_index()) == (step, process) else batch
+    def faulty(meter: Meter, number: int, *arguments: Any) -> None:
+        if (number, jax.process_index()) == (step, process):
+            while fault == "kill" and list(meter.run_dir.glob("checkpoints/*.orbax-checkpoint-tmp*")):
+                time.sleep(0.05)
+            FAULTS[fault]()
+        add(meter, number, *arguments)
 
-    loader.train_batches = batches
+    Meter.add = faulty  # type: ignore[method-assign]
+
+
+def forbid_writing(folder: Path) -> None:
+    """Let this process fail if Python opens a file in `folder` for writing."""
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], str) and arguments[0].startswith(str(folder)):
+            flags = arguments[2] or 0
+            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and "/checkpoints/" not in arguments[0]:
+                raise RuntimeError(f"a process other than 0 writes {arguments[0]}")
+
+    sys.addaudithook(hook)
 
 
 if __name__ == "__main__":
     plant(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
-    sys.exit(main(sys.argv[4:]))
+    words = sys.argv[4:]
+    if words[0] == "toy":
+        run_dir, watchdog, coordinator, number = words[1:]
+        processes.start(DistributedConfig(coordinator, 2, int(number), 60))
+        with processes.ending_together():
+            toy.train(Path(run_dir), devices=0, watchdog_seconds=int(watchdog))
+        sys.exit()
+    if "--distributed.process-id" in words and words[words.index("--distributed.process-id") + 1] != "0":
+        forbid_writing(Path(words[words.index("--run-dir" if "--run-dir" in words else "--run_dir") + 1]))
+    sys.exit(main(words))

@@ -26,9 +26,8 @@ from albert_jax.pretraining.run import PretrainConfig
 from albert_jax.reports import load_runs
 from albert_jax.training.run_folder import file_lock, read_metrics
 
-from .conftest import ROOT, refused
+from .conftest import ROOT, digest, refused
 from .synthetic_tasks import WRITE
-from .test_resume import digest
 
 TABLE = '''"""Does a small table run?"""
 

@@ -21,6 +21,8 @@ from albert_jax.training.checkpoint import Best, Checkpoints, has_checkpoint, re
 from albert_jax.training.integrity import fingerprint
 from albert_jax.training.partition import Layout, make_mesh
 
+from .conftest import largest_file
+
 
 def state(step: int) -> dict[str, Any]:
     """A state of 140 KB.  The states of two steps have no value in common."""
@@ -73,11 +75,6 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def arrays(step: Path) -> Path:
-    """The file that holds most of a step's arrays."""
-    return max(step.rglob("*"), key=lambda path: path.stat().st_size)
-
-
 def truncate(step: Path) -> None:
     """Cut off all files of arrays: Orbax does not write the parameters into the same one every time."""
     for path in step.glob("state/ocdbt.process_0/d/*"):
@@ -101,7 +98,7 @@ def test_flipped_bits(flips: int, intact: Path, tmp_path: Path) -> None:
     files = sorted(
         path.relative_to(intact) for path in (intact / "2").rglob("*") if path.is_file() and path.stat().st_size
     )
-    largest, where = arrays(intact / "2").relative_to(intact), random.Random(flips)
+    largest, where = largest_file(intact / "2").relative_to(intact), random.Random(flips)
     harmless_in_arrays = 0
     for number in range(flips):
         folder = Path(shutil.copytree(intact, tmp_path / str(number)))
@@ -115,9 +112,9 @@ def test_flipped_bits(flips: int, intact: Path, tmp_path: Path) -> None:
 
 def test_flipped_bit_is_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Orbax loads such a file silently.  Fails if the fingerprints are not compared."""
-    data = bytearray(arrays(folder / "2").read_bytes())
+    data = bytearray(largest_file(folder / "2").read_bytes())
     data[len(data) // 2] ^= 1
-    arrays(folder / "2").write_bytes(data)
+    largest_file(folder / "2").write_bytes(data)
     assert restored_step(folder) == 1
     assert "2 is corrupted (fingerprint mismatch in" in caplog.text
     assert "renamed to 2.quarantined" in caplog.text
