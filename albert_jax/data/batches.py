@@ -1,8 +1,8 @@
-"""Padded batches of rows that have unequal lengths.
+"""Padded batches of rows of unequal lengths.
 
-A training batch holds rows of similar length and is padded to one of a few widths, so there is little padding and there
-are few compilations.  Batch k depends only on the rows, the seed and k.  Fine-tuning uses `train_batches` and
-`eval_batches`; pretraining with length buckets uses `length_buckets` (see `loader.py`).
+A training batch holds rows of similar length and is padded to one of a few widths.  So there is little padding, and there are
+few compilations.  Batch k depends only on the rows, the seed and k.  Fine-tuning uses `train_batches` and `eval_batches`;
+pretraining with length buckets uses `length_buckets` (see `loader.py`).
 """
 
 import functools
@@ -18,14 +18,14 @@ WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448)
 """Padded widths in addition to the maximum length.  Each width needs one compilation."""
 
 POOL = 32
-"""Number of batches whose rows are sorted by length together, so that each batch holds rows of similar length."""
+"""Number of batches in a pool.  The rows of a pool are sorted by length, so that its batches hold rows of similar length."""
 
 Row = Mapping[str, Any]
 """Name -> array or numpy scalar."""
 
 
 class Rows(Protocol):
-    """Random access to rows.  The last axis of every array that has axes is the token axis."""
+    """Random access to rows.  The last axis of every array is the token axis; scalars have none."""
 
     @property
     def lengths(self) -> np.ndarray:
@@ -74,7 +74,7 @@ def padded_width(longest: int, max_seq_length: int) -> int:
 def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:
     """[batches, B]: row numbers of the batches of one epoch.
 
-    Drops the rows that do not fill a batch; which rows are dropped changes every epoch.
+    Drops the rows that do not fill a batch, different ones in every epoch.
     """
     random = np.random.default_rng((seed, epoch))
     count = len(lengths) // batch_size
@@ -87,7 +87,7 @@ def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -
 def length_buckets(
     lengths: np.ndarray, batch_size: int, max_seq_length: int, seed: int
 ) -> Callable[[int], tuple[np.ndarray, int]]:
-    """A function from a batch's number to its row numbers [B] and its padded width."""
+    """Return the function from the number of a batch to its row numbers [B] and its padded width."""
     batches_per_epoch = len(lengths) // batch_size
 
     @functools.lru_cache(maxsize=1)
@@ -113,17 +113,18 @@ def train_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of batches start, start + 1, ... without end.  All processes pad to the same width."""
     buckets = length_buckets(rows.lengths, batch_size, max_seq_length, seed)
-    share = batch_size // process_count
-    first = process_index * share
+    rows_per_process = batch_size // process_count
+    first = process_index * rows_per_process
     for number in itertools.count(start):
         numbers, width = buckets(number)
-        yield collate([rows[i] for i in numbers[first : first + share].tolist()], share, width)
+        local = numbers[first : first + rows_per_process].tolist()
+        yield collate([rows[i] for i in local], rows_per_process, width)
 
 
 def eval_batches(
     rows: Rows, batch_size: int, max_seq_length: int
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Every row once, the longest first: row numbers and batch.  The `weights` of rows added as padding are 0."""
+    """Row numbers and batch, with every row once and the longest first.  Empty rows fill up the last batch; their `weights` are 0."""
     order = np.argsort(-rows.lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]

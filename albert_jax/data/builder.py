@@ -31,38 +31,38 @@ VERSION = "1.0.0"
 """Version of the record format; part of the fingerprint."""
 
 MAX_RECORD_TOKENS = 8192
-"""Longer documents are stored in parts, because reading a sequence reads its whole record.  For NSP, parts are documents."""
+"""Longer documents are stored in parts, because reading a sequence reads its whole record.  NSP treats parts as documents."""
 
 RECORDS_PER_SHARD = 4096
 """ArrayRecord finds a record in time proportional to the size of its file: 4 us with 1 k records, 194 us with 100 k."""
 
-READING = ("text_field", "txt_documents", "encoding_errors", "language", "map_punctuation")
-"""Fields of `DataConfig` that decide how a file is read."""
+READING_FIELDS = ("text_field", "txt_documents", "encoding_errors", "language", "map_punctuation")
+"""Fields of `DataConfig` that determine how a file is read."""
 
 
 def digest(*parts: Any) -> str:
-    """SHA-256 of values that JSON can express."""
+    """SHA-256 of JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def reading_digest(source_fingerprint: str, config: DataConfig) -> str:
-    """Fingerprint of the text of a source as it is read, before tokenization."""
-    return digest(source_fingerprint, {name: getattr(config, name) for name in READING})
+    """Fingerprint of the text of a source before tokenization."""
+    return digest(source_fingerprint, {name: getattr(config, name) for name in READING_FIELDS})
 
 
 @dataclasses.dataclass
 class TextConfig(tfds.core.BuilderConfig):
-    """Configuration of `AlbertText`; its name, the start of the fingerprint, names the folder."""
+    """Configuration of `AlbertText`.  Its name, the start of the fingerprint, is also the folder's."""
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     tokenizer: Any = None
     fingerprint: str = ""
     counts: Counter[str] = dataclasses.field(default_factory=Counter)
-    """Documents of each split; only progress is reported from it."""
+    """Number of documents of each split, for the progress bar only."""
 
 
 def text_config(config: DataConfig, tokenizer: Tokenizer, source_fingerprint: str) -> TextConfig:
-    """The builder configuration with its fingerprint: of the text, the vocabulary, and the settings."""
+    """The builder configuration, with a fingerprint of the text, the vocabulary and the settings."""
     text = reading_digest(source_fingerprint, config)
     fingerprint = digest(VERSION, text, tokenizer.sha256, config.eval_fraction, MAX_RECORD_TOKENS)
     return TextConfig(name=fingerprint[:16], data=config, tokenizer=tokenizer, fingerprint=fingerprint)
@@ -94,21 +94,21 @@ class AlbertText(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        # TFDS renames its temporary folder at the end, so a prepared folder always has its vocabulary.
+        # TFDS renames its temporary folder at the end, so a prepared folder always has a vocabulary.
         shutil.copyfile(self.builder_config.tokenizer.path, Path(self.data_dir) / VOCABULARY)
         return {split: self._generate_examples(split) for split in SPLITS}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, Record]]:
         config = self.builder_config
-        chosen = (text for text in documents(config.data) if split_of(text, config.data) == split)
-        texts = with_progress(chosen, config.counts[split], f"preparing {split}")
+        split_texts = (text for text in documents(config.data) if split_of(text, config.data) == split)
+        texts = with_progress(split_texts, config.counts[split], f"preparing {split}")
         yield from enumerate(
             record for text in texts for record in document_records(text, config.data, config.tokenizer)
         )
 
 
 def number_of_shards(counts: Counter[str]) -> int:
-    """Shards for a source with these counts.  TFDS takes one number for both splits, and no shard may be empty."""
+    """Number of shards of each split.  TFDS takes one number for both splits, and no shard may be empty."""
     records = counts["train"] + counts["characters"] // (3 * MAX_RECORD_TOKENS)
     return min(1 + records // RECORDS_PER_SHARD, counts["heldout"])
 

@@ -1,6 +1,6 @@
-"""Pretraining batches from prepared documents: indexed, shuffled every epoch, split over processes, read ahead.
+"""Pretraining batches from prepared documents: shuffled every epoch, divided among processes, read ahead.
 
-A sequence is a run of whole sentences of one document, long enough to fill the model's input.  Batch k depends only on
+A sequence is a run of complete sentences of one document, long enough to fill the model's input.  Batch k depends only on
 the data, the seed and k, so a resumed run reads the same batches, whatever the number of processes.
 """
 
@@ -24,7 +24,7 @@ Batch = dict[str, Any]
 """Name -> numpy array, with the names of `Sequences` and a leading batch axis."""
 
 INDEX_VERSION = 1
-"""Increase it with any change of `sequences.py`: indices are stored beside prepared data."""
+"""Increase it with any change of `sequences.py`, because indices are stored beside prepared data."""
 
 EMPTY_ROW = {"tokens": 0, "sentence": -1, "document": -1}
 """Values of the rows that fill up the last evaluation batch."""
@@ -34,13 +34,13 @@ EMPTY_ROW = {"tokens": 0, "sentence": -1, "document": -1}
 class Sequences:
     """Random access to the sequences of a split.
 
-    Each is a dict of `tokens` [C] int32, zero beyond its end; `sentence` [C] int32, the number of each token's sentence,
-    -1 beyond the end; and `document` int32, the record it comes from.
+    Each is a dict of `tokens` [C] int32, 0 after its end; `sentence` [C] int32, the index of each token's sentence, -1 after
+    the end; and `document` int32, the number of its record.
     """
 
     documents: Records
     index: np.ndarray
-    """[sequences, 3] uint32: document, first token, end."""
+    """[sequences, 3] uint32: number of the record, start and end of the tokens."""
     max_seq_length: int
 
     def __len__(self) -> int:
@@ -56,14 +56,14 @@ class Sequences:
         return {name: rows[0] for name, rows in self.batch(np.array([item])).items()}
 
     def batch(self, numbers: np.ndarray, columns: int | None = None) -> Batch:
-        """The sequences with these numbers [B], as arrays with `columns` columns (default C), which must hold the longest."""
+        """The sequences with these numbers [B], as arrays with `columns` columns (default C), enough for the longest."""
         documents, starts, ends = np.asarray(self.index[numbers], np.int64).T
         records = [self.documents[number] for number in documents.tolist()]
         rows = zip(records, starts.tolist(), ends.tolist(), strict=True)
         tokens = np.zeros((len(numbers), columns or capacity(self.max_seq_length)), np.int32)
         used = np.arange(tokens.shape[1]) < (ends - starts)[:, None]
         tokens[used] = np.concatenate([record["tokens"][start:end] for record, start, end in rows])
-        # The documents are concatenated, so that each numpy function is called once a batch.
+        # The documents are concatenated, so that each numpy function is called once per batch.
         offsets = np.cumsum([0, *(len(record["tokens"]) for record in records[:-1])])
         lengths = np.concatenate([record["sentence_lengths"] for record in records])
         lengths = split_long_sentences(lengths, self.max_seq_length)
@@ -79,7 +79,7 @@ class Sequences:
 def open_split(prepared: Prepared, split: str, max_seq_length: int) -> Sequences:
     """The sequences of `train` or `heldout`.
 
-    The index (12 bytes a sequence) is computed once per length and stored beside the data.
+    The index (12 bytes per sequence) is computed once for each length and stored beside the data.
     """
     documents = read_split(prepared, split)
     path = prepared.folder / f"sequences-{INDEX_VERSION}-{split}-{max_seq_length}.npy"
@@ -102,9 +102,9 @@ def open_split(prepared: Prepared, split: str, max_seq_length: int) -> Sequences
 def train_batches(
     sequences: Sequences, global_batch_size: int, seed: int, start: int, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Batch]:
-    """This process's rows of batches start, start + 1, ...: [B / processes, ...], without end, reshuffled every epoch."""
-    count, share = len(sequences), global_batch_size // process_count
-    # The order of grain's `.seed(seed).shuffle().repeat()`, without its chain of datasets, which takes most of the time.
+    """This process's rows [B / processes, ...] of batches start, start + 1, ... without end; shuffled anew every epoch."""
+    count, rows_per_process = len(sequences), global_batch_size // process_count
+    # The order of grain's `.seed(seed).shuffle().repeat()`, without its chain of datasets, which would take most of the time.
     first_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
 
     def shuffled(position: int) -> int:
@@ -112,8 +112,8 @@ def train_batches(
         return index_shuffle(within, max_index=count - 1, seed=(first_seed + epoch) % 2**32, rounds=4)
 
     def fetch(number: int) -> Batch:
-        first = (number * process_count + process_index) * share
-        return sequences.batch(np.array([shuffled(position) for position in range(first, first + share)]))
+        first = (number * process_count + process_index) * rows_per_process
+        return sequences.batch(np.array([shuffled(position) for position in range(first, first + rows_per_process)]))
 
     return _read_ahead(fetch, start)
 
@@ -124,11 +124,11 @@ def bucketed_batches(
     """Like `train_batches`, but a batch holds sequences of similar length and only the columns that the longest needs.
 
     The number of columns is `capacity(width)` for one of `batches.WIDTHS` or `max_seq_length`, and the same in all
-    processes.  Short documents are not packed into one row: each row keeps its own [CLS] for the sentence head, and
-    attention cannot cross documents.  The cost is one compilation per width and steps of unequal numbers of tokens.
+    processes.  Short documents are not packed into one row: each row needs its own [CLS] for the sentence head, and
+    attention must not cross documents.  The cost is one compilation per width, and a number of tokens that differs by step.
     """
-    share = global_batch_size // process_count
-    rows = slice(process_index * share, (process_index + 1) * share)
+    rows_per_process = global_batch_size // process_count
+    rows = slice(process_index * rows_per_process, (process_index + 1) * rows_per_process)
     buckets = length_buckets(sequences.widths, global_batch_size, sequences.max_seq_length, seed)
 
     def fetch(number: int) -> Batch:
@@ -139,17 +139,17 @@ def bucketed_batches(
 
 
 def _read_ahead(fetch: Callable[[int], Batch], start: int) -> Iterator[Batch]:
-    """`fetch(start)`, `fetch(start + 1)`, ... in order, with some batches fetched ahead."""
+    """`fetch(start)`, `fetch(start + 1)`, ... in order, a few batches ahead."""
     dataset = grain.MapDataset.range(start, sys.maxsize).map(fetch)
     # More threads would only wait for Python's global lock.
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
 
 def eval_batches(sequences: Sequences, batch_size: int, max_batches: int) -> Iterator[Batch]:
-    """The same batches of a split every time, at most `max_batches`; empty rows fill up the last one.
+    """At most `max_batches` batches of a split, the same in every call; empty rows fill up the last one.
 
-    The order is random but fixed: sequences that are neighbors in the split come from one document, and NSP needs
-    different documents in a batch.
+    The order is random but fixed: neighboring sequences often come from one document, and NSP needs different documents in a
+    batch.
     """
     order = np.random.default_rng(0).permutation(len(sequences))
     for start in range(0, min(len(sequences), max_batches * batch_size), batch_size):

@@ -1,7 +1,7 @@
-"""Turns text into token ids, once, and opens the result.
+"""Convert text to token ids, once, and open the result.
 
-The result is stored under a fingerprint of source, vocabulary and settings.  The folder also holds the vocabulary, so it
-can be copied elsewhere and named as a source.
+The result is a folder whose name is a fingerprint of source, vocabulary and settings.  It also holds the vocabulary, so it can
+be copied elsewhere and named as a source.
 """
 
 import contextlib
@@ -20,7 +20,14 @@ import tensorflow_datasets as tfds
 
 from albert_jax.config import InputError, check_writable, read_json
 from albert_jax.data import sources
-from albert_jax.data.builder import READING, AlbertText, number_of_shards, reading_digest, text_config, with_progress
+from albert_jax.data.builder import (
+    READING_FIELDS,
+    AlbertText,
+    number_of_shards,
+    reading_digest,
+    text_config,
+    with_progress,
+)
 from albert_jax.data.records import Records
 from albert_jax.data.sources import DataConfig
 from albert_jax.data.survey import check_counts, count_documents
@@ -40,7 +47,7 @@ class Prepared:
 
 
 class LocalEngine:
-    """Reads and writes the source in this process.  `beam.BeamEngine` has the same attributes."""
+    """Reads the source and writes the records in this process.  `beam.BeamEngine` has the same attributes."""
 
     builder = AlbertText
 
@@ -55,7 +62,7 @@ class LocalEngine:
     def survey(self) -> tuple[Counter[str], Counter[str]]:
         """Counts of documents, and of repaired problems.
 
-        This pass over the source writes nothing, so errors in the text are reported before any other work.
+        This pass over the source writes nothing.  It reports errors in the text before any other work.
         """
         check_writable(self.cache, "data.cache_dir")
         repairs: Counter[str] = Counter()
@@ -70,9 +77,9 @@ def prepare(config: DataConfig, vocab_size: int, beam_options: Sequence[tuple[st
 
     Args:
       config: the source and settings.
-      vocab_size: number of pieces that the vocabulary must have, or that a newly trained one gets.
+      vocab_size: number of pieces of the vocabulary: checked if it exists, used if it is trained.
       beam_options: names and values of Beam's pipeline options, to prepare on many machines; the records and their order
-        are the same.  None: this process prepares.
+        are the same.  None: prepare in this process.
     """
     folder = Path(config.source).expanduser()
     if (folder / "dataset_info.json").is_file():
@@ -98,7 +105,7 @@ def prepare(config: DataConfig, vocab_size: int, beam_options: Sequence[tuple[st
 
 
 def _beam_engine(config: DataConfig, options: Sequence[tuple[str, str]]) -> Any:
-    logging.disable(logging.WARNING)  # on import, Beam warns of cloud clients that are not installed
+    logging.disable(logging.WARNING)  # on import, Beam warns about cloud clients that are not installed
     try:
         from albert_jax.data.beam import BeamEngine
     except ImportError as error:
@@ -121,7 +128,7 @@ def _write(builder: AlbertText, engine: Any) -> None:
             download = tfds.download.DownloadConfig(num_shards=number_of_shards(counts), **engine.options)
             builder.download_and_prepare(download_config=download)
     except OSError:
-        if not folder.exists():  # otherwise a concurrent run has prepared the same text
+        if not folder.exists():  # if it exists, a concurrent run has prepared the same text
             raise
     log.info("prepared %d documents, %d held out: %s", counts["train"] + counts["heldout"], counts["heldout"], folder)
 
@@ -172,7 +179,7 @@ def _open(folder: Path, config: DataConfig, vocab_size: int) -> Prepared:
         raise InputError(
             f"data.source {folder} was not written by albert-jax prepare; name a data set of TFDS as tfds:{folder}"
         )
-    for name in (*READING, "eval_fraction"):
+    for name in (*READING_FIELDS, "eval_fraction"):
         value, stored = getattr(config, name), metadata["data"][name]
         if value not in (stored, getattr(DataConfig(), name)):
             raise InputError(

@@ -1,6 +1,6 @@
-"""Text sources: each is a stream of documents, a document being a string whose newlines end sentences.
+"""Text sources: streams of documents.  A document is a string in which a newline always ends a sentence.
 
-To support a new file format, add an entry to `SOURCES`.  `prepare.py` turns the documents into tokens.
+To support a new file format, add an entry to `SOURCES`.  `prepare.py` converts the documents to tokens.
 """
 
 import ast
@@ -26,7 +26,7 @@ from albert_jax.config import InputError, check_fields, choice, first_line
 from albert_jax.data.tfds import PREFIX, SUFFIX, dataset_shards, shard_texts
 
 MAX_LINE_BYTES = 64 * 2**20
-"""Maximum size of a line, and of a document in .txt: several copies of it must fit in memory."""
+"""Maximum size of a line, and of a document in .txt, because several copies of it must fit in memory."""
 
 MIN_DOCSTRING = 150
 """Minimum number of characters of a docstring in the source 'python-docs'."""
@@ -34,20 +34,20 @@ MIN_DOCSTRING = 150
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The text, and how it becomes tokens."""
+    """The text, and how it is read and tokenized."""
 
     source: str = "python-docs"
     """'python-docs' (documentation that ships with Python); or a comma-separated list of globs (.txt, .jsonl, .txt.gz, .jsonl.gz) and of data sets that TFDS has prepared as array_record ('tfds:NAME', 'tfds:FOLDER', one split: 'tfds:lm1b:train'); or a folder written by `albert-jax prepare`."""
     vocab: str = ""
-    """SentencePiece model. If empty, one with model.vocab_size pieces is trained on the source."""
+    """SentencePiece model.  If empty, one with model.vocab_size pieces is trained on the source."""
     map_punctuation: bool = False
     """Replace curly quotes and dashes, which the released vocabulary lacks, with ones it has."""
     text_field: str = "text"
     """Field of a .jsonl line, or feature of a TFDS data set, that holds the document."""
     txt_documents: str = choice("file", ("file", "blank-line"))
-    """In .txt, a document is the whole file, or ends at a blank line."""
+    """In .txt, a document is a file, or ends at a blank line."""
     encoding_errors: str = choice("error", ("error", "replace"))
-    """Invalid UTF-8 is an error, or is replaced and counted."""
+    """Invalid UTF-8: raise an error, or replace and count it."""
     language: str = "en"
     """ISO 639-1 code for the sentence splitter."""
     eval_fraction: float = 0.01
@@ -66,7 +66,7 @@ class DataConfig:
 def sentences(document: str, language: str) -> Iterator[str]:
     """The non-blank sentences of a document.
 
-    sentencex splits lines, because it knows some 300 languages and is fast (72 MB/s).  A newline always ends a sentence.
+    We use sentencex because it supports some 300 languages and is fast (72 MB/s).
     """
     for line in document.split("\n"):
         yield from (sentence for sentence in sentencex.segment(language, line) if sentence and not sentence.isspace())
@@ -77,7 +77,7 @@ def documents(config: DataConfig, repairs: Counter[str] | None = None) -> Iterat
 
     Args:
       config: the source and how it is read.
-      repairs: counts the problems that were repaired, by description.
+      repairs: incremented for each repaired problem; description -> count.
     """
     repairs = Counter() if repairs is None else repairs
     if config.source == "python-docs":
@@ -88,7 +88,7 @@ def documents(config: DataConfig, repairs: Counter[str] | None = None) -> Iterat
 
 
 def file_documents(path: Path, config: DataConfig, repairs: Counter[str]) -> Iterator[str]:
-    """The documents of one file of the source, as in `documents`."""
+    """The documents of one file of the source."""
     count = 0
     for document in SOURCES[_file_type(path)](path, config, repairs):
         count += 1
@@ -97,7 +97,7 @@ def file_documents(path: Path, config: DataConfig, repairs: Counter[str]) -> Ite
 
 
 def fingerprint(config: DataConfig) -> str:
-    """SHA-256 of the contents and types of the source's files; does not depend on their names."""
+    """SHA-256 of the contents and types of the source's files.  It does not depend on their names."""
     if config.source == "python-docs":
         return hashlib.sha256(f"python-docs {MIN_DOCSTRING} {sys.version}".encode()).hexdigest()
     return combine_digests(map(file_digest, files(config)))
@@ -165,10 +165,10 @@ def lines(path: Path, encoding_errors: str, repairs: Counter[str]) -> Iterator[t
                 line = _replace_invalid(error, f"{path}:{number}", offset, encoding_errors, repairs)
             if offset == 0 and line.startswith("\ufeff"):
                 line = line[1:]
-                repairs["byte-order marks dropped"] += 1
+                repairs["byte-order marks removed"] += 1
             if "\0" in line:
                 line = line.replace("\0", "")
-                repairs["lines with NUL dropped"] += 1
+                repairs["lines with NUL removed from them"] += 1
             if line.endswith("\r\n"):
                 repairs["CRLF line ends"] += 1
             offset += len(raw)

@@ -1,7 +1,7 @@
 """Text to token ids and back: SentencePiece with ALBERT's preprocessing, and training of a vocabulary.
 
-Decides how text is cleaned, how it is split into pieces, and which pieces start a word.  `sources.py` reads the text;
-[CLS] and [SEP] are never made from text.
+This module determines how text is cleaned, how it is split into pieces, and which pieces start a word.  No text is encoded as
+the tokens [CLS] or [SEP].
 """
 
 import hashlib
@@ -29,12 +29,12 @@ VOCABULARY = "spiece.model"
 SPACE = "▁"  # U+2581, SentencePiece's visible space
 # Each character maps to one character, so that offsets stay simple.  The em dash becomes the en dash, its usual substitute.
 PUNCTUATION = str.maketrans("“”„‟«»″‘’‚‛‹›′´‒‐‑−—―", '"' * 7 + "'" * 8 + "-" * 4 + "–" * 2)
-# Used to find pieces that start a word.  The released set also lacks the apostrophe and < = >.
+# Used by `_starts_word`.  The released set also lacks the apostrophe and < = >.
 ASCII_SYMBOLS = frozenset(string.punctuation) - frozenset("'<=>")
 
 
 def preprocess(text: str, *, map_punctuation: bool = False, keep_accents: bool = False, lower_case: bool = True) -> str:
-    """Clean `text` like the released code (google-research/albert tokenization.py, preprocess_text).
+    """Clean `text` as in the released code (google-research/albert tokenization.py, preprocess_text).
 
     Collapses whitespace, removes accents (NFKD) and converts to lower case.  Unlike the released code it drops NUL, which
     would become <unk>; SentencePiece drops the other control characters.
@@ -65,7 +65,7 @@ class Tokenizer:
         Off in the released code; recommended for new work on web text.
       keep_accents: do not remove accents; same as Hugging Face's option.
       lower_case: turn off only for a vocabulary trained on cased text.
-      model_proto: the SentencePiece model, if it was built from the file `path`.
+      model_proto: the SentencePiece model, if `path` is a different file that it was built from.
 
     Attributes:
       model_proto: the bytes of the SentencePiece model.
@@ -112,16 +112,16 @@ class Tokenizer:
         max_length: int | None = None,
         pad_to_multiple_of: int = 1,
     ) -> dict[str, np.ndarray]:
-        """Model inputs from texts or pairs of texts: `input_ids`, `attention_mask`, `token_type_ids`, int32 [B, S].
+        """Model inputs for texts or pairs of texts: `input_ids`, `attention_mask`, `token_type_ids`, int32 [B, S].
 
         A row is `[CLS] text [SEP]` or `[CLS] text [SEP] pair [SEP]`, with the pair as segment 1.  `[MASK]` in a text becomes
         the mask token.  One text gives B = 1.
 
         Args:
           text: one text or several.
-          text_pair: second texts, as many as `text` has.
+          text_pair: the second text of each pair, as many as `text`.
           max_length: longer rows are truncated at the end of the longer text.
-          pad_to_multiple_of: rows are padded to the longest one, rounded up to a multiple of this.
+          pad_to_multiple_of: rows are padded to the length of the longest, rounded up to a multiple of this number.
         """
         groups = [
             [group] if isinstance(group, str) else list(group) for group in (text, text_pair) if group is not None
@@ -150,7 +150,7 @@ class Tokenizer:
         return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
 
     def _encode_masked(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode_batch`, with each `[MASK]` in a text as the mask token."""
+        """Like `encode_batch`, but `[MASK]` in a text becomes the mask token."""
         rows = []
         for text in texts:
             first, *others = self.encode_batch(text.split("[MASK]"))
@@ -167,8 +167,8 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text, with one call of SentencePiece, which is fastest."""
-        # One thread: a second one made it no faster, and several processes may prepare data at the same time.
+        """`encode` for each text, with one call of SentencePiece, which is fastest."""
+        # One thread, because a second one is no faster, and several processes may prepare data at the same time.
         rows = self._model.encode([self.preprocess(text) for text in texts], out_type=int, num_threads=1)
         replacements = self._replacements
         return [
@@ -179,11 +179,11 @@ class Tokenizer:
         ]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """`encode`, and for each token the range [start, end) of characters of `text` that it came from.
+        """`encode`, and for each token the range [start, end) of the characters of `text` that it comes from.
 
-        A range does not include leading spaces; a piece that is only a space has an empty range, where the next one
-        starts.  Accents belong to their letter; invisible characters that SentencePiece drops belong to the piece before
-        them.  Pieces of one character, such as both halves of ﬁ, share its range.  Starts never decrease.
+        A range does not include leading spaces.  A piece that is only a space has an empty range, at the start of the next
+        piece.  Accents belong to their letter.  Invisible characters that SentencePiece drops belong to the piece before them.
+        Pieces that come from one character, such as both halves of ﬁ, share its range.  Starts never decrease.
         """
         clean, origins = self.preprocess(text), self._origins(text)
         # SentencePiece normalizes `clean` once more, with nmt_nfkc.  offsets[i] is the index in `clean` where the i-th
@@ -230,8 +230,8 @@ class Tokenizer:
     def _split_digit_comma(self, piece: str) -> list[str]:
         """'▁2010,' -> '▁2010', ',' so that a number has the same pieces with and without a comma after it.
 
-        This is what the released code intends and Hugging Face 4's slow tokenizer does.  Where the number without '▁' is
-        not a piece, both give <unk>; here it is spelled with single digits.
+        The released code intends this, and the slow tokenizer of transformers 4 does it.  Both give <unk> if the number
+        without '▁' is not a piece; we spell it with single digits.
         """
         head = self._model.encode(piece[:-1].replace(SPACE, ""), out_type=str)
         if not piece.startswith(SPACE) and head[0].startswith(SPACE):
@@ -240,7 +240,7 @@ class Tokenizer:
         return [*head, ","]
 
     def _origins(self, text: str) -> list[tuple[int, int]]:
-        """For each character of `preprocess(text)`, the range of `text` that it came from."""
+        """For each character of `preprocess(text)`, the range of `text` that it comes from."""
         characters: list[tuple[str, int]] = []  # with whitespace collapsed
         for place, char in enumerate(text):
             if char.isspace() and characters and characters[-1][0] != " ":
@@ -339,7 +339,7 @@ def _load(model_proto: bytes, path: Path) -> tuple[sentencepiece.SentencePiecePr
     try:
         if model_proto:  # SentencePiece silently accepts an empty model
             processor = sentencepiece.SentencePieceProcessor(model_proto=model_proto)
-            # SentencePiece finds a piece that is not UTF-8 only when asked for it.
+            # SentencePiece raises for a piece that is not UTF-8 only when it is read.
             return processor, [processor.id_to_piece(i) for i in range(processor.vocab_size())]
     except (RuntimeError, UnicodeDecodeError):
         pass
@@ -347,6 +347,9 @@ def _load(model_proto: bytes, path: Path) -> tuple[sentencepiece.SentencePiecePr
 
 
 def _starts_word(piece: str) -> bool:
-    """google-research/albert create_pretraining_data.py, _is_start_piece_sp: a piece with other characters starts a word."""
+    """Whether a piece starts a word, as in google-research/albert create_pretraining_data.py, _is_start_piece_sp.
+
+    A piece with a character that is neither an ASCII letter nor an ASCII symbol always does.
+    """
     starts = piece.startswith((SPACE, "<")) or piece in ASCII_SYMBOLS
     return starts or not ASCII_SYMBOLS.union(string.ascii_letters).issuperset(piece)

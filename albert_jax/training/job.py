@@ -1,4 +1,4 @@
-"""One function that runs a training job in its run folder; pretraining and fine-tuning use it."""
+"""Run a training job in its run folder; pretraining and fine-tuning use `run_job`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,13 +14,13 @@ from albert_jax.training.step import Params, Workload
 
 
 def open_mesh(config: Any) -> Mesh:
-    """Make the mesh of a job and check that its batches divide over it.
+    """Make the mesh of a job, and check that its batches can be sharded over it.
 
     Args:
       config: has the sections `train` and `mesh`.
 
     Raises:
-      InputError: the devices or the batch sizes do not fit.
+      InputError: as `make_mesh` and `check_batch_size`.
     """
     train = config.train
     mesh = partition.make_mesh(train.platform, config.mesh.data)
@@ -45,7 +45,7 @@ def run_job(
     conclude: Callable[[Path], dict[str, Any]] | None = None,
     allow_data_change: bool = False,
 ) -> dict[str, Any]:
-    """Train in the run folder, resuming what it holds, and write `summary.json`.
+    """Train in the run folder, or resume the run that it holds, and write `summary.json`.
 
     If there are several processes, all of them call this with the same arguments.
 
@@ -55,15 +55,15 @@ def run_job(
       workload, optimizer, layout, initial: see `loop.run`.
       fingerprints: of the data and the vocabulary.
       write_vocabulary: writes the tokenizer files into the run folder.
-      model_facts: further facts that are needed to load the model, for `config.json`.
-      conclude: runs after training in every process, and returns more entries for the summary.
+      model_facts: entries of `config.json` that are needed to load the model, besides its configuration.
+      conclude: called after training in every process; returns more entries of the summary.
       allow_data_change: resume although the fingerprints have changed.
 
     Returns:
       The content of `summary.json`.
 
     Raises:
-      InputError: another job or configuration owns the folder, or the data has changed.
+      InputError: the folder belongs to a different job or configuration, or the data has changed.
       loop.Interrupted: a signal arrived; the state is saved.
     """
     run_dir = Path(config.run_dir).expanduser()

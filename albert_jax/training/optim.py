@@ -3,8 +3,8 @@
 An optimizer is a dataclass in `OPTIMIZERS`: its fields are its settings with their defaults, its method `transformation` is
 the update rule.  A schedule is an entry of `SCHEDULES`.
 
-Leaves that stack several parameter sets are passed to the optimizer one set at a time (`per_set`), so everything that it
-computes per tensor is per layer.  LAMB's trust ratio over stacked layers would be a different algorithm.
+Leaves that stack several parameter sets are passed to the optimizer one set at a time (`per_set`), so that it treats each set
+as a separate tensor.  With one trust ratio for a whole stack, LAMB would be a different algorithm.
 """
 
 import math
@@ -42,7 +42,7 @@ def decay_mask(params: Any) -> Any:
 class UpdateRule(Protocol):
     """An entry of `OPTIMIZERS`: a frozen dataclass whose fields are numbers.
 
-    A rule that evaluates other parameters than it trains, such as an average, also has the method
+    If the parameters to evaluate differ from the trained ones, such as an average, the rule also has the method
     `eval_params(opt_state, params) -> params`.
     """
 
@@ -52,7 +52,7 @@ class UpdateRule(Protocol):
 
 @dataclass(frozen=True)
 class AdamSettings:
-    """The settings that the members of the Adam family share."""
+    """The settings of the optimizers of the Adam family."""
 
     beta1: float = 0.9
     """Decay rate of the running mean of the gradients."""
@@ -83,7 +83,7 @@ class Lamb(AdamSettings):
 class AdamW(AdamSettings):
     """AdamW of optax, with bias correction.
 
-    The released fine-tuning code has none, which makes small data sets diverge (Mosbach et al. 2021).
+    The released fine-tuning code lacks it, so that training on small data sets diverges (Mosbach et al. 2021).
     """
 
     def transformation(self, schedule: Schedule) -> optax.GradientTransformation:
@@ -128,7 +128,7 @@ SCHEDULES: dict[str, Callable[[Any], Any]] = {
     "cosine": lambda progress: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
     "constant": lambda progress: 1.0,
 }
-"""Name -> fraction of the peak learning rate, given the fraction of the run that is done."""
+"""Name -> function from the completed fraction of the run to the fraction of the peak learning rate."""
 
 
 def check_settings(rule: Any) -> None:
@@ -142,8 +142,8 @@ def check_settings(rule: Any) -> None:
         value = getattr(rule, field.name)
         if field.name.startswith("beta") and not 0 <= value < 1:
             raise InputError(f"{field.name} must be in [0, 1), got {value}")
-        lowest_allowed = value > 0 if field.name == "epsilon" else value >= 0
-        if not (math.isfinite(value) and lowest_allowed):
+        in_range = value > 0 if field.name == "epsilon" else value >= 0
+        if not (math.isfinite(value) and in_range):
             raise InputError(
                 f"{field.name} must be finite and {'>' if field.name == 'epsilon' else '>='} 0, got {value}"
             )
@@ -151,14 +151,14 @@ def check_settings(rule: Any) -> None:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimizer and its learning rate.  The defaults are the paper's pretraining at batch size 4096."""
+    """The optimizer and its learning rate.  The defaults are the paper's, for pretraining at batch size 4096."""
 
     optimizer: Any = variant("lamb", OPTIMIZERS)
     """The update rule with its settings.  lamb is the released one; the others are optax's."""
     learning_rate: float = 0.00176
     """Peak learning rate.  For smaller batches scale it by sqrt(batch size / 4096)."""
     schedule: str = choice("linear", SCHEDULES)
-    """After the warmup: linear and cosine fall to 0 at the last step."""
+    """Learning rate after the warmup: linear and cosine decay to 0 at the last step."""
     num_warmup_steps: int = 3125
     """Steps of linear warmup."""
     max_grad_norm: float = 1.0
@@ -211,12 +211,12 @@ def make_schedule(config: OptimConfig, num_train_steps: int) -> Schedule:
 
 
 class SpikeState(NamedTuple):
-    """The state of `skip_spikes` around that of the transformation that it wraps."""
+    """The state of `skip_spikes`.  `inner` is the state of the wrapped transformation."""
 
     mean_norm: Array
     """Running mean of the global gradient norm.  A spike enters it clipped to the threshold."""
     seen: Array
-    """int32: the number of norms so far."""
+    """int32: number of updates so far."""
     skipped: Array
     """1.0 if the last update was skipped, else 0.0."""
     inner: Any
@@ -230,10 +230,10 @@ FIRST_NORMS = 100
 
 
 def skip_spikes(inner: optax.GradientTransformation, factor: float) -> optax.GradientTransformation:
-    """Wrap `inner` so that an update whose global norm exceeds `factor` x its running mean is 0 and leaves `inner` unchanged.
+    """Wrap `inner`: if the global gradient norm exceeds `factor` x its running mean, the update is 0 and `inner` unchanged.
 
-    The norm is compared, not the loss, because one hard batch moves the loss.  A norm that is not finite is not skipped: the
-    run must stop.
+    The norm is compared, not the loss, because one hard batch moves the loss.  A norm that is not finite is not skipped, so
+    that the run stops.
     """
 
     def init(params: Any) -> SpikeState:
@@ -248,8 +248,8 @@ def skip_spikes(inner: optax.GradientTransformation, factor: float) -> optax.Gra
         def unless_spike(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda a, b: jnp.where(spike, b, a), new, old)
 
-        weight = jnp.maximum(1 - NORM_DECAY, 1 / (state.seen + 1.0))  # the plain mean over the first 1 / (1 - decay)
-        # A spike enters as the threshold: if norms stay high, the mean follows.
+        weight = jnp.maximum(1 - NORM_DECAY, 1 / (state.seen + 1.0))  # at first a plain mean
+        # A spike enters as the threshold, so that the mean follows if norms stay high.
         mean = state.mean_norm + weight * (jnp.where(spike, threshold, norm) - state.mean_norm)
         new_state = SpikeState(mean, state.seen + 1, spike.astype(jnp.float32), unless_spike(inner_state, state.inner))
         return unless_spike(updates, jax.tree.map(jnp.zeros_like, updates)), new_state
@@ -268,7 +268,7 @@ class Optimizer(NamedTuple):
     transformation: optax.GradientTransformation
     schedule: Schedule
     eval_params: EvalParams = trained_params
-    """(opt_state, params) -> the parameters that are evaluated, kept as the best, and loaded; the trained ones by default."""
+    """(opt_state, params) -> the parameters to evaluate, to save as the best, and to load; by default the trained ones."""
 
     def skipped(self, opt_state: Any) -> Array | None:
         """1.0 if the last update was skipped as a spike, else 0.0; None if updates are never skipped."""
@@ -281,7 +281,7 @@ def make_optimizer(config: OptimConfig, num_train_steps: int, is_stacked: Callab
     Args:
       config: the optimizer and its settings.
       num_train_steps: length of the schedule.
-      is_stacked: whether the leaf at a path stacks several parameter sets along its first axis.
+      is_stacked: path -> whether that leaf stacks several parameter sets along its first axis.
     """
     rule, schedule = config.optimizer, make_schedule(config, num_train_steps)
     sets = per_set(rule.transformation(schedule), is_stacked)
@@ -299,7 +299,7 @@ def make_optimizer(config: OptimConfig, num_train_steps: int, is_stacked: Callab
 
 
 def per_set(inner: optax.GradientTransformation, is_stacked: Callable[[Path], bool]) -> optax.GradientTransformation:
-    """Apply `inner` to the rows of stacked leaves instead of the leaves."""
+    """Apply `inner` to each parameter set of a stacked leaf separately."""
 
     def init(params: Any) -> Any:
         return inner.init(unstack_sets(params, is_stacked))
@@ -320,5 +320,5 @@ def unstack_sets(tree: Any, is_stacked: Callable[[Path], bool]) -> Any:
 
 
 def stack_sets(tree: Any, like: Any) -> Any:
-    """Undo `unstack_sets`; `like` is a tree that is not unstacked."""
+    """Undo `unstack_sets`; `like` is any tree with the stacked structure."""
     return jax.tree.map(lambda _, rows: jnp.stack(rows) if isinstance(rows, tuple) else rows, like, tree)

@@ -1,8 +1,7 @@
 """The device mesh, how arrays are sharded over it, and gradients summed over it.
 
-The batch is always sharded by rows.  Replicated parameters are right for every shared ALBERT (12 to 223 M parameters);
-`MeshConfig.sharding` is for large unshared networks.  Which axis of an array is sharded follows from its shape alone
-(`shard_axis`).
+The batch is always sharded by rows.  By default parameters are replicated, which is enough for every shared ALBERT (12 to 223 M
+parameters); `MeshConfig.sharding` is for large unshared networks.  `shard_axis` chooses the sharded axis of an array.
 """
 
 import os
@@ -37,9 +36,9 @@ class MeshConfig:
     """The devices of a run, and how its state is sharded over them."""
 
     data: int = 0
-    """Number of devices that share the batch.  0: all devices."""
+    """Number of devices that the batch is sharded over.  0: all devices."""
     sharding: str = choice("none", SHARDINGS)
-    """optimizer shards the optimizer state (ZeRO-1); parameters also the parameters (FSDP), for large unshared networks."""
+    """optimizer: shard the optimizer state (ZeRO-1); parameters: also the parameters (FSDP), for large unshared networks."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -47,26 +46,22 @@ class MeshConfig:
             raise InputError(f"data must be at least 0, got {self.data}")
 
     def check_remat(self, remat: str) -> None:
-        """Check that sharded parameters are not saved, all-gathered, for the backward pass of every layer.
-
-        Raises:
-          InputError: `remat` is "none" and parameters are sharded.
-        """
-        if self.sharding == "parameters" and remat == "none":
+        """Raise `InputError` if the backward pass would save the all-gathered parameters of every layer."""
+        if "params" in SHARDINGS[self.sharding] and remat == "none":
             raise InputError(
-                "mesh.sharding 'parameters' does not work with model.remat 'none', which saves the gathered parameters of all "
-                "layers; set model.remat to elementwise, dots or full"
+                f"mesh.sharding {self.sharding!r} does not work with model.remat 'none', which saves the gathered parameters "
+                "of all layers; set model.remat to elementwise, dots or full"
             )
 
 
 def make_mesh(platform: str, num_devices: int = 0) -> Mesh:
     """Make a mesh of `num_devices` devices (0: all) along the axis `data`.
 
-    Devices are ordered by process, so that each process owns consecutive rows of a batch.
+    Devices are ordered by process, so that each process has consecutive rows of a batch.
 
     Args:
-      platform: "cpu", "gpu" or "tpu"; "any" accepts what JAX finds.
-      num_devices: must be all devices if there are several processes.
+      platform: "cpu", "gpu" or "tpu"; "any" accepts the platform that JAX chooses.
+      num_devices: with several processes, 0 or the number of all devices.
 
     Raises:
       InputError: JAX finds a different platform or too few devices.
@@ -100,8 +95,8 @@ def shard_axis(shape: tuple[int, ...], stacked: bool, num_devices: int) -> int |
     Matrices are sharded along the larger of their two axes that the number of devices divides.  Vectors are replicated.
 
     Args:
-      shape: of the whole array.
-      stacked: whether the first axis counts parameter sets.
+      shape: of the global array.
+      stacked: whether the first axis is that of parameter sets.
       num_devices: number of devices in the mesh.
     """
     if num_devices == 1 or len(shape) - stacked < 2:
@@ -153,7 +148,7 @@ class Layout:
         def gather(path: Any, leaf: Array) -> Array:
             full_path = prefix + path_names(path)
             axis = self.axis("params", full_path, self.stacked[full_path])
-            # The axis counts the axis of sets, which one set does not have.
+            # `axis` is that of the stacked array; one set does not have the first axis.
             return leaf if axis is None else jax.lax.all_gather(leaf, DATA, axis=axis - 1, tiled=True)
 
         return jax.tree_util.tree_map_with_path(gather, params)
@@ -172,7 +167,7 @@ def by_rows(mesh: Mesh) -> NamedSharding:
 def gathered(params: Any, mesh: Mesh) -> Any:
     """All-gather parameters inside jit, for a model that is not aware of devices.
 
-    Without it XLA gathers the batch instead, and every device computes all of it.
+    Otherwise XLA all-gathers the batch, and every device computes every row.
     """
     return jax.lax.with_sharding_constraint(params, replicated(mesh))
 
@@ -183,7 +178,7 @@ def check_batch_size(
     """Check that a batch divides evenly over devices and micro-batches.
 
     Raises:
-      InputError: gives all the numbers and the nearest batch sizes that fit.
+      InputError: gives the numbers, and the nearest batch sizes that fit.
     """
     parts = num_devices * gradient_accumulation
     below = max(batch_size // parts, 1) * parts
@@ -215,7 +210,7 @@ def local_rows(batch: dict[str, Array]) -> dict[str, np.ndarray]:
 
 
 def prefetch(mesh: Mesh, batches: Iterator[dict[str, np.ndarray]], ahead: int = 2) -> Iterator[dict[str, Array]]:
-    """Transfer batches to the devices, `ahead` of the consumer."""
+    """Transfer batches to the devices, `ahead` batches before they are used."""
     queue: list[dict[str, Array]] = []
     for batch in batches:
         queue.append(put_batch(mesh, batch))
