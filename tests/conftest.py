@@ -191,15 +191,31 @@ def finetuned_sst2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def short(small: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    """`small` with 12 steps of two layers, and checkpoints at 6 and 12.
+
+    Compilation takes most of the time of such a run.  Settings that leave the compiled programs as they are, such as intervals,
+    seeds and folders, are nearly free: all tests share a cache.
+    """
+    length = {
+        "train__num_train_steps": 12,
+        "train__checkpoint_every": 6,
+        "model__num_hidden_layers": 2,
+        "optim__num_warmup_steps": 2,
+    }
+    return lambda run_dir, **overrides: small(run_dir, **(length | overrides))
+
+
 @pytest.fixture
 def compiled_steps(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Every step that train loops compile from here on: in a run, one for each shape of a batch."""
-    found: list[Any] = []
-    take = Meter.compiled
+    """The steps that train loops compile during a test: in a run, one for each shape of a batch."""
+    steps: list[Any] = []
+    compiled = Meter.compiled
 
-    def kept(meter: Meter, step: Any) -> None:
-        found.append(step)
-        take(meter, step)
+    def record(meter: Meter, step: Any) -> None:
+        steps.append(step)
+        compiled(meter, step)
 
-    monkeypatch.setattr(Meter, "compiled", kept)
-    return found
+    monkeypatch.setattr(Meter, "compiled", record)
+    return steps

@@ -49,9 +49,9 @@ def kill_soon() -> None:
     threading.Timer(random.random() / 10, kill).start()
 
 
-def make_room() -> None:
-    """Remove the limit of file sizes that made the disk full."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+def limit_file_size(size: int) -> None:
+    """Writes beyond the limit fail as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 FAULTS: dict[str, Callable[[], None]] = {
@@ -61,13 +61,14 @@ FAULTS: dict[str, Callable[[], None]] = {
     "terminate": terminate,
     "interrupt": interrupt,
     "kill_soon": kill_soon,
-    "make_room": make_room,
+    "full_disk": lambda: limit_file_size(resource.RLIM_INFINITY),
     "none": lambda: None,
 }
 
 
 def plant(fault: str, process: int, step: int) -> None:
-    """Let one process fail when it has started a step; it is killed when all earlier checkpoints are on disk."""
+    """Let one process fail when it has started a step; it is killed when all earlier checkpoints are on disk, and its
+    disk is full from step 1 to the given step."""
     add = Meter.add
 
     def faulty(meter: Meter, number: int, *arguments: Any) -> None:
@@ -75,9 +76,11 @@ def plant(fault: str, process: int, step: int) -> None:
             while fault == "kill" and list(meter.run_dir.glob("checkpoints/*.orbax-checkpoint-tmp*")):
                 time.sleep(0.05)
             FAULTS[fault]()
+        if (fault, number) == ("full_disk", 1):
+            limit_file_size(50_000)  # a checkpoint has more
         add(meter, number, *arguments)
 
-    Meter.add = faulty  # type: ignore[method-assign]
+    Meter.add = faulty  # type: ignore[assignment, method-assign]
 
 
 def forbid_writing(folder: Path) -> None:

@@ -107,25 +107,23 @@ def test_process_0_goes_first(results: Results) -> None:
     assert [result["file_before"] for result in results[1]] == [False, True]
 
 
-def test_signal_to_one_process_stops_both_after_the_same_step(small: Words, tmp_path: Path) -> None:
+def test_signal_to_one_process_stops_both_after_the_same_step(short: Words, tmp_path: Path) -> None:
     """By the command line; one process of two devices resumes what they saved, and ends with the bits of a run without a stop.
 
     Only process 0 prints and writes: the other one fails if it opens a file of the run folder for writing.
     """
-    length: dict[str, Any] = {"mesh__data": 0, "train__num_train_steps": 8, "train__eval_every": 4}
-    length |= {"train__checkpoint_every": 8, "model__num_hidden_layers": 2}
     run_dir = tmp_path / "run"
-    words = small(run_dir, **length)
+    words = short(run_dir, mesh__data=0)
     ended = launch(lambda *peer: ["tests.fault_script", "terminate", "1", "3", *words, *distributed(*peer)])
     assert [code for code, _ in ended] == [0, 0], ended
     assert "stopped by SIGTERM and saved after step 5; rerun the command to resume" in ended[0][1]
     assert "saving after this step" in ended[1][1]
-    assert "step 1/8" not in ended[1][1]
+    assert "step 1/12" not in ended[1][1]
     assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"5"}
     assert not (run_dir / "summary.json").exists()
-    assert main(small(run_dir, **length | {"mesh__data": 2})) == 0
-    assert main(small(tmp_path / "straight", **length | {"mesh__data": 2})) == 0
-    assert digest(run_dir, 8) == digest(tmp_path / "straight", 8)
+    assert main(short(run_dir, mesh__data=2)) == 0
+    assert main(short(tmp_path / "straight", mesh__data=2)) == 0
+    assert digest(run_dir, 12) == digest(tmp_path / "straight", 12)
     names = ("train/loss", "eval/mlm_loss", "train/sop_accuracy")
     records = [
         [[r.get(name) for name in names] for r in read_metrics(path)] for path in (run_dir, tmp_path / "straight")

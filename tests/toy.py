@@ -14,7 +14,7 @@ from albert_jax.training.optim import OptimConfig, Optimizer, make_optimizer
 from albert_jax.training.partition import Layout, make_mesh
 from albert_jax.training.step import TrainState, Workload
 
-ROWS, INPUTS, OUTPUTS = 16, 8, 16
+ROWS, INPUTS, OUTPUTS = 16, 8, 256
 
 
 def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
