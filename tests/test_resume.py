@@ -173,6 +173,7 @@ def test_completed_run_changes_nothing(short: Words, copied: Path, straight: Pat
     assert digest(copied, 12) == digest(straight, 12)
 
 
+@pytest.mark.long  # test_processes.py resumes a run on two devices, too
 def test_run_on_two_devices(short: Words, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Training, evaluation, checkpoints and resumption.  Fails if an array of one device meets a computation on two."""
     words = short(tmp_path / "run", mesh__data=2)
