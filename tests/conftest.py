@@ -69,10 +69,10 @@ def assert_input_error(call: Callable[[], object], *parts: str) -> None:
 
 
 def write_tfds_set(folder: Path, splits: dict[str, list[Any]], shards: int = 1) -> Path:
-    """Prepare the TFDS data set `made_texts`; its features are `text`, `other` (the same text), `number` and `list`."""
+    """Prepare the TFDS data set `sample_texts`; its features are `text`, `other` (the same text), `number` and `list`."""
     import tensorflow_datasets as tfds
 
-    class MadeTexts(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    class SampleTexts(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self) -> Any:
@@ -91,7 +91,7 @@ def write_tfds_set(folder: Path, splits: dict[str, list[Any]], shards: int = 1) 
             for i, text in enumerate(texts):
                 yield i, {"text": text, "other": text, "number": i, "list": [i]}
 
-    builder = MadeTexts(data_dir=folder, file_format="array_record")
+    builder = SampleTexts(data_dir=folder, file_format="array_record")
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))
     return Path(builder.data_dir)
 

@@ -1,7 +1,8 @@
-"""The released data algorithm in slow, plain Python: what `albert_jax.objectives` is held against; and text for both.
+"""The released data algorithm in slow, plain Python, for comparison with `albert_jax.pretraining`; and text for both.
 
-google-research/albert create_pretraining_data.py, one instance a sequence.  Two things are ours: the short length is drawn
-for each sequence (there: once a document), and two sentences are used at least (there: a lone one gets a random partner).
+The source is google-research/albert create_pretraining_data.py, with one instance per sequence.  Two things differ: a short
+length is drawn for each sequence, not for each document, and at least two sentences are used, whereas the released code pairs
+a single sentence with a random one.
 """
 
 import itertools
@@ -21,7 +22,7 @@ PAD, CLS, SEP, MASK, FIRST = 0, 2, 3, 4, 5
 STARTS_WORD = np.random.default_rng(0).random(2**20) < 0.75  # the released vocabulary: 23,242 of 30,000
 STARTS = STARTS_WORD.tolist()
 
-MASK_SHARE, KEEP_SHARE = 0.8, 0.5  # [MASK], else half stays and half becomes any piece
+MASK_SHARE, KEEP_SHARE = 0.8, 0.5  # [MASK]; of the rest, half is unchanged and half becomes a random piece
 
 
 class Instance(NamedTuple):
@@ -32,14 +33,14 @@ class Instance(NamedTuple):
     hidden: list[int]
     """After masking."""
     positions: list[int]
-    """Of the predicted pieces, ascending."""
+    """Positions of the predicted pieces, ascending."""
     a_length: int
     label: int
     """1 = swapped."""
 
 
 def truncate_seq_pair(a: list[int], b: list[int], room: int, rng: random.Random) -> None:
-    """Pops one token at a time from the longer (B on a tie), from its front or back."""
+    """Remove one token at a time from the longer segment (B on a tie), from its front or back."""
     while len(a) + len(b) > room:
         longer = a if len(a) > len(b) else b
         if rng.random() < 0.5:
@@ -67,9 +68,11 @@ def pair(sentences: list[list[int]], config: ObjectiveConfig, rng: random.Random
     return a, b, label
 
 
-def choose(tokens: list[int], config: ObjectiveConfig, wanted: int, rng: random.Random) -> list[int]:
-    """Positions to predict, ascending.  As released, an n-gram may cross [SEP], and a B that begins inside a word goes
-    with the last word of A: special tokens are passed over, not breaks.
+def choose(tokens: list[int], config: ObjectiveConfig, budget: int, rng: random.Random) -> list[int]:
+    """Positions to predict, ascending.
+
+    As in the released code, special tokens do not end an n-gram or a word: an n-gram may cross [SEP], and if B starts inside a
+    word, its first piece continues the last word of A.
     """
     words: list[list[int]] = []
     for position, token in enumerate(tokens):
@@ -93,18 +96,18 @@ def choose(tokens: list[int], config: ObjectiveConfig, wanted: int, rng: random.
     rng.shuffle(ngrams)
     covered: set[int] = set()
     for by_size in ngrams:
-        if len(covered) >= wanted:
+        if len(covered) >= budget:
             break
         n = rng.choices(range(len(by_size)), share[: len(by_size)])[0]
-        while n > 0 and len(covered) + len(by_size[n]) > wanted:
+        while n > 0 and len(covered) + len(by_size[n]) > budget:
             n -= 1
-        if len(covered) + len(by_size[n]) <= wanted and covered.isdisjoint(by_size[n]):
+        if len(covered) + len(by_size[n]) <= budget and covered.isdisjoint(by_size[n]):
             covered.update(by_size[n])
     return sorted(covered)
 
 
 def budget(length: int, masked_lm_prob: float, max_predictions: int) -> int:
-    """Pieces to predict of `length` tokens, [CLS] and [SEP] counted."""
+    """Number of pieces to predict in `length` tokens, [CLS] and [SEP] included."""
     return min(max_predictions, max(1, round(length * masked_lm_prob)))
 
 
@@ -112,8 +115,8 @@ def instance(sentences: list[list[int]], config: ObjectiveConfig, rng: random.Ra
     """One instance of a sequence."""
     a, b, label = pair(sentences, config, rng)
     tokens = [CLS, *a, SEP, *b, SEP]
-    wanted = budget(len(tokens), config.masked_lm_prob, config.max_predictions_per_seq)
-    positions = choose(tokens, config, wanted, rng)
+    num_predictions = budget(len(tokens), config.masked_lm_prob, config.max_predictions_per_seq)
+    positions = choose(tokens, config, num_predictions, rng)
     hidden = list(tokens)
     for position in positions:
         if rng.random() < MASK_SHARE:
@@ -124,20 +127,20 @@ def instance(sentences: list[list[int]], config: ObjectiveConfig, rng: random.Ra
 
 
 def words(instance: Instance) -> list[list[int]]:
-    """Positions of each word; a segment's first piece starts one, even in the middle of a word."""
-    found: list[list[int]] = []
+    """Positions of each word.  The first piece of a segment always starts a word."""
+    result: list[list[int]] = []
     last = len(instance.tokens) - 1
     for first, end in ((1, 1 + instance.a_length), (2 + instance.a_length, last)):
         for position in range(first, end):
             if position == first or STARTS[instance.tokens[position]]:
-                found.append([position])
+                result.append([position])
             else:
-                found[-1].append(position)
-    return found
+                result[-1].append(position)
+    return result
 
 
 def text_sequences(count: int, max_seq_length: int, seed: int = 0, vocab_size: int = 2**20) -> loader.Sequences:
-    """Rows as the loader makes them.  Tokens count up, so that a piece tells its place; sentences begin with a word."""
+    """Synthetic sequences.  Tokens count up, so that a token identifies its position; sentences start with a word."""
     rng = np.random.default_rng(seed)
     records: list[Rows] = []
     index: list[tuple[int, int, int]] = []
@@ -145,8 +148,8 @@ def text_sequences(count: int, max_seq_length: int, seed: int = 0, vocab_size: i
     while len(index) < count:
         ends = np.cumsum(2 + rng.geometric(0.07, rng.integers(2, 30)))
         tokens = FIRST + (used + np.arange(ends[-1])) % (vocab_size - FIRST)
-        kept = [end for end in ends[:-1] if STARTS_WORD[tokens[end]]]
-        lengths = np.diff([0, *kept, ends[-1]])
+        word_ends = [end for end in ends[:-1] if STARTS_WORD[tokens[end]]]
+        lengths = np.diff([0, *word_ends, ends[-1]])
         index += [(len(records), *span) for span in sequence_ranges(lengths, max_seq_length)]
         records.append({"tokens": tokens, "sentence_lengths": lengths})
         used += ends[-1]
@@ -160,8 +163,8 @@ def text(count: int, max_seq_length: int, seed: int = 0, vocab_size: int = 2**20
 
 
 def instances(examples: Rows) -> list[Instance]:
-    """What was drawn, with the pieces back in place; on the way, the form of every row is checked."""
-    found = []
+    """Convert drawn examples to instances, and check the invariants of every row."""
+    result = []
     for row in range(len(examples["input_ids"])):
         weights = examples["masked_lm_weights"][row]
         length, used = int(examples["attention_mask"][row].sum()), int(weights.sum())
@@ -183,8 +186,8 @@ def instances(examples: Rows) -> list[Instance]:
         assert np.all(np.diff(positions[:used]) > 0)
         assert not {0, a_end, *range(b_end, len(tokens))}.intersection(positions[:used])
         label = int(examples["sentence_labels"][row])
-        found.append(Instance(tokens[:length], hidden[:length], positions[:used], a_end - 1, label))
-    return found
+        result.append(Instance(tokens[:length], hidden[:length], positions[:used], a_end - 1, label))
+    return result
 
 
 def sentences(rows: Rows, row: int) -> list[list[int]]:
@@ -198,19 +201,20 @@ def shares(values: Any, keys: Any) -> np.ndarray:
     return np.array([counts[key] for key in keys]) / counts.total()
 
 
-def mask_statistics(found: list[Instance]) -> dict[str, np.ndarray]:
-    """Shares, to be compared between device and"""
+def mask_statistics(instances: list[Instance]) -> dict[str, np.ndarray]:
+    """Relative frequencies, to compare the masks of the device with those of `instance`."""
     runs, fates, places = [], [], []
-    for one in found:
+    for one in instances:
         masked = set(one.positions)
-        whole = [masked.issuperset(word) and 1 + (word[0] > one.a_length) for word in words(one)]
-        runs += [min(len(list(run)), 7) for is_masked, run in itertools.groupby(whole) if is_masked]
+        # Of each word: False, or 1 + the segment in which it is masked.
+        masked_segments = [masked.issuperset(word) and 1 + (word[0] > one.a_length) for word in words(one)]
+        runs += [min(len(list(run)), 7) for is_masked, run in itertools.groupby(masked_segments) if is_masked]
         for position in one.positions:
-            was, now = one.tokens[position], one.hidden[position]
-            fates.append("mask" if now == MASK else "same" if now == was else "random")
+            before, after = one.tokens[position], one.hidden[position]
+            fates.append("mask" if after == MASK else "same" if after == before else "random")
             places.append(position // 16)
-    counts = [len(one.positions) for one in found]
-    tokens = sum(len(one.tokens) for one in found)
+    counts = [len(one.positions) for one in instances]
+    tokens = sum(len(one.tokens) for one in instances)
     assert tokens > 10**5
     return {
         "masked share": np.array(sum(counts) / tokens),

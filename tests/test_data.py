@@ -1,6 +1,6 @@
 """Text sources, prepared folders, sequences and batches, and the errors of each.
 
-"Fails if ..." in a docstring names a fault that was introduced once and made that test fail.
+Docstrings name the deliberate breaks that were tried and made the test fail.
 """
 
 import gzip
@@ -76,7 +76,7 @@ BLANK, BODY, REPLACE = {"txt_documents": "blank-line"}, {"text_field": "body"}, 
 def test_documents_of_a_file(
     tmp_path: Path, compress: Any, name: str, content: bytes, settings: Any, expected: Any, expected_repairs: Any
 ) -> None:
-    """Fails if every line is searched for the mark, if NUL is kept, or if a blank-line document keeps its blank lines."""
+    """Fails if byte-order marks are removed from every line, if NUL is kept, or if a document contains the blank lines around it."""
     suffix = ".gz" if compress is gzip.compress else ""
     (tmp_path / (name + suffix)).write_bytes(compress(content))
     repairs: Counter[str] = Counter()
@@ -140,7 +140,7 @@ def use_tfds_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def test_tfds_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By name or folder, with all splits or some, and beside globs; the fingerprint depends on contents, not on the folder.
+    """By name or folder, with all splits or some, and combined with globs; the fingerprint depends only on contents.
 
     Fails if a version is taken for a split, if shards are left out, or if NUL or invalid UTF-8 is returned.
     """
@@ -151,12 +151,12 @@ def test_tfds_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     train, test = Counter(texts["train"]), Counter(["Nul.", "b\ufffdd."])
     for name, expected in {
         str(folder): train + test,
-        "made_texts": train + test,
-        "made_texts:1.0.0": train + test,
-        "made_texts:1.0.0:train": train,
+        "sample_texts": train + test,
+        "sample_texts:1.0.0": train + test,
+        "sample_texts:1.0.0:train": train,
         f"{folder}:test": test,
-        "made_texts:test+train": train + test,
-        f"made_texts:train, {tmp_path}/a.txt": train + Counter(["a"]),
+        "sample_texts:test+train": train + test,
+        f"sample_texts:train, {tmp_path}/a.txt": train + Counter(["a"]),
     }.items():
         for field in ("text", "other"):
             repairs: Counter[str] = Counter()
@@ -165,7 +165,7 @@ def test_tfds_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             assert repairs["lines with invalid UTF-8 replaced"] == ("b\ufffdd." in expected)
             assert repairs["documents with invalid characters repaired"] == ("Nul." in expected)
     assert_input_error(lambda: list(documents(DataConfig(f"tfds:{folder}"))), ": record 0: invalid UTF-8 at byte 1")
-    names = (folder, "made_texts", "made_texts:train")
+    names = (folder, "sample_texts", "sample_texts:train")
     fingerprints = [sources.fingerprint(DataConfig(f"tfds:{name}")) for name in names]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
     other = write_tfds_set(tmp_path / "other", texts | {"train": ["x", *texts["train"][1:]]}, shards=3)
@@ -183,10 +183,12 @@ def test_invalid_tfds_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     check("no_such_set", "data.source tfds:no_such_set", "not found", f"in {tmp_path}/sets", "array_record")
     check(tmp_path, f"data set in {tmp_path} (")
     check("imdb_reviews", "no split is prepared in", "imdb_reviews/plain_text")
-    check("made_texts:dev", "no split 'dev'", "known: train, test")
-    check("made_texts", "data.text_field 'body'", "does not exist", "--data.text-field: other, text", text_field="body")
-    check("made_texts", "data.text_field 'number'", "is a Tensor, not text", text_field="number")
-    check("made_texts", "data.text_field 'list'", "is a Sequence, not text", text_field="list")
+    check("sample_texts:dev", "no split 'dev'", "known: train, test")
+    check(
+        "sample_texts", "data.text_field 'body'", "does not exist", "--data.text-field: other, text", text_field="body"
+    )
+    check("sample_texts", "data.text_field 'number'", "is a Tensor, not text", text_field="number")
+    check("sample_texts", "data.text_field 'list'", "is a Sequence, not text", text_field="list")
     shard = next(folder.glob("*train*"))
     content = shard.read_bytes()
     middle = len(content) // 2
@@ -213,7 +215,7 @@ def stored(prepared: Prepared, split: str) -> list[tuple[np.ndarray, np.ndarray]
 
 
 def test_records_are_decoded_like_tfds_does(prepared: Prepared) -> None:
-    """By number and by iteration; fails if a feature has a different dtype."""
+    """By index and by iteration.  Fails if a feature has a different dtype."""
     for split in ("train", "heldout"):
         expected = tfds.builder_from_directory(str(prepared.folder)).as_data_source(split)
         records = read_split(prepared, split)
@@ -228,9 +230,9 @@ def test_records_are_decoded_like_tfds_does(prepared: Prepared) -> None:
 def test_prepared_records_hold_every_sentence_once(
     config: DataConfig, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both splits together; long documents are stored in parts.
+    """The records of both splits hold the sentences of the source, with long documents in parts and without.
 
-    Fails if the last part is lost, if parts overlap, or if an empty sentence is kept among the lengths.
+    Fails if the last part is lost, if parts overlap, or if an empty sentence has a length.
     """
     tokenizer = prepared.tokenizer
     texts = [sentence for text in documents(config) for sentence in sentences(text, "en") if preprocess(sentence)]
@@ -254,7 +256,7 @@ def test_prepared_records_hold_every_sentence_once(
 
 
 def test_heldout_documents_are_selected_by_content(config: DataConfig, prepared: Prepared, tmp_path: Path) -> None:
-    """With every document twice and in a different order, each split holds its documents twice.
+    """If a source has every document twice, in a different order, each split has its documents twice.
 
     Fails if the split depends on a document's number.
     """
@@ -392,7 +394,7 @@ def test_long_sentences_and_sequence_ranges(max_seq_length: int) -> None:
 
 
 def test_sequences_are_the_documents_tokens(prepared: Prepared) -> None:
-    """With a computed and a stored index; fails if the index is stored under the name of a different length."""
+    """With a computed and a stored index.  Fails if the index is stored under the name of a different length."""
     for split, length in itertools.product(("train", "heldout"), (16, 64)):
         records = stored(prepared, split)
         expected = [(i, *ends) for i, (_, lengths) in enumerate(records) for ends in sequence_ranges(lengths, length)]
@@ -416,8 +418,8 @@ def stacked_batches(sequences: loader.Sequences, count: int, start: int = 0, pro
 
 
 def test_train_batches() -> None:
-    """With 50 sequences in batches of 8, each occurs once an epoch and in a new order, and batches span epochs.  Batch k is
-    the same from any start and for any number of processes.
+    """Each of 50 sequences occurs once per epoch, in a new order, in batches of 8 that span epochs.  Batch k is the same from
+    any start and for any number of processes.
 
     Fails if shuffling comes after repeating, if the end of an epoch is dropped, if the seed is not used, or if processes
     take every other row.
@@ -446,10 +448,10 @@ def test_train_batches() -> None:
 
 
 def test_bucketed_batches() -> None:
-    """Each sequence occurs at most once an epoch, and only less than a batch is left out.  Rows are complete and as wide as
-    the longest of their batch needs.  Batch k is the same from any start and for any number of processes.
+    """Each sequence occurs at most once per epoch; those that do not fill a batch are left out.  Rows are complete, and as wide
+    as the longest row of their batch needs.  Batch k is the same from any start and for any number of processes.
 
-    Fails if a sequence is truncated, if the epoch is not part of the seed, or if each process pads to its own longest row.
+    Fails if a sequence is truncated, if the epoch is not part of the seed, or if a process pads to the longest of its rows.
     """
     sequences = oracle.text_sequences(300, 256)
     per_epoch = 300 // 8
@@ -482,7 +484,7 @@ def test_bucketed_batches() -> None:
 
 
 def test_eval_batches() -> None:
-    """Each sequence once, in the same random order every time; empty rows fill up the last batch.
+    """Each sequence occurs once, in the same random order in every call; empty rows fill up the last batch.
 
     Fails if the last batch is dropped, or if the order is that of the split.
     """

@@ -71,7 +71,7 @@ def forward(config: AlbertConfig, params: dict, batch: dict, keys: Any = None, *
 
 
 def loss(config: AlbertConfig, params: dict, keys: Any = None) -> jax.Array:
-    """A scalar with a different weight for every output of the encoder: LayerNorm makes plain sums blind to changes."""
+    """A scalar with a different weight for every output of the encoder, because LayerNorm makes plain sums constant."""
     batch = {name: value for name, value in inputs(config).items() if name != "masked_lm_positions"}
     outputs: Any = Albert(config, heads=()).apply({"params": params}, **batch, dropout_keys=keys)
     hidden = outputs["last_hidden_state"].astype(jnp.float32).ravel()
@@ -85,7 +85,7 @@ def value_and_gradient(config: AlbertConfig) -> Any:
 
 
 def assert_same_gradient(actual: tuple[Any, Any], expected: tuple[Any, Any]) -> None:
-    """Compare with a tolerance relative to the norm of the tree: the gradient of the key bias is 0 (softmax is shift invariant)."""
+    """Compare with a tolerance relative to the norm of the tree, because the gradient of the key bias is 0."""
     np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5)
     norm = math.sqrt(sum(float(jnp.sum(x * x)) for x in jax.tree.leaves(expected[1])))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=2e-6 * norm), actual[1], expected[1])
@@ -147,17 +147,17 @@ FORWARD: dict[str, Any] = STRATEGIES | {name: (change, [0] * 4, [0] * 4) for nam
 
 @pytest.mark.parametrize("name", FORWARD)
 def test_forward_agrees_with_the_oracle(name: str) -> None:
-    """Fails if scores are divided by D instead of sqrt(D), if the FFN's residual is dropped, if "gelu" is the tanh form."""
+    """Fails if scores are divided by D instead of sqrt(D), if the FFN has no residual, or if "gelu" is the tanh form."""
     changes, *sets = FORWARD[name]
     config = tiny(**changes)
     params, batch = random_params(config), inputs(config)
-    found = forward(config, params, batch, output_hidden_states=True, output_attentions=True)
-    wanted = oracle(config, sets, params, batch)
-    assert found.keys() == wanted.keys()
-    assert found["hidden_states"].shape == (5, 3, 10, 24)
-    assert found["attentions"].shape == (4 * config.inner_group_num, 3, 3, 10, 10)
-    for output, value in wanted.items():
-        np.testing.assert_allclose(found[output], value, rtol=1e-5, atol=1e-5, err_msg=output)
+    actual = forward(config, params, batch, output_hidden_states=True, output_attentions=True)
+    expected = oracle(config, sets, params, batch)
+    assert actual.keys() == expected.keys()
+    assert actual["hidden_states"].shape == (5, 3, 10, 24)
+    assert actual["attentions"].shape == (4 * config.inner_group_num, 3, 3, 10, 10)
+    for output, value in expected.items():
+        np.testing.assert_allclose(actual[output], value, rtol=1e-5, atol=1e-5, err_msg=output)
 
 
 def test_default_inputs_and_rows_with_only_padding() -> None:
@@ -176,7 +176,7 @@ def count(config: AlbertConfig, *without: str) -> int:
 
 
 HEADS = ("predictions", "sop_classifier")
-COUNTS = {  # with heads; encoder and pooler; encoder; encoder and pooler where no layer shares
+COUNTS = {  # with heads; encoder and pooler; encoder; encoder and pooler without sharing
     "base": (11_813_810, 11_683_584, 11_092_992, 89_650_176),
     "large": (17_847_474, 17_683_968, 16_634_368, 307_397_120),
     "xlarge": (59_021_490, 58_724_864, 54_528_512, 1_216_965_120),
@@ -186,10 +186,10 @@ COUNTS = {  # with heads; encoder and pooler; encoder; encoder and pooler where 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameter_counts_of_the_released_models(name: str) -> None:
-    """Fails if the MLM decoder is not tied to the word table, or the shared layer is stored L times."""
+    """Fails if the MLM decoder is not tied to the word embeddings, or the shared layer is stored L times."""
     config, twin = PRESETS[name], dataclasses.replace(PRESETS[name], sharing="none")
-    found = (num_params(Albert(config)), count(config, *HEADS), count(config, *HEADS, "pooler"), count(twin, *HEADS))
-    assert found == COUNTS[name]
+    actual = (num_params(Albert(config)), count(config, *HEADS), count(config, *HEADS, "pooler"), count(twin, *HEADS))
+    assert actual == COUNTS[name]
 
 
 # Sharing -> {E: millions}, as printed in Tables 3 and 4.
@@ -199,7 +199,7 @@ TABLES |= {"none": {64: 87, 128: 89, 256: 93, 768: 108}, "all": {64: 10, 128: 12
 
 @pytest.mark.parametrize("sharing", TABLES)
 def test_parameter_counts_of_the_paper(sharing: Any) -> None:
-    """Rounded to millions, all numbers of Tables 3 and 4 agree.  Fails if 'attention' and 'ffn' are exchanged.
+    """Rounded to millions, all numbers of Tables 3 and 4 agree.  Fails if 'attention' and 'ffn' are swapped.
 
     The paper counts the pooler except in 'not-shared', and never the heads.
     """
@@ -210,7 +210,7 @@ def test_parameter_counts_of_the_paper(sharing: Any) -> None:
 
 
 def test_layer_sets() -> None:
-    """Fails with the released float formula, int(i / L * G), Hugging Face's, int(i / (L / G)), and inner sets j * G + s."""
+    """Fails with the released float formula int(i / L * G), Hugging Face's int(i / (L / G)), or inner sets j * G + s."""
     for layers, groups in [(18, 14), (22, 22), (46, 23), (4, 3), (12, 1)]:
         by_search = tuple(max(g for g in range(groups) if g * layers <= i * groups) for i in range(layers))
         assert layer_sets("groups", layers, groups, 1) == {"attention": by_search, "ffn": by_search}
@@ -244,7 +244,7 @@ def test_sharing_is_tying(name: str) -> None:
     "changes", [{"scan_unroll": 2}, {"remat": "none"}, {"remat": "dots"}, {"remat": "full"}], ids=str
 )
 def test_unrolling_and_recomputing_change_nothing(changes: dict[str, Any]) -> None:
-    """Values and gradients agree, with dropout.  Fails if recomputed blocks draw new dropout masks, or unrolling loses a block."""
+    """Values and gradients agree, with dropout.  Fails if recomputed blocks draw new dropout masks, or unrolling skips a block."""
     plain, params = tiny(**DROPOUT), random_params(tiny(**DROPOUT))
     other = dataclasses.replace(plain, **changes)
     assert_same_gradient(value_and_gradient(other)(params), value_and_gradient(plain)(params))
@@ -265,13 +265,13 @@ def gradient_equations(config: AlbertConfig) -> list[Any]:
 
 
 def test_remat_recomputes() -> None:
-    """The gradient contains more operations the more is recomputed: products from 'dots' on, random bits only for 'full'.
+    """The more is recomputed, the more operations are in the gradient: products from 'dots' on, random bits only for 'full'.
 
     Fails if `remat` is ignored, or a policy misses a name.
     """
     remats = ("none", "elementwise", "dots", "full")
-    found = [[e.primitive.name for e in gradient_equations(tiny(**DROPOUT, remat=remat))] for remat in remats]
-    products, tanh, bits = ([names.count(n) for names in found] for n in ("dot_general", "tanh", "random_bits"))
+    actual = [[e.primitive.name for e in gradient_equations(tiny(**DROPOUT, remat=remat))] for remat in remats]
+    products, tanh, bits = ([names.count(n) for names in actual] for n in ("dot_general", "tanh", "random_bits"))
     assert products[0] == products[1] < products[2] < products[3]
     assert tanh[0] < tanh[1] == tanh[2] == tanh[3]
     assert bits[0] == bits[1] == bits[2] < bits[3]
@@ -280,13 +280,13 @@ def test_remat_recomputes() -> None:
 def test_bfloat16_keeps_gradients_and_norms_in_float32() -> None:
     """The shared layer's gradient is summed over L layers in the carry of the backward scan, in float32.
 
-    Fails if parameters are cast before the scan, if softmax or LayerNorm runs in bfloat16, if `dtype` is ignored.
+    Fails if parameters are cast before the scan, if softmax or LayerNorm runs in bfloat16, or if `dtype` is ignored.
     """
     config = tiny(dtype="bfloat16")
-    found, wanted = (forward(c, random_params(c), inputs(c)) for c in (config, tiny()))
-    assert [str(found[name].dtype) for name in ("last_hidden_state", "prediction_logits")] == ["bfloat16", "float32"]
-    for name, value in wanted.items():  # loose: 8 bits, values of size 1
-        np.testing.assert_allclose(found[name].astype(jnp.float32), value, atol=0.15, err_msg=name)
+    actual, expected = (forward(c, random_params(c), inputs(c)) for c in (config, tiny()))
+    assert [str(actual[name].dtype) for name in ("last_hidden_state", "prediction_logits")] == ["bfloat16", "float32"]
+    for name, value in expected.items():  # loose, because bfloat16 has 8 bits and values are about 1
+        np.testing.assert_allclose(actual[name].astype(jnp.float32), value, atol=0.15, err_msg=name)
     scans = [e for e in gradient_equations(config) if e.primitive.name == "scan"]
     (backward,) = (e for e in scans if e.params["reverse"])
     carry = [v.aval for v in backward.outvars]  # with one set, nothing is stacked
@@ -296,8 +296,8 @@ def test_bfloat16_keeps_gradients_and_norms_in_float32() -> None:
     assert {kind for kind in inside if kind[0] in ("exp", "rsqrt", "tanh")} == {
         (name, "float32") for name in ("exp", "rsqrt", "tanh")
     }
-    # Six of a block's eight products are dense layers', forward and twice backward.  On a CPU the gradients of attention's
-    # scores and weights are float32, and so are three of the products with them.
+    # Six of a block's eight products are those of dense layers, once forward and twice backward.  On a CPU the gradients of
+    # attention's scores and weights are float32, and so are three products with them.
     products = [dtype for name, dtype in inside if name == "dot_general"]
     assert products.count("bfloat16") >= 3 * 6 + 2
 
@@ -312,14 +312,16 @@ def test_bfloat16_products_on_a_cpu(shape: tuple[int, ...], features: int) -> No
     Fails if a gradient has the wrong operand.  XLA:CPU crashes on forms of these products that it does not support.
     """
     keys = jax.random.split(jax.random.key(0), 4)
-    given = [jax.random.normal(k, s) for k, s in zip(keys, [shape, (shape[-1], features), (features,)], strict=False)]
+    operands = [
+        jax.random.normal(k, s) for k, s in zip(keys, [shape, (shape[-1], features), (features,)], strict=False)
+    ]
     weights = jax.random.normal(keys[3], (*shape[:-1], features))
 
     def gradients(dtype: Any) -> Any:
         def total(*arguments: jax.Array) -> jax.Array:
             return jnp.vdot(products.dense(*(x.astype(dtype) for x in arguments)).astype(jnp.float32), weights)
 
-        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(*given)
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(*operands)
 
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=0.05, atol=0.05 * float(jnp.abs(y).max())),
@@ -364,35 +366,35 @@ def test_without_cudnn() -> None:
 
 
 def test_rows_are_independent_of_other_rows_and_of_padding() -> None:
-    """Outputs of a row are bitwise the same with any other rows, and nearly the same alone in a wider batch.
+    """Outputs of a row are bitwise the same with any other rows, and nearly the same in a wider batch without others.
 
     Fails if one mask is used for the whole batch, or if padding is attended to.
     """
     config = tiny()
     params, batch = random_params(config), inputs(config)
     batch.pop("masked_lm_positions")
-    whole = forward(config, params, batch)["last_hidden_state"]
+    expected = forward(config, params, batch)["last_hidden_state"]
     for row, length in enumerate(batch["attention_mask"].sum(1)):
         others = {name: value.copy() for name, value in batch.items()}
         rest = np.arange(3) != row
         others["input_ids"][rest] = 3
-        others["attention_mask"][rest, 3:] = 0  # shorter, too: the longest row's mask must not be everyone's
-        assert np.array_equal(forward(config, params, others)["last_hidden_state"][row], whole[row])
+        others["attention_mask"][rest, 3:] = 0  # also shorter: the mask of the longest row must not apply to all
+        assert np.array_equal(forward(config, params, others)["last_hidden_state"][row], expected[row])
         alone = {name: np.pad(value[row : row + 1], ((0, 0), (0, 5))) for name, value in batch.items()}
-        found = forward(config, params, alone)["last_hidden_state"][0, :length]
-        np.testing.assert_allclose(found, whole[row, :length], atol=1e-5)
+        actual = forward(config, params, alone)["last_hidden_state"][0, :length]
+        np.testing.assert_allclose(actual, expected[row, :length], atol=1e-5)
 
 
 def test_dropout_depends_only_on_the_key_of_the_row() -> None:
     """The same keys give the same output; heads add no dropout.  Fails if one key serves the batch, or values are not rescaled."""
     config, keys = tiny(**DROPOUT), jax.random.split(jax.random.key(5), 3)
     params, batch = random_params(config), inputs(config)
-    whole, again = forward(config, params, batch, keys), forward(config, params, batch, keys)
-    jax.tree.map(np.testing.assert_array_equal, whole, again)
+    outputs, repeated = forward(config, params, batch, keys), forward(config, params, batch, keys)
+    jax.tree.map(np.testing.assert_array_equal, outputs, repeated)
     other = forward(config, params, batch, keys.at[0].set(jax.random.key(6)))
     alone = forward(config, params, jax.tree.map(lambda x: x[1:2], batch), keys[1:2])
-    heads = oracle_heads(config, params, np.asarray(whole["last_hidden_state"]), batch["masked_lm_positions"])
-    for name, value in whole.items():
+    heads = oracle_heads(config, params, np.asarray(outputs["last_hidden_state"]), batch["masked_lm_positions"])
+    for name, value in outputs.items():
         assert np.abs(other[name][0] - value[0]).max() > 0.01
         np.testing.assert_allclose(other[name][1:], value[1:], rtol=0, atol=1e-5)
         np.testing.assert_allclose(alone[name], value[1:2], rtol=0, atol=1e-5)
@@ -443,7 +445,7 @@ def test_every_dropout_site_has_its_own_mask() -> None:
 
 
 def test_initialization() -> None:
-    """Fails if the truncated normal is rescaled to a deviation of 0.02, or if all sets of a part use one key."""
+    """Fails if the truncated normal is rescaled to a standard deviation of 0.02, or if all sets of a part use one key."""
     params = jit(functools.partial(init_params, Albert(tiny(sharing="none", vocab_size=2000))))(jax.random.key(8))
     drawn: list[np.ndarray] = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(jax.tree.map(np.asarray, params)):
@@ -495,14 +497,14 @@ def test_sequences_longer_than_the_position_table_are_refused() -> None:
 TRAINING = {"base": (528.1, 570.4), "large": (1854, 1967), "xlarge": (7329, 7555), "xxlarge": (14579, 14805)}
 
 
-def test_operations_for_each_token() -> None:
+def test_flops_per_token() -> None:
     """FLOPs agree with a count by hand, and with XLA's count of the forward pass, which adds elementwise work.
 
     Fails if the attention matrices, or one of the two factors of the MLM head, are left out.
     """
     for name, millions in TRAINING.items():
-        found = [flops_per_token(PRESETS[name], *sizes) / 1e6 for sizes in ((128, 20), (512, 77))]
-        np.testing.assert_allclose(found, millions, rtol=3e-4)
+        actual = [flops_per_token(PRESETS[name], *sizes) / 1e6 for sizes in ((128, 20), (512, 77))]
+        np.testing.assert_allclose(actual, millions, rtol=3e-4)
     config = tiny(hidden_size=240, embedding_size=120, intermediate_size=960, max_position_embeddings=64, scan_unroll=4)
     batch = {"input_ids": np.zeros((2, 64), int), "masked_lm_positions": np.zeros((2, 60), int)}
     cost: Any = jax.jit(lambda p: apply(config, p, batch)).lower(random_params(config)).cost_analysis()

@@ -51,13 +51,15 @@ def drawer(config: ObjectiveConfig, vocab_size: int = 2**20) -> Callable[[Rows, 
 def test_masks_are_distributed_as_released(ngram: int, favor_shorter: bool, count: int, mean: float) -> None:
     """Both algorithms agree on `count` sequences; a quarter of the pieces continue words.
 
-    Fails if spans are taken in reading order, if n is drawn evenly, if p(n) is not reversed, or if MASKED is 0.82.
+    Fails if spans are visited in reading order, if n is drawn uniformly, if p(n) is not reversed, or if MASKED is 0.82.
     """
     config = replace(CONFIG, ngram=ngram, favor_shorter_ngram=favor_shorter)
     rows, rng = text(count, 128), random.Random(0)
     device = oracle.mask_statistics(instances(drawer(config)(rows, 0)))
-    slow = oracle.mask_statistics([oracle.instance(oracle.sentences(rows, row), config, rng) for row in range(count)])
-    for name, expected in slow.items():
+    reference = oracle.mask_statistics(
+        [oracle.instance(oracle.sentences(rows, row), config, rng) for row in range(count)]
+    )
+    for name, expected in reference.items():
         np.testing.assert_allclose(device[name], expected, atol=0.01, err_msg=name)
     assert device["words in a run of masked words"] @ np.arange(1, 8) == pytest.approx(mean, abs=0.1)
 
@@ -65,8 +67,8 @@ def test_masks_are_distributed_as_released(ngram: int, favor_shorter: bool, coun
 def test_pairs_are_distributed_as_released() -> None:
     """Both algorithms agree on the lengths and labels of 32,768 pairs; half of them are short.
 
-    Two standard errors of a difference are 0.8 %.  Fails if short lengths go up to M / 2 only, if the sentence that reaches
-    the length is left out, if A is never the first sentence alone, or if pairs are swapped with p = 0.48.
+    Two standard errors of a difference are 0.8 %.  Fails if short lengths are at most M / 2, if the sentence that reaches the
+    length is left out, if A is never a single sentence, or if pairs are swapped with p = 0.48.
     """
     config = replace(CONFIG, short_seq_prob=0.5)
     rows, rng = text(32768, 128), random.Random(1)
@@ -75,24 +77,24 @@ def test_pairs_are_distributed_as_released() -> None:
     mask, types, labels = (np.asarray(array) for array in draw(rows, jax.random.key(1)))
     device = np.stack([(mask - types).sum(1) - 2, types.sum(1) - 1, labels])
     pairs = [oracle.pair(oracle.sentences(rows, row), config, rng) for row in range(32768)]
-    slow = np.array([(len(a), len(b), label) for a, b, label in pairs]).T
-    for which in (slice(0, 2), slice(0, 1), slice(1, 2)):  # both segments together, A, B
-        found, expected = device[which].sum(0), slow[which].sum(0)
+    reference = np.array([(len(a), len(b), label) for a, b, label in pairs]).T
+    for selected in (slice(0, 2), slice(0, 1), slice(1, 2)):  # both segments together, A, B
+        actual, expected = device[selected].sum(0), reference[selected].sum(0)
         np.testing.assert_allclose(
-            oracle.shares(found // 16, range(8)), oracle.shares(expected // 16, range(8)), atol=0.01
+            oracle.shares(actual // 16, range(8)), oracle.shares(expected // 16, range(8)), atol=0.01
         )
-        assert abs(found.mean() - expected.mean()) < 0.01 * 128
-        np.testing.assert_allclose(*(np.quantile(x, [0.1, 0.25, 0.5, 0.75, 0.9]) for x in (found, expected)), atol=2)
+        assert abs(actual.mean() - expected.mean()) < 0.01 * 128
+        np.testing.assert_allclose(*(np.quantile(x, [0.1, 0.25, 0.5, 0.75, 0.9]) for x in (actual, expected)), atol=2)
     assert abs(labels.mean() - 0.5) < 0.01
 
 
 @pytest.mark.parametrize("masked_lm_prob", [0.15, 0.2, 0.05])
 def test_budget_is_the_released_formula(masked_lm_prob: float) -> None:
-    """The budget is right at every length.  Fails if a half is rounded up, or if the product is computed in float32."""
+    """The budgets of all lengths agree.  Fails if a half is rounded up, or if the product is computed in float32."""
     lengths = np.arange(3, 513)
-    found = np.asarray(masking.prediction_budget(jnp.asarray(lengths), 512, masked_lm_prob, 77))
+    actual = np.asarray(masking.prediction_budget(jnp.asarray(lengths), 512, masked_lm_prob, 77))
     expected = np.array([oracle.budget(length, masked_lm_prob, 77) for length in lengths.tolist()])
-    np.testing.assert_array_equal(found, expected, err_msg=f"at {lengths[found != expected]}")
+    np.testing.assert_array_equal(actual, expected, err_msg=f"at {lengths[actual != expected]}")
 
 
 @pytest.mark.parametrize(("seq_length", "most"), [(128, 20), (64, 7)])
@@ -158,10 +160,10 @@ def test_spans_do_not_cross_segments() -> None:
 
 @pytest.mark.parametrize("objective", SENTENCE_OBJECTIVES)
 def test_segments_are_runs_of_sentences(objective: str) -> None:
-    """Unmasked and put back in order, both segments are runs of the row's tokens, split at the end of a sentence.
+    """Without masks and in order, both segments are runs of the row's tokens, split at the end of a sentence.
 
-    B of a different document starts at a sentence there.  Segments that fit are not cut.  Fails if labels are read from the
-    masked input, if two labels are exchanged, or if B starts inside a sentence.
+    A B from a different document starts at the start of a sentence.  Segments that fit are not truncated.  Fails if labels are
+    read from the masked input, if two labels are swapped, or if B starts inside a sentence.
     """
     rows = text(512, 64, 4)
     row_of, sentence_of = {}, {}
@@ -196,7 +198,7 @@ def test_segments_are_runs_of_sentences(objective: str) -> None:
 
 
 def test_without_another_document_there_is_no_negative() -> None:
-    """The three-class objective then draws the other two classes, and its rows get weight 0, as with NSP."""
+    """In a batch with one document, the three-class objective draws the other two classes, and its rows get weight 0."""
     rows = text(64, 64, 5) | {"document": np.zeros(64, np.int32)}
     examples = drawer(replace(SHORT, sentence_objective="sso"))(rows, 0)
     assert set(examples["sentence_labels"].tolist()) == {0, 1}
@@ -204,7 +206,7 @@ def test_without_another_document_there_is_no_negative() -> None:
 
 
 def test_labels_for_a_head_with_other_classes() -> None:
-    """Classes correspond by name; a class that the head lacks is its last one.  Fails if indices are compared."""
+    """Classes are matched by name; a class that the head lacks becomes its last one.  Fails if indices are compared."""
     labels = {"sentence_labels": jnp.arange(3)}
     sso, nsp = (SENTENCE_OBJECTIVES[name].classes for name in ("sso", "nsp"))
     assert objectives.sentence_labels(labels, "sso", sso).tolist() == [0, 1, 2]
@@ -214,7 +216,7 @@ def test_labels_for_a_head_with_other_classes() -> None:
 
 
 def test_truncate_equals_removing_one_token_at_a_time() -> None:
-    """Fails if a tie takes from A."""
+    """Fails if a token of A is removed on a tie."""
     grid = np.array(list(itertools.product(range(11), range(11), range(1, 14))))
     keys = jax.random.split(jax.random.key(0), len(grid))
     cut = jax.vmap(lambda key, a, b, room: segment_pairs.truncate(key, Segment(a * 0, a), Segment(b * 0, b), room, 20))
@@ -226,8 +228,8 @@ def test_truncate_equals_removing_one_token_at_a_time() -> None:
         assert 0 <= b[0] <= grid[i, 1] - b[1]
 
 
-def test_truncate_takes_half_from_the_front() -> None:
-    """40,000 tokens per side: 1 % is four standard errors.
+def test_truncate_removes_half_from_the_front() -> None:
+    """Of 40,000 tokens per segment: 1 % is four standard errors.
 
     Fails if the probability of the front is 0.52, if it is drawn once per row, or if the start of a segment is not moved.
     """
@@ -239,7 +241,7 @@ def test_truncate_takes_half_from_the_front() -> None:
 
 
 def test_nsp_negatives_are_of_other_documents() -> None:
-    """Fails if a negative is of the same document or an empty row, or if a lone document gets one."""
+    """Fails if a negative comes from the same document or an empty row, or if a batch with one document has one."""
     rows = text(8, 64, 5) | {"document": np.array([0, 0, 0, 1, 1, 2, 3, -1], np.int32)}
     rows["sentence"][7] = -1
     draw = drawer(replace(SHORT, sentence_objective="nsp"))
@@ -256,9 +258,9 @@ def test_nsp_negatives_are_of_other_documents() -> None:
 
 
 def test_examples_depend_on_the_key_and_the_row_only() -> None:
-    """The same key gives the same examples, another step others; with SOP they depend on no other row, nor on the batch size.
+    """The same key gives the same examples, and a different step different ones.  With SOP they depend only on their row.
 
-    Fails if SOP reads another row, if rows share one key, or if the key is folded with the batch's size.
+    Fails if SOP reads another row, if rows share one key, or if the batch size is folded into the key.
     """
     rows, draw = text(8, 64, 8) | {"document": np.arange(8, dtype=np.int32)}, drawer(SHORT)
     key = functools.partial(jax.random.fold_in, jax.random.key(7))
@@ -296,7 +298,7 @@ def test_draw_follows_the_width_of_the_rows(objective: str) -> None:
 
 
 def test_draw_is_the_same_on_eight_devices() -> None:
-    """Bit for bit, with an objective that also reads other rows.  Fails if a key is folded with the number of devices."""
+    """Bit for bit, with an objective that also reads other rows.  Fails if the number of devices is folded into a key."""
     batch, drawn = text(16, 64, 9, 2000), []
     draw = functools.partial(objectives.draw, replace(SHORT, sentence_objective="nsp"), vocabulary(2000))
     for num_devices in (1, 8):
@@ -320,7 +322,7 @@ def model(variables: Any, ids: Any, mask: Any, types: Any, positions: Any, dropo
 
 @pytest.mark.parametrize("objective", ["sop", "nsp", "none"])
 def test_loss(objective: str) -> None:
-    """The loss agrees with numpy, at once and as the sum of parts with unequal weights; an empty row adds nothing.
+    """The loss of a batch, and the sum of the losses of its parts, agree with numpy; an empty row adds nothing.
 
     Fails if the mean is taken over P, if the sentence loss is halved or counted under 'none', if the scale is that of one
     row, or if an empty row has a weight.
@@ -369,7 +371,7 @@ def test_baseline_is_the_unigram_distribution() -> None:
     labels = examples["masked_lm_labels"][examples["masked_lm_weights"] == 1]
     counts = np.random.default_rng(0).integers(1, 50, 500)
     counts[labels[0]], counts[labels[1]] = 99, 0
-    found = objectives.baseline(counts, examples)
+    actual = objectives.baseline(counts, examples)
     losses = -np.log((counts[labels] + 1) / np.sum(counts + 1))
-    np.testing.assert_allclose(found["mlm_loss"], [losses.sum(), len(labels)], rtol=1e-5)
-    np.testing.assert_allclose(found["mlm_accuracy"], [np.sum(labels == labels[0]), len(labels)])
+    np.testing.assert_allclose(actual["mlm_loss"], [losses.sum(), len(labels)], rtol=1e-5)
+    np.testing.assert_allclose(actual["mlm_accuracy"], [np.sum(labels == labels[0]), len(labels)])

@@ -131,8 +131,8 @@ def test_lamb_as_released(weight_decay: float) -> None:
     """
     config = OptimConfig(optimizer=Lamb(weight_decay=weight_decay), learning_rate=0.1, num_warmup_steps=2)
     optimizer = make_optimizer(config, 10, is_stacked)
-    found = flatten(run(optimizer.transformation, nest(start()), [nest(step) for step in gradients()]))
-    assert_close(separate(found), lamb_as_released(config, 10))
+    actual = flatten(run(optimizer.transformation, nest(start()), [nest(step) for step in gradients()]))
+    assert_close(separate(actual), lamb_as_released(config, 10))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -149,7 +149,7 @@ def test_each_set_is_updated_as_a_separate_tensor(name: str) -> None:
     ("rule", "reference"), [(AdamW, optax.adamw), (OptaxLamb, optax.lamb), (Lion, optax.lion)], ids=str
 )
 def test_optax_gets_all_settings(rule: Any, reference: Any) -> None:
-    """Fails if epsilon or the decay mask is not passed on, or the two betas are exchanged."""
+    """Fails if epsilon or the decay mask is not passed on, or the two betas are swapped."""
     epsilon = {} if rule is Lion else {"epsilon": 1e-3}
     settings = rule(beta1=0.8, beta2=0.98, weight_decay=0.3, **epsilon)
     config = OptimConfig(optimizer=settings, max_grad_norm=0.5, **FLAT)
@@ -214,11 +214,11 @@ COSINE = {0: 0.0, 1: 0.5, 2: 0.5 + math.sqrt(0.5) / 2, 4: 0.5, 6: 0.5 - math.sqr
 )
 def test_schedules(schedule: Any, warmup: int, steps: int, points: dict[int, float]) -> None:
     """Fractions of the peak rate.  Fails if the decay counts from the end of the warmup, or the rate falls below 0 at the end."""
-    found = make_schedule(OptimConfig(learning_rate=0.5, schedule=schedule, num_warmup_steps=warmup), steps)
-    np.testing.assert_allclose([found(step) / 0.5 for step in points], list(points.values()), rtol=1e-6, atol=1e-7)
+    actual = make_schedule(OptimConfig(learning_rate=0.5, schedule=schedule, num_warmup_steps=warmup), steps)
+    np.testing.assert_allclose([actual(step) / 0.5 for step in points], list(points.values()), rtol=1e-6, atol=1e-7)
 
 
-IN_THE_MODEL = """embeddings/word_embeddings/embedding embeddings/position_embeddings/embedding
+DECAYED_IN_THE_MODEL = """embeddings/word_embeddings/embedding embeddings/position_embeddings/embedding
     embeddings/token_type_embeddings/embedding encoder/embedding_hidden_mapping_in/kernel encoder/attention/query/kernel
     encoder/attention/key/kernel encoder/attention/value/kernel encoder/attention/dense/kernel
     encoder/ffn/intermediate/kernel encoder/ffn/output/kernel pooler/kernel predictions/dense/kernel
@@ -230,7 +230,7 @@ def test_which_parameters_decay() -> None:
     params = param_shapes(Albert(AlbertConfig(num_hidden_layers=2, sharing="none")))
     mask = flatten(decay_mask(params))
     assert len(mask) == 32
-    assert {name for name, on in mask.items() if on} == set(IN_THE_MODEL.split())
+    assert {name for name, on in mask.items() if on} == set(DECAYED_IN_THE_MODEL.split())
 
 
 BAD: dict[str, list[Any]] = {name: [math.nan, -1.0, 0.0, math.inf] for name in ("learning_rate", "max_grad_norm")}
