@@ -317,10 +317,10 @@ def test_init_from_the_same_network_by_another_name(short: Words, straight: Path
     assert main(short(tmp_path / "run", init_from=straight, model__sharing="groups")) == 0
 
 
-def test_init_from_what_transformers_saved(
+def test_init_from_a_folder_of_transformers(
     short: Words, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """tokenizer.json alone, whose rebuilt vocabulary has other bytes; into a deeper network, as the paper's Table 11."""
+    """With only a tokenizer.json, whose rebuilt vocabulary has different bytes; into a deeper network (paper, Table 11)."""
     source = tmp_path / "exported"
     convert(straight, source)
     (source / "spiece.model").unlink()
@@ -332,4 +332,4 @@ def test_init_from_what_transformers_saved(
     (source / "model.safetensors").unlink()
     huggingface.write(bare, source)
     assert main(short(tmp_path / "other", init_from=source, **deeper)) == 2
-    assert "it lacks pooler, sop_classifier; 'albert-jax convert" in capsys.readouterr().err
+    assert ": missing pooler, sop_classifier; 'albert-jax convert" in capsys.readouterr().err
