@@ -31,8 +31,8 @@ def check(config: BenchConfig, peer: str, rounds: int) -> None:
     for package in ("torch", "transformers"):
         if importlib.util.find_spec(package) is None:
             raise InputError(f"--peer {peer}: {package} is not installed; pip install {package}")
-    if config.model.sharing != "all":
-        raise InputError(f"--peer {peer} supports sharing 'all' only, got {config.model.sharing!r}")
+    if any(max(sets) >= config.model.inner_group_num for sets in config.model.layer_sets.values()):
+        raise InputError(f"--peer {peer} needs layers that share all parameters, got sharing {config.model.sharing!r}")
     if config.mesh.data != 1:
         raise InputError(f"--peer {peer} supports one device only; omit --mesh.data")
     if config.gradient_accumulation != 1:

@@ -11,7 +11,7 @@ SPECIAL_TOKENS = 3
 def capacity(max_seq_length: int) -> int:
     """C: the largest number of tokens of a sequence before it is paired and truncated.
 
-    Its last sentence may not fit; `split_long_sentences` limits a sentence to half an input.
+    A sequence ends with the sentence that fills the input; `split_long_sentences` limits a sentence to half an input.
     """
     room = max_seq_length - SPECIAL_TOKENS
     return room + room // 2
@@ -20,7 +20,7 @@ def capacity(max_seq_length: int) -> int:
 def split_long_sentences(sentence_lengths: np.ndarray, max_seq_length: int) -> np.ndarray:
     """Sentence lengths after splitting each sentence that is longer than half an input.
 
-    Thus a full sequence has at least two sentences and can make a pair, and its length is bounded.
+    So the length of a sequence is bounded, and a full sequence has at least two sentences, enough for a pair.
     """
     limit = (max_seq_length - SPECIAL_TOKENS) // 2
     parts = -(-sentence_lengths // limit)

@@ -168,7 +168,7 @@ def lines(path: Path, encoding_errors: str, repairs: Counter[str]) -> Iterator[t
                 repairs["byte-order marks removed"] += 1
             if "\0" in line:
                 line = line.replace("\0", "")
-                repairs["lines with NUL removed from them"] += 1
+                repairs["lines from which NUL was removed"] += 1
             if line.endswith("\r\n"):
                 repairs["CRLF line ends"] += 1
             offset += len(raw)

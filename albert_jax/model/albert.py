@@ -82,7 +82,7 @@ class AlbertConfig:
     dtype: str = choice("float32", ("float32", "bfloat16"))
     """Compute dtype.  Parameters, their gradients, LayerNorm and softmax stay in float32."""
     remat: str = choice("elementwise", POLICIES)
-    """What the backward pass recomputes.  none: nothing; elementwise: all but matrix products; dots: also attention's products; full: the block."""
+    """What the backward pass recomputes.  none: nothing; elementwise: all but matrix products and dropout masks; dots: also attention's products; full: the block."""
     scan_unroll: int = 1
     """Number of blocks in one iteration of the layer loop.  1 compiles fastest; on a GPU, unrolling all blocks is 10 % faster."""
     attention_implementation: str = choice("xla", ("xla", "cudnn"))

@@ -40,19 +40,19 @@ POLICIES: dict[str, Any] = {
 
 def dense(x: Array, kernel: Array, bias: Array) -> Array:
     """x [..., K] times kernel [K, M] plus bias [M], all of one dtype; named `DENSE`."""
-    return named((_bfloat16_on_cpu if _on_cpu(x) else _dense)(x, kernel, bias), DENSE)
+    return named((_dense_bfloat16_on_cpu if _is_bfloat16_on_cpu(x) else _dense)(x, kernel, bias), DENSE)
 
 
 def einsum(subscripts: str, x: Array, y: Array, name: str) -> Array:
     """`jnp.einsum` with a name for the remat policies; float32 if x is bfloat16 on a CPU, else x's dtype."""
-    result_dtype = jnp.float32 if _on_cpu(x) else None
+    result_dtype = jnp.float32 if _is_bfloat16_on_cpu(x) else None
     return named(jnp.einsum(subscripts, x, y, preferred_element_type=result_dtype), name)
 
 
 def cudnn_attention(query: Array, key: Array, value: Array, mask: Array) -> Array:
     """cuDNN's attention of query, key and value [B, S, N, D] -> [B, S, N, D]; named `CONTEXT`.
 
-    cuDNN gets the number of ones in each row of `mask` [B, S].  With a mask it would treat it as a bias and compute its
+    cuDNN gets the number of ones in each row of `mask` [B, S], because it would treat a mask as a bias and compute its
     gradient.  So masks with holes need XLA's attention.
 
     Raises:
@@ -73,7 +73,7 @@ def named(x: Array, name: str) -> Array:
     return checkpoint_name(x, name)
 
 
-def _on_cpu(x: Array) -> bool:
+def _is_bfloat16_on_cpu(x: Array) -> bool:
     return x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
 
 
@@ -85,10 +85,10 @@ def _dense(x: Array, kernel: Array, bias: Array) -> Array:
 
 
 @jax.custom_vjp
-def _bfloat16_on_cpu(x: Array, kernel: Array, bias: Array) -> Array:
+def _dense_bfloat16_on_cpu(x: Array, kernel: Array, bias: Array) -> Array:
     # XLA:CPU uses its bfloat16 kernels only if both operands are bfloat16, the result is float32, and the first operand's
-    # contracted axis is its last.  Otherwise it computes in float32 at half the speed.  The gradients that autodiff makes do
-    # not have this form, so they are written by hand; forward-mode differentiation is lost here.
+    # contracted axis is its last.  Otherwise it computes in float32 at half the speed.  The gradients of autodiff do not have
+    # this form, so they are written by hand; forward-mode differentiation does not work.
     return (_accumulated(x, kernel, 0) + bias.astype(jnp.float32)).astype(x.dtype)
 
 
@@ -100,7 +100,7 @@ def _accumulated(x: Array, y: Array, axis: int) -> Array:
 
 
 def _forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _bfloat16_on_cpu(x, kernel, bias), (x, kernel)
+    return _dense_bfloat16_on_cpu(x, kernel, bias), (x, kernel)
 
 
 def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array, Array]:
@@ -108,9 +108,9 @@ def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array
     # The reshape copies, so that the transpose is not folded into the product.
     columns = jnp.moveaxis(x, -1, 0).reshape(x.shape[-1], -1)
     rows = gradient.reshape(-1, gradient.shape[-1])
-    summed = jnp.sum(rows, axis=0, dtype=jnp.float32)
-    of_x, of_kernel = _accumulated(gradient, kernel, 1), _accumulated(columns, rows, 0)
-    return of_x.astype(x.dtype), of_kernel.astype(x.dtype), summed.astype(x.dtype)
+    bias_gradient = jnp.sum(rows, axis=0, dtype=jnp.float32)
+    x_gradient, kernel_gradient = _accumulated(gradient, kernel, 1), _accumulated(columns, rows, 0)
+    return x_gradient.astype(x.dtype), kernel_gradient.astype(x.dtype), bias_gradient.astype(x.dtype)
 
 
-_bfloat16_on_cpu.defvjp(_forward, _backward)
+_dense_bfloat16_on_cpu.defvjp(_forward, _backward)
