@@ -14,23 +14,28 @@ import nbclient
 import nbformat
 import pytest
 
-from .conftest import ROOT
+from .conftest import FAST_COMPILE, ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 PICTURES = {"1_tour": 1, "2_masking_and_pairs": 1, "3_sharing_ablation": 2, "4_inside": 3, "5_hugging_face": 1}
 """Notebook -> the number of pictures that it draws."""
-QUICK = {"STEPS": 4, "SEEDS": 1}
+QUICK = {"STEPS": 2, "SEEDS": 1}
 """Values of constants in the notebooks for this test."""
 
 
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+def executed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """The outputs of each notebook; all run in one kernel and one folder, since 4 and 5 read what 3 trains.
 
-    The namespace is cleared between them, so each has to import what it uses.
+    The namespace is cleared between them, so each has to import what it uses.  The experiments have a smaller corpus here.
     """
     folder = tmp_path_factory.mktemp("notebooks")
     shutil.copytree(ROOT / "experiments", folder / "experiments")
+    for name in ("pretrain/tiny.py", "ablations/scales/tiny.py"):
+        text = (folder / "experiments" / name).read_text()
+        assert 'source="python-docs"' in text
+        text = text.replace('source="python-docs"', f'source="{corpus}", cache_dir="{folder}/cache"')
+        (folder / "experiments" / name).write_text(text.replace("vocab_size=4000", "vocab_size=1000"))
     (folder / "notebooks").mkdir()
     together = nbformat.v4.new_notebook()
     for path in NOTEBOOKS:
@@ -41,7 +46,10 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
             cell.metadata["notebook"] = path.stem
         together.cells += [nbformat.v4.new_code_cell("%reset -f"), *cells]
     resources = {"metadata": {"path": str(folder / "notebooks")}}
-    nbclient.NotebookClient(together, timeout=400, resources=resources).execute()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", FAST_COMPILE)  # one device, as the reader has
+        patch.setenv("PYTHONPATH", str(ROOT))
+        nbclient.NotebookClient(together, timeout=400, resources=resources).execute()
     return {
         path.stem: [
             output
