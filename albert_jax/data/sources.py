@@ -45,7 +45,7 @@ class DataConfig:
     text_field: str = "text"
     """Field of a .jsonl line, or feature of a TFDS data set, that holds the document."""
     txt_documents: str = choice("file", ("file", "blank-line"))
-    """In .txt, a document is a file, or ends at a blank line."""
+    """What a document is in .txt.  file: the whole file; blank-line: the text between blank lines."""
     encoding_errors: str = choice("error", ("error", "replace"))
     """Invalid UTF-8: raise an error, or replace and count it."""
     language: str = "en"

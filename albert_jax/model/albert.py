@@ -58,7 +58,7 @@ class AlbertConfig:
     intermediate_size: int = 3072
     """F: width of the feed-forward layer."""
     sharing: str = choice("all", STRATEGIES)
-    """Which parts of the layers share parameters (paper, Table 4).  With G = num_hidden_groups, groups: G runs of consecutive layers; cycle: layer i reads set i % G."""
+    """Which layers share parameters (paper, Table 4).  all: all layers; attention, ffn: all layers, but only this part; none: no layers; groups: runs of consecutive layers; cycle: every G-th layer."""
     num_hidden_groups: int = 1
     """G: number of parameter sets, for the sharing strategies that use it."""
     inner_group_num: int = 1
