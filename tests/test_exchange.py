@@ -757,7 +757,9 @@ def test_pickles_are_read_by_torch_with_tensors_only(golden: Path, fake_torch: M
     assert calls == [(golden / "pytorch_model.bin", {"map_location": "cpu", "weights_only": True})]
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {0: FakeTensor(np.ones(2))}], ids=str)
+@pytest.mark.parametrize(
+    "content", [[1, 2], {"epoch": 3}, {0: FakeTensor(np.ones(2))}], ids=["list", "numbers", "number as key"]
+)
 def test_pickles_of_other_objects_are_refused(content: Any, golden: Path, fake_torch: ModuleType) -> None:
     vars(fake_torch)["load"] = lambda path, **options: content
     pickled(golden)

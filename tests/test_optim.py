@@ -146,7 +146,9 @@ def test_each_set_is_updated_as_a_separate_tensor(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "reference"), [(AdamW, optax.adamw), (OptaxLamb, optax.lamb), (Lion, optax.lion)], ids=str
+    ("rule", "reference"),
+    [(AdamW, optax.adamw), (OptaxLamb, optax.lamb), (Lion, optax.lion)],
+    ids=["adamw", "lamb", "lion"],
 )
 def test_optax_gets_all_settings(rule: Any, reference: Any) -> None:
     """Fails if epsilon or the decay mask is not passed on, or the two betas are swapped."""

@@ -36,9 +36,10 @@ def plot_curves(run_dir: Path) -> Path:
     records = read_metrics(run_dir)
     baseline = read_json(run_dir / "summary.json")["baseline"] if (run_dir / "summary.json").exists() else {}
     groups = panels({name for record in records for name in record})
-    rows = -(-len(groups) // 2)
-    figure = Figure(figsize=(10, 3.5 * rows), layout="constrained")
-    grid = figure.subplots(rows, 2, squeeze=False).flatten()
+    columns = 2 if len(groups) <= 4 else 3
+    rows = -(-len(groups) // columns)
+    figure = Figure(figsize=(5 * columns, 3.5 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for unused in grid[len(groups) :]:
         unused.remove()
     for axes, (panel, metrics) in zip(grid, groups.items(), strict=False):
