@@ -363,8 +363,11 @@ class Recorder(logging.Handler):
         self.records.append(record)
 
 
-def test_orbax_prints_nothing_of_its_own(folder: Path, full_disk: None, capfd: pytest.CaptureFixture[str]) -> None:
+def test_orbax_prints_nothing_of_its_own(
+    folder: Path, full_disk: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If arrays cannot be read or written, all that the user sees comes from our own logger."""
+    monkeypatch.setattr(logging.root, "handlers", [])  # those of an earlier test write to its closed stderr
     recorder = Recorder()
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addHandler(recorder)

@@ -47,14 +47,10 @@ from albert_jax.model.tree import leaves
 
 from .conftest import ROOT, refused
 from .golden.make_huggingface import CASES, inputs
+from .small_models import SMALL, TEXT, assert_near, assert_same
 
 GOLDEN = Path(__file__).parent / "golden"
 HF = GOLDEN / "huggingface"
-SMALL: dict[str, Any] = dict(
-    vocab_size=40, embedding_size=8, hidden_size=16, num_hidden_layers=4, num_attention_heads=2
-)
-SMALL |= dict(intermediate_size=24, max_position_embeddings=16)
-TEXT = "the cat sat on the mat, in 2010, a hat and a rat ran to the other man: no one can eat that, not the ants, not a nation of them"
 
 
 @functools.cache
@@ -77,21 +73,6 @@ def random_weights(
     random = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32) * 0.3, param_shapes(model))
     return Weights(model, params)
-
-
-def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Bit for bit, names included."""
-    arrays = leaves(found)
-    assert list(arrays) == list(leaves(wanted))
-    for path, value in leaves(wanted).items():
-        assert np.array_equal(arrays[path], value), path
-
-
-def assert_near(case: str, found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
-    """To 1e-5; prints the largest differences, as experiments/LOG.md has them."""
-    differences = {name: float(np.abs(found[name].reshape(wanted[name].shape) - wanted[name]).max()) for name in wanted}
-    print(f"| {case} | {', '.join(f'{name} {value:.1e}' for name, value in sorted(differences.items()))} |")
-    assert max(differences.values()) <= 1e-5, differences
 
 
 def write(weights: Weights, folder: Path) -> Path:
@@ -344,14 +325,6 @@ def test_missing_heads_are_initialized_only_with_init_missing() -> None:
     assert_same(whole.params["pooler"], fresh["pooler"])
     assert_same(whole.params["predictions"], found.params["predictions"])
     assert "initialized with random numbers" in whole.notes[-1]
-
-
-@pytest.fixture(scope="session")
-def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty pieces, as many as the golden models have."""
-    path = tmp_path_factory.mktemp("vocabulary") / "spiece.model"
-    train_vocabulary([TEXT] * 20, path, 40)
-    return path
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from albert_jax.config import InputError
 from albert_jax.inference import inspection
 
-from .test_predict import Loaded, random_model
+from .small_models import Loaded, random_model
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from albert_jax.model.albert import PRESETS, AlbertConfig
 from albert_jax.model.heads import PRETRAINING, Albert, param_shapes
 
 from .conftest import HARD_TEXTS, RELEASED_VOCABULARY
-from .test_exchange import SMALL, TEXT, assert_near, assert_same, vocabulary  # noqa: F401
+from .small_models import SMALL, TEXT, assert_near, assert_same
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 torch = pytest.importorskip("torch", reason="live parity needs torch and transformers")
@@ -100,7 +100,7 @@ def test_token_ids_equal_those_of_transformers(
     switches: dict[str, bool],
     tmp_path: Path,
     warned: list[str],
-    vocabulary: Path,  # noqa: F811
+    vocabulary: Path,
 ) -> None:
     """By AlbertTokenizer on hard text and a real document, with segments; and ours of what transformers saves again."""
     ours = Tokenizer(RELEASED_VOCABULARY if RELEASED_VOCABULARY.is_file() else vocabulary, **switches)

@@ -16,34 +16,15 @@ import pytest
 from albert_jax.cli import main
 from albert_jax.config import InputError
 from albert_jax.data import tokenizer_json
-from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.exchange import huggingface
 from albert_jax.exchange.weights import Weights
 from albert_jax.inference import answers, pretrained
-from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.heads import PRETRAINING, Albert, param_shapes
 
-from .conftest import GOLDEN_TOKENIZER, refused
+from .conftest import refused
+from .small_models import Loaded, random_model
 
-Loaded = tuple[Albert, Any, Tokenizer]
 TEXTS = ["the [MASK] text", "[MASK] in 2010, it cost [MASK] dollars, and so on and so on", "a random [MASK]."]
 PAIRS = [("The text is wrapped.", "It has lines."), ("a", "b " * 30), ("", "")]
-
-
-def random_model(heads: tuple[str, ...] = PRETRAINING, labels: tuple[str, ...] = ()) -> Loaded:
-    """Random weights, large enough that no two answers are near each other."""
-    config = AlbertConfig(
-        vocab_size=500,
-        embedding_size=16,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=80,
-    )
-    model, random = Albert(config, heads, labels), np.random.default_rng(3)
-    params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32) * 0.3, param_shapes(model))
-    return model, params, Tokenizer(GOLDEN_TOKENIZER / "spiece.model")
 
 
 @pytest.fixture(scope="module")

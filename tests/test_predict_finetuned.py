@@ -15,7 +15,7 @@ from albert_jax.exchange.weights import Weights
 from albert_jax.inference import answers, finetuned
 
 from .conftest import refused
-from .test_predict import Loaded, random_model
+from .small_models import Loaded, random_model
 
 TEXTS = ["The Text, in 2010.", "", "Émile  wrote “random” lines " * 9, "a"]
 

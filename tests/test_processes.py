@@ -107,6 +107,7 @@ def test_process_0_goes_first(results: Results) -> None:
     assert [result["file_before"] for result in results[1]] == [False, True]
 
 
+@pytest.mark.long  # test_resume.py sends a signal to a single process
 def test_signal_to_one_process_stops_both_after_the_same_step(short: Words, tmp_path: Path) -> None:
     """By the command line; one process of two devices resumes what they saved, and ends with the bits of a run without a stop.
 

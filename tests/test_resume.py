@@ -186,6 +186,7 @@ def test_run_on_two_devices(short: Words, straight: Path, tmp_path: Path, capsys
     assert losses(tmp_path / "run") == pytest.approx(losses(straight), abs=1e-4)
 
 
+@pytest.mark.long  # batches by length are tested in test_data.py, a run with them below
 def test_length_buckets_resume(
     short: Words, short_corpus: Path, compiled_steps: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

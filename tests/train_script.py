@@ -82,7 +82,7 @@ def make(
         vocab_size=VOCAB,
         embedding_size=16,
         hidden_size=32,
-        num_hidden_layers=4,
+        num_hidden_layers=4 if sharing == "all" else 2,  # separate layers compile slowly
         num_attention_heads=4,
         intermediate_size=64,
         max_position_embeddings=LENGTH,
