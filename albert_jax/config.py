@@ -33,12 +33,6 @@ class InputError(ValueError):
     """A user's mistake.  Its message is one line: the field, or the file and line; what is wrong; what to do."""
 
 
-def require(condition: bool, message: str) -> None:
-    """Raise `InputError(message)` unless the condition holds."""
-    if not condition:
-        raise InputError(message)
-
-
 def first_line(error: BaseException) -> str:
     """The first non-empty line of an exception's message, or the name of its type."""
     lines = (line.strip() for line in str(error).splitlines())

@@ -14,10 +14,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compilation takes most of the time of small steps, so tests compile fast rather than well.  Tests that compare two
 # programs compile both in the same way.
 FAST_COMPILE = "--xla_backend_optimization_level=0"
-if importlib.metadata.version("jaxlib").startswith(
-    "0.10."
-):  # later versions do not know the flag; it halves compilation
+USUAL_FUSION: dict[str, bool] = {}
+"""Compiler options for tests of the compiled program itself: they undo what `FAST_COMPILE` changes in it."""
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    # This halves the time of compilation.  Later versions of XLA do not know the flag.
     FAST_COMPILE += " --xla_cpu_use_fusion_emitters=false"
+    USUAL_FUSION["xla_cpu_use_fusion_emitters"] = True
 # One process tests any number of devices up to 8.  Jobs in tests set mesh.data 1 unless they test devices.
 os.environ.setdefault("XLA_FLAGS", f"{FAST_COMPILE} --xla_force_host_platform_device_count=8")
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers and child processes inherit the cache of the first process

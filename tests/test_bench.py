@@ -29,7 +29,7 @@ from albert_jax.model.heads import Albert, flops_per_token, param_shapes
 from albert_jax.pretraining.objective import ObjectiveConfig
 from albert_jax.training import devices
 
-from .conftest import ROOT, refused
+from .conftest import ROOT, USUAL_FUSION, refused
 
 SMALL = AlbertConfig(
     vocab_size=300,
@@ -54,7 +54,7 @@ def config(work: str = "gradients", **model: Any) -> BenchConfig:
 
 @functools.cache
 def compiled_gradients(**model: Any) -> Any:
-    return Benchmark(config(**model)).compile()
+    return Benchmark(config(**model)).compile(USUAL_FUSION)
 
 
 def counts(program: Any) -> dict[str, int]:

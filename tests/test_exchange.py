@@ -45,7 +45,7 @@ from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import PRETRAINING, SENTENCE_CLASSES, Albert, init_params, param_shapes
 from albert_jax.model.tree import leaves
 
-from .conftest import ROOT, refused
+from .conftest import ROOT, USUAL_FUSION, refused
 from .golden.make_huggingface import CASES, inputs
 from .small_models import SMALL, TEXT, assert_near, assert_same
 
@@ -55,7 +55,7 @@ HF = GOLDEN / "huggingface"
 
 @functools.cache
 def _jitted(model: Albert) -> Callable[..., Any]:
-    return jax.jit(model.apply, compiler_options={"xla_backend_optimization_level": 0})
+    return jax.jit(model.apply, compiler_options={"xla_backend_optimization_level": 0, **USUAL_FUSION})
 
 
 def outputs(weights: Weights) -> dict[str, np.ndarray]:
