@@ -342,7 +342,7 @@ def test_examples_of_the_help_are_commands(command: str) -> None:
         (["finetune", str(ROOT / "experiments" / "finetune" / "sst2.py"), "--scale", "tiny"], "(300)"),
         (["ablate", str(ROOT / "experiments" / "ablations" / "sharing.py")], "scales: paper, small, tiny"),
         (["plan", TINY], "--device NAME"),
-        (["bench", "base"], "--objective.max-seq-length INT, --length INT"),
+        (["bench", "base"], "--length INT"),
         (["predict", "source", "text"], "--top-k K"),
     ],
 )
