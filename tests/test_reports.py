@@ -94,10 +94,15 @@ def test_curves_have_a_band_and_a_baseline(tmp_path: Path) -> None:
     figure = figures.draw_curves(found.curves, found.baseline)
     assert figure is not None
     panel = {axes.get_ylabel(): axes for axes in figure.axes}
-    assert list(panel) == ["MLM loss, held out", "MLM accuracy, held out"]
-    line = panel["MLM loss, held out"].lines[0]
+    assert list(panel) == ["MLM loss (nats), held out", "MLM accuracy, held out"]
+    line = panel["MLM loss (nats), held out"].lines[0]
     assert np.array(line.get_data()).tolist() == [[10 * 4 * 8], [5.5]]
-    low, high = panel["MLM loss, held out"].collections[0].get_datalim(panel["MLM loss, held out"].transData).intervaly
+    low, high = (
+        panel["MLM loss (nats), held out"]
+        .collections[0]
+        .get_datalim(panel["MLM loss (nats), held out"].transData)
+        .intervaly
+    )
     assert (low, high) == pytest.approx((5.5 - 2**-0.5, 5.5 + 2**-0.5))
     assert np.array(panel["MLM accuracy, held out"].lines[-1].get_data())[1, 0] == 0.1
     assert plot_curves(tmp_path / "0").stat().st_size > 10_000

@@ -51,9 +51,10 @@ def title(name: str) -> str:
 
 
 def metric_label(name: str) -> str:
-    """The axis label of a metric: `sop_accuracy` -> "SOP accuracy"."""
+    """The axis label of a metric: `sop_accuracy` -> "SOP accuracy", `mlm_loss` -> "MLM loss (nats)"."""
     objective, _, kind = name.rpartition("_")
-    return f"{objective.upper()} {kind}" if objective and kind in ("accuracy", "loss") else name.replace("_", " ")
+    label = f"{objective.upper()} {kind}" if objective and kind in ("accuracy", "loss") else name.replace("_", " ")
+    return f"{label} (nats)" if kind == "loss" else label
 
 
 def value_text(name: str, value: float | None) -> str:
