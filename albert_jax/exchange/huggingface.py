@@ -84,8 +84,13 @@ def read(folder: Path, allow_pickle: bool = False) -> Weights:
     classes = sentence_classes(num_classes(tensors, "sop_classifier.classifier.bias"))
     if {"classifier", "token_classifier"} & set(heads):
         labels = _labels(stored, default_labels(num_classes(tensors, "classifier.bias")), path)
-    elif "sop_classifier" in heads:
-        classes = _labels(stored, classes, path)
+    elif (
+        "sop_classifier" in heads
+        and isinstance(stored.get("id2label"), dict)
+        and len(stored["id2label"]) == len(classes)
+    ):
+        names = _labels(stored, classes, path)
+        classes = classes if names == default_labels(len(classes)) else names
     model = Albert(config, heads, labels, classes)
     params, mapped = collect(model, tensors, table)
     weights = Weights(model, params, mapped, skipped + same_or_unused, notes)

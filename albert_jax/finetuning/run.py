@@ -28,7 +28,7 @@ from albert_jax.config import (
 )
 from albert_jax.data import batches, tokenizer_json
 from albert_jax.data.tokenizer import Tokenizer, train_vocabulary
-from albert_jax.exchange import load as exchange
+from albert_jax.exchange.load import Source, read
 from albert_jax.finetuning import family, files
 from albert_jax.finetuning.evaluation import Evaluation
 from albert_jax.finetuning.files import TaskDataConfig
@@ -36,10 +36,9 @@ from albert_jax.finetuning.tasks import FAMILIES, TASKS
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import HEADS, Albert, flops_per_token, init_params, stacked_shapes
 from albert_jax.model.sharing import is_stacked
-from albert_jax.reports import run as report
-from albert_jax.training import checkpoint, processes, run_folder
-from albert_jax.training import loop as train
-from albert_jax.training.job import open_mesh, run_job
+from albert_jax.reports.run import finish
+from albert_jax.training import checkpoint, loop, processes, run_folder
+from albert_jax.training.job import check_agreement, open_mesh, run_job
 from albert_jax.training.loop import TrainConfig
 from albert_jax.training.optim import OptimConfig, make_optimizer
 from albert_jax.training.partition import Layout, MeshConfig
@@ -192,6 +191,8 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
     splits = family.read_splits(task, sources, config.data)
     tokenizer = _tokenizer(config, run_dir, source, task.texts(splits["train"].examples))
     rows = {name: task.rows(split, tokenizer, config.data) for name, split in splits.items()}
+    fingerprints = {"data": files.fingerprint(sources), "vocab": tokenizer.sha256}
+    check_agreement(config, fingerprints)
     batches.check_enough_rows(rows["train"], config.train.global_batch_size)
     _log_sizes(config, rows, mesh.size)
 
@@ -222,7 +223,7 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
         workload,
         make_optimizer(config.optim, config.train.num_train_steps, is_stacked),
         layout,
-        fingerprints={"data": files.fingerprint(sources), "vocab": tokenizer.sha256},
+        fingerprints=fingerprints,
         write_vocabulary=functools.partial(
             tokenizer_json.write_vocabulary, tokenizer, config.model.max_position_embeddings
         ),
@@ -231,21 +232,21 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
         conclude=evaluation.conclude,
         allow_data_change=allow_data_change,
     )
-    report.finish(run_dir, summary, processes.is_main())
+    finish(run_dir, summary, processes.is_main())
     return summary
 
 
-def _open_source(config: FinetuneConfig, run_dir: Path) -> exchange.Source | None:
+def _open_source(config: FinetuneConfig, run_dir: Path) -> Source | None:
     """The model of --init-from; None without it, and if the run has checkpoints to resume from."""
-    if not config.init_from or checkpoint.has_checkpoint(train.checkpoint_folder(config.train, run_dir)):
+    if not config.init_from or checkpoint.has_checkpoint(loop.checkpoint_folder(config.train, run_dir)):
         return None
-    source = exchange.read(config.init_from)
+    source = read(config.init_from)
     for note in source.weights.notes:
         log.info("%s: %s", config.init_from, note)
     return source
 
 
-def _with_architecture(config: FinetuneConfig, source: exchange.Source | None) -> FinetuneConfig:
+def _with_architecture(config: FinetuneConfig, source: Source | None) -> FinetuneConfig:
     """The configuration with the architecture of --init-from, or of the run folder if the run is resumed.
 
     Raises:
@@ -276,9 +277,7 @@ def _with_architecture(config: FinetuneConfig, source: exchange.Source | None) -
     return replace(config, model=model)
 
 
-def _tokenizer(
-    config: FinetuneConfig, run_dir: Path, source: exchange.Source | None, texts: Sequence[str]
-) -> Tokenizer:
+def _tokenizer(config: FinetuneConfig, run_dir: Path, source: Source | None, texts: Sequence[str]) -> Tokenizer:
     """The tokenizer of data.vocab, of --init-from, or of the run folder; otherwise trains one on the task's text."""
     data, size = config.data, config.model.vocab_size
     if data.vocab:
@@ -308,9 +307,9 @@ def _tokenizer(
         return Tokenizer(path, map_punctuation=data.map_punctuation)
 
 
-def _initial_params(config: FinetuneConfig, source: exchange.Source | None, model: Albert) -> Any:
+def _initial_params(config: FinetuneConfig, source: Source | None, model: Albert) -> Any:
     """The parameters of --init-from, and random ones for what it lacks; a head is used only if its classes are the same."""
-    source = source or exchange.read(config.init_from)  # a checkpoint was detected, but none could be restored
+    source = source or read(config.init_from)  # a checkpoint was detected, but none could be restored
     pretrained, labels = source.weights.params, source.weights.model.labels
     params = dict(jax.jit(functools.partial(init_params, model))(jax.random.key(config.train.seed)))
     usable = {

@@ -10,7 +10,7 @@ import pandas as pd
 
 from albert_jax.config import InputError
 from albert_jax.finetuning.run import FinetuneConfig, finetune
-from albert_jax.reports import run as report
+from albert_jax.reports.run import seeds_table
 from albert_jax.training import processes, run_folder
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def finetune_seeds(config: FinetuneConfig, seeds: int, allow_data_change: bool =
     }
     if processes.is_main():
         run_folder.write_json(run_dir / "summary.json", summary)
-    log.info("%s", report.seeds_table(summary))
+    log.info("%s", seeds_table(summary))
     log.info("%s has a folder per seed, and the summary of all", run_dir)
     return summary
 

@@ -27,7 +27,7 @@ from albert_jax.pretraining.task import (
     pretraining_workload,
 )
 from albert_jax.training.devices import DATA_SHEETS
-from albert_jax.training.optim import Lamb, OptaxLamb, path_names
+from albert_jax.training.optim import path_names
 from albert_jax.training.partition import DATA, Layout, check_batch_size
 from albert_jax.training.step import state_shapes
 
@@ -258,7 +258,7 @@ def _warnings(config: PretrainConfig, assumptions: Assumptions, memory: Memory, 
     warnings = []
     optim, objective, batch = config.optim, config.objective, config.train.global_batch_size
     scaled_rate = PAPER_RATE * math.sqrt(batch / PAPER_BATCH)
-    if isinstance(optim.optimizer, (Lamb, OptaxLamb)) and optim.learning_rate > 1.2 * scaled_rate:
+    if optim.optimizer.has_trust_ratio and optim.learning_rate > 1.2 * scaled_rate:  # the paper's rate is LAMB's
         warnings.append(
             f"optim.learning_rate {optim.learning_rate:g} is {optim.learning_rate / scaled_rate:.1f} times the paper's rate, "
             f"scaled to this batch size ({PAPER_RATE} x sqrt({batch} / {PAPER_BATCH})); use --optim.learning-rate {scaled_rate:.2g}"

@@ -101,6 +101,8 @@ def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[st
         rows = loader.open_split(prepared, "train", length)
         heldout = loader.open_split(prepared, "heldout", length)
         counts = token_counts(prepared)
+    fingerprints = {"data": prepared.fingerprint, "vocab": prepared.tokenizer.sha256}
+    job.check_agreement(config, fingerprints)
     check_enough_rows(rows, config.train.global_batch_size)
     start_batches = functools.partial(
         loader.bucketed_batches if config.length_buckets else loader.train_batches,
@@ -138,7 +140,7 @@ def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[st
         "pretrain",
         config,
         *training_parts(config, vocabulary, mesh, start_batches, evaluate),
-        fingerprints={"data": prepared.fingerprint, "vocab": prepared.tokenizer.sha256},
+        fingerprints=fingerprints,
         write_vocabulary=functools.partial(
             tokenizer_json.write_vocabulary, prepared.tokenizer, config.model.max_position_embeddings
         ),

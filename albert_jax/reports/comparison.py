@@ -134,7 +134,7 @@ def _label_single_runs(runs: pd.DataFrame) -> None:
     varying = [name for name in single if name.startswith(CONFIG) and _varies(single[name])]
     for index, run in single.iterrows():
         texts = [
-            f"{str(name).removeprefix(CONFIG).rpartition('.')[2]} {value}"
+            f"{str(name).removesuffix('.name').rpartition('.')[2]} {value}"
             for name, value in run[varying].dropna().items()
         ]
         runs.loc[index, "row"] = ", ".join(texts) or single["run"].iloc[0]

@@ -311,6 +311,8 @@ def _read_newest_intact(
 def _read(path: epath.Path, target: Any) -> tuple[Any, dict[str, Any]]:
     """The arrays that `target` names, and the metadata.  The fingerprints are not checked yet."""
     meta = _read_meta(path)
+    if "shapes" not in meta:
+        raise InputError(f"{path} was written by an earlier version, which this one cannot read; use that version")
     shapes = {name: list(leaf.shape) for name, leaf in _leaves(target).items()}
     parts = {name.partition("/")[0] for name in shapes}
     stored = {name: shape for name, shape in meta["shapes"].items() if name.partition("/")[0] in parts}

@@ -31,6 +31,15 @@ def open_mesh(config: Any) -> Mesh:
     return mesh
 
 
+def check_agreement(config: Any, fingerprints: dict[str, str]) -> None:
+    """Check that all processes have the same configuration and data.  Call it before checks that may fail in only one process.
+
+    Raises:
+      InputError: names the option that differs.
+    """
+    processes.agree({f"--{name}": value for name, value in flat(to_dict(config)).items()} | {"the data": fingerprints})
+
+
 def run_job(
     job: str,
     config: Any,
@@ -68,7 +77,6 @@ def run_job(
     """
     run_dir = Path(config.run_dir).expanduser()
     values = to_dict(config)
-    processes.agree({f"--{name}": value for name, value in flat(values).items()} | {"the data": fingerprints})
     is_main = processes.is_main()
     with run_folder.locked(run_dir, config.train.checkpoint_dir, is_main):
         if is_main:

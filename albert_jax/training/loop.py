@@ -19,6 +19,7 @@ from albert_jax.training.optim import Optimizer
 from albert_jax.training.partition import Layout
 from albert_jax.training.progress import Meter
 from albert_jax.training.step import (
+    TRAIN_PARAMS,
     Params,
     TrainState,
     Workload,
@@ -149,7 +150,8 @@ def run(
                 state = state._replace(params=jax.device_put(initial(), shardings(shapes.params)))
         start = int(state.step)
         if start < config.num_train_steps:
-            checkpoints.check_space(shapes)
+            stores_both = TRAIN_PARAMS in checkpoint_target(optimizer, shapes)  # trained and averaged parameters
+            checkpoints.check_space([shapes, shapes.params] if stores_both else shapes)
         meter = stack.enter_context(closing(Meter(config, run_dir, start, progress, workload.flops_per_token, mesh)))
         best = stack.enter_context(closing(Best(run_dir / "best"))) if workload.select else None
 

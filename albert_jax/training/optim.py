@@ -10,7 +10,7 @@ as a separate tensor.  With one trust ratio for a whole stack, LAMB would be a d
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,9 @@ class UpdateRule(Protocol):
     `eval_params(opt_state, params) -> params`.
     """
 
+    has_trust_ratio: ClassVar[bool]
+    """Whether each update is scaled by the norm of its parameter, so that the paper's learning rates apply."""
+
     def transformation(self, schedule: Schedule) -> optax.GradientTransformation:
         """The update rule, learning rate included."""
 
@@ -63,12 +66,16 @@ class AdamSettings:
     weight_decay: float = 0.01
     """Applies to all parameters except LayerNorms and biases."""
 
+    has_trust_ratio: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         check_settings(self)
 
 
 class Lamb(AdamSettings):
     """LAMB as released with ALBERT: no bias correction (google-research/albert lamb_optimizer.py)."""
+
+    has_trust_ratio = True
 
     def transformation(self, schedule: Schedule) -> optax.GradientTransformation:
         """The update rule."""
@@ -95,6 +102,8 @@ class AdamW(AdamSettings):
 class OptaxLamb(AdamSettings):
     """LAMB of optax, with bias correction."""
 
+    has_trust_ratio = True
+
     def transformation(self, schedule: Schedule) -> optax.GradientTransformation:
         """The update rule."""
         betas = self.beta1, self.beta2
@@ -111,6 +120,7 @@ class Lion:
     """Decay rate of the momentum."""
     weight_decay: float = 0.01
     """Applies to all parameters except LayerNorms and biases."""
+    has_trust_ratio: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_settings(self)

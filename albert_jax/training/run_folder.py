@@ -79,7 +79,7 @@ def without_location(config: dict[str, Any]) -> dict[str, Any]:
     """
     if "/" not in config["run_dir"]:
         return config
-    return config | {"init_from": config["init_from"].removeprefix(f"{Path(config['run_dir']).parent}/")}
+    return config | {"init_from": config.get("init_from", "").removeprefix(f"{Path(config['run_dir']).parent}/")}
 
 
 def claim(
