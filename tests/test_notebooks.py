@@ -79,7 +79,6 @@ def test_the_constants_exist() -> None:
     assert all(re.search(rf"^{name} = \d+$", texts, flags=re.MULTILINE) for name in QUICK)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", PICTURES)
 def test_runs_and_draws(name: str, executed: dict[str, list[Any]]) -> None:
     pictures = [output for output in executed[name] if "image/png" in output.get("data", {})]

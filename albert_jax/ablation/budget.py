@@ -51,7 +51,7 @@ def step_seconds(config: PretrainConfig) -> float:
 
 
 def widened(model: AlbertConfig, target: int) -> AlbertConfig:
-    """Choose the head size whose parameter count is nearest to `target`; the number of heads, and E = H, are kept."""
+    """Choose the head size whose parameter count is nearest to `target`; the number of heads is unchanged, and so is E = H."""
     ratio = model.intermediate_size / model.hidden_size
 
     def with_head_size(size: int) -> AlbertConfig:
@@ -89,7 +89,7 @@ class Budget(NamedTuple):
 
     caption: str
     step_cost: Callable[[PretrainConfig], float]
-    """Rows get numbers of steps of equal total cost."""
+    """The cost of a step; rows get steps of equal total cost."""
 
 
 BUDGETS = {

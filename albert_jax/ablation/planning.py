@@ -84,7 +84,7 @@ class Plan:
     def merged(self, earlier: "Plan") -> "Plan":
         """Add the rows, seeds and fine-tuning of an earlier plan of the same table in the same folder.
 
-        Rows of both plans stay as they were planned first, because the step times of the budget `time` vary.
+        Rows of both plans keep the earlier version, because the step times of the budget `time` vary.
 
         Raises:
           InputError: the earlier plan has a different table, scale, budget or base.
@@ -228,7 +228,7 @@ def _base_config(
     overrides: Mapping[str, Any] | Sequence[str],
     row_fields: set[str],
 ) -> dict[str, Any]:
-    """The scale's experiment with the table's own fields and the overrides."""
+    """The scale's experiment with the table's fields for it and the overrides."""
     values = read_overrides(PretrainConfig, overrides)
     for name in values:
         if name in row_fields:
@@ -248,10 +248,10 @@ def _row_config(base: PretrainConfig, label: str, row: Row, scale: str, path: st
                 value = value[scale]
             values[name] = value
         config = from_dict(PretrainConfig, override(to_dict(base), values) | {"eval_objective": None})
-        # All rows are evaluated with the same masking, or one that masks more would be evaluated on a harder task.
-        # Sentence pairs stay the row's own, as in the paper's Table 5.
-        kept = {name: getattr(config.objective, name) for name in ("sentence_objective", "max_seq_length")}
-        evaluated = replace(base.eval_objective or base.objective, **kept)
+        # All rows are evaluated with the same masking: one that masks more would have a harder task.
+        # Each row keeps its sentence objective, as in the paper's Table 5.
+        row_fields = {name: getattr(config.objective, name) for name in ("sentence_objective", "max_seq_length")}
+        evaluated = replace(base.eval_objective or base.objective, **row_fields)
         return config if evaluated == config.objective else replace(config, eval_objective=evaluated)
     except InputError as error:
         raise InputError(f"{path}: row '{label}': {error}") from None

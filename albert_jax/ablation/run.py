@@ -41,8 +41,8 @@ START_CHANGES = ("sharing", "num_hidden_groups", "num_hidden_layers")
 def ablate(plan: Plan) -> Comparison:
     """Run what is unfinished, one run after another: all rows with one seed, then all rows with the next.
 
-    A run that fails is recorded in its folder and tried again by the next launch.  A run that a different launch is running
-    is left to it.
+    A run that fails is recorded in its folder and tried again by the next launch.  A run that a different
+    launch is running is skipped.
 
     Returns:
       The table of all rows, which is also written to the folder, with figures.
@@ -76,7 +76,7 @@ def claim(plan: Plan) -> Plan:
     """Write the plan's `ablation.json`, with the rows and seeds of earlier launches in the same folder.
 
     Returns:
-      The plan; with the budget `time`, its rows as they were planned first.
+      The plan; with the budget `time`, its rows as first planned.
 
     Raises:
       InputError: the folder holds a different table, or runs with different configurations.
@@ -160,12 +160,12 @@ def probe(plan: Plan, config: PretrainConfig) -> dict[str, Any]:
     objective = dataclasses.replace(config.objective, sentence_objective=kind)
     try:
         return probes.probe(dataclasses.replace(config, objective=objective, eval_objective=None))
-    except Exception as error:  # the table is worth more than its probe
+    except Exception as error:  # a failed probe must not lose the table
         return {"error": _failure_message(error)}
 
 
 def _write_start(plan: Plan, row: PlannedRow, seed: int) -> None:
-    """Write the parameters that a run starts from: those of the other row, with this row's sharing and depth."""
+    """Write the parameters that a run starts from: those of row `row.start`, with this row's sharing and depth."""
     folder = Path(plan.run_config(row, seed).run_dir)
     if row.start and not (folder / "start").exists() and not checkpoint.has_checkpoint(str(folder / "checkpoints")):
         source = plan.run_config(plan.row(row.start), seed).run_dir

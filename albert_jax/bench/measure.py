@@ -73,7 +73,7 @@ class BenchConfig:
 
     @property
     def tokens(self) -> int:
-        """Tokens in a batch.  With `objective.short_seq_prob` 0 none of them is padding."""
+        """Tokens in a batch.  None is padding if `objective.short_seq_prob` is 0."""
         return self.batch_size * self.objective.max_seq_length
 
     @property
@@ -86,7 +86,7 @@ class BenchConfig:
 
 
 class Timed(Protocol):
-    """A computation that can be run again and again."""
+    """A computation that can be run repeatedly."""
 
     def run(self) -> Any:
         """Start the computation once; return what `wait` takes."""
@@ -169,11 +169,11 @@ def measure(config: BenchConfig) -> tuple[dict[str, Any], Benchmark]:
     """Time a computation.
 
     Returns:
-      The benchmark, ready to run again, and before it the results for JSON:
+      The results, for JSON, and the benchmark, ready to run again.  The results are:
         `config`, `device`, `devices`, `versions`, `parameters`;
         `seconds` per step (median of the rounds), `seconds_min`, `seconds_max`, `tokens_per_second`;
         `flops` per step; `matmul_flops`, the FLOP/s of a large matrix product measured now; `mfu` relative to it;
-        `mfu_of_peak`, relative to the data sheet, or None; `copy_bytes` per second that elementwise work reaches;
+        `mfu_of_peak`, relative to the data sheet, or None; `copy_bytes`, bytes per second of elementwise work;
         `memory`, bytes per device according to XLA; `peak_memory`, bytes that the device has used, or None;
         `compile_seconds` and, from the compilation cache, `warm_compile_seconds`.
 

@@ -105,17 +105,17 @@ class HuggingFace:
 
 
 def compare(config: BenchConfig, benchmark: Benchmark, peer: str, dtype: str, rounds: int) -> dict[str, Any]:
-    """Time ours and theirs in `rounds` alternating rounds.
+    """Time our computation and the peer's in `rounds` alternating rounds.
 
     Args:
       config: the work.
-      benchmark: ours, from `measure`.
+      benchmark: our computation, from `measure`.
       peer: "huggingface", or "huggingface-compiled" for torch.compile.
-      dtype: theirs.
+      dtype: the peer's.
       rounds: number of rounds; each times both.
 
     Returns:
-      `ratio` of our time to theirs (median of the rounds), `ratio_min`, `ratio_max`, `rounds`; `peer`, `peer_dtype`,
+      `ratio` of our time to the peer's (median of the rounds), `ratio_min`, `ratio_max`, `rounds`; `peer`, `peer_dtype`,
       `peer_seconds` and `our_seconds` (medians); `torch` and `transformers` (versions), `threads` of torch; `loss` and
       `peer_loss` with the same weights and inputs, without dropout, or None for inference.
 
@@ -128,20 +128,20 @@ def compare(config: BenchConfig, benchmark: Benchmark, peer: str, dtype: str, ro
 
     params, examples = Benchmark(replace(config, work="gradients")).inputs
     params, examples = jax.device_get((params, {name: x for name, x in examples.items() if name != "dropout_keys"}))
-    theirs = HuggingFace(config, params, examples, dtype, compiled=peer.endswith("-compiled"))
+    hugging_face = HuggingFace(config, params, examples, dtype, compiled=peer.endswith("-compiled"))
     loss = peer_loss = None
     if config.work != "inference":
         apply = pretraining_model(config.model, config.objective).apply
         loss = float(pretraining.loss(config.objective, apply, params, examples, train=False)[0])
-        peer_loss = theirs.loss_without_dropout()
-    computations: list[Timed] = [benchmark, theirs]
+        peer_loss = hugging_face.loss_without_dropout()
+    computations: list[Timed] = [benchmark, hugging_face]
     steps = [steps_per_round(computation) for computation in computations]
     seconds: list[list[float]] = [[], []]
     for number in range(rounds):
-        # In every second round theirs goes first, so that neither always runs on the other's caches.
+        # In every second round the peer goes first, so that neither always runs on the other's caches.
         for which in (0, 1) if number % 2 == 0 else (1, 0):
             seconds[which].append(time_round(computations[which], steps[which]))
-    ratios = [ours / peers for ours, peers in zip(*seconds, strict=True)]
+    ratios = [our_time / peer_time for our_time, peer_time in zip(*seconds, strict=True)]
     return {
         "ratio": statistics.median(ratios),
         "ratio_min": min(ratios),

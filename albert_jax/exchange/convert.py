@@ -41,12 +41,12 @@ def convert(
       source, vocab, init_missing, allow_pickle: as for `load`.
       target: the folder to write; it must not exist.
       to: one of `FORMATS`.
-      changes: fields of the new model, those of `reshare.MAY_CHANGE_IN_CONVERSION`.
+      changes: fields of the new model, from `reshare.MAY_CHANGE_IN_CONVERSION`.
 
     Returns:
       The report, which is also written to `conversion.json` in the target.  Its `parity` is the largest absolute
-      difference of each output between the source and the target: computed by Hugging Face's own model if torch and
-      transformers are installed, and otherwise by ours.
+      difference of each output between the source and the target: computed by transformers if it and torch
+      are installed, otherwise by albert_jax.
 
     Raises:
       InputError: the source cannot be read, or the target exists or cannot be written.
@@ -61,12 +61,12 @@ def convert(
         if name not in MAY_CHANGE_IN_CONVERSION:
             known = ", ".join(MAY_CHANGE_IN_CONVERSION)
             raise InputError(f"{name} cannot be changed in a conversion; only {known} can")
-    found = read(source, vocab=vocab, init_missing=init_missing, allow_pickle=allow_pickle)
-    inputs = sample_inputs(found.weights.model.config)
-    expected = outputs(found.weights, inputs)
-    act = found.weights.model.config.hidden_act
-    weights, tokenizer, kind = reshare(found.weights, **changes), found.tokenizer, found.kind
-    del found  # an unshared xxlarge has 10 GB: keep one set of parameters at a time
+    original = read(source, vocab=vocab, init_missing=init_missing, allow_pickle=allow_pickle)
+    inputs = sample_inputs(original.weights.model.config)
+    expected = outputs(original.weights, inputs)
+    act = original.weights.model.config.hidden_act
+    weights, tokenizer, kind = reshare(original.weights, **changes), original.tokenizer, original.kind
+    del original  # an unshared xxlarge has 10 GB: keep only one copy in memory
     if weights.model.config.hidden_act != act:
         weights.notes.append(f"hidden_act changed from '{act}' to '{weights.model.config.hidden_act}'")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
@@ -159,14 +159,14 @@ def _write(weights: Weights, tokenizer: Tokenizer | None, folder: Path, to: str)
 
 def _parity(expected: dict[str, np.ndarray], folder: Path, to: str, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
     """The largest difference between `expected` and the outputs of the model in `folder`, and the software that ran it."""
-    by, found = "transformers", None
+    by, actual = "transformers", None
     fallback = "albert_jax, which read the target"
     if to == "huggingface":
         try:
-            found = huggingface.transformers_outputs(folder, inputs)
-        except Exception as error:  # A version of transformers that fails must not cost the conversion.
+            actual = huggingface.transformers_outputs(folder, inputs)
+        except Exception as error:  # A failure of transformers must not lose the conversion.
             fallback += f"; transformers failed: {first_line(error)[:160]}"
-    if found is None:
-        by, found = fallback, outputs(read(folder).weights, inputs)
-    names = [name for name in expected if name in found and name != "hidden_states"]
-    return {"by": by} | {name: float(np.abs(expected[name] - found[name]).max()) for name in names}
+    if actual is None:
+        by, actual = fallback, outputs(read(folder).weights, inputs)
+    names = [name for name in expected if name in actual and name != "hidden_states"]
+    return {"by": by} | {name: float(np.abs(expected[name] - actual[name]).max()) for name in names}

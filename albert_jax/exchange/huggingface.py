@@ -41,7 +41,7 @@ MAPPING = "embedding_hidden_mapping_in"
 def read(folder: Path, allow_pickle: bool = False) -> Weights:
     """Read a Hugging Face folder.
 
-    The model has the heads of which the folder has tensors.  `hidden_act` "gelu" is the erf form, as in transformers.
+    The model has the heads for which the folder has tensors.  `hidden_act` "gelu" is the erf form, as in transformers.
 
     Raises:
       InputError: a file is missing, corrupted or not weights, or tensors are missing, unknown or of a different shape.
@@ -102,7 +102,7 @@ def write(weights: Weights, folder: Path) -> tuple[list[Mapped], list[str]]:
     """Write config.json and model.safetensors into `folder`.
 
     Returns:
-      The tensors, and notes on what may surprise the user.
+      The tensors, and notes on surprising conversions.
 
     Raises:
       InputError: Hugging Face has no class with these heads.
@@ -208,7 +208,7 @@ def _with_encoder(weights: Weights, encoder: dict[str, Any], always_map_embeddin
 
 
 def _architecture(heads: tuple[str, ...]) -> str:
-    """The class of transformers that a folder names: one all of whose heads we have, with all heads if possible."""
+    """The class of transformers to name in config.json: all its heads are in `heads`; all of `heads` if possible."""
     classifiers = set(heads) & set(CLASSIFIERS)
     if len(classifiers) > 1:
         raise InputError(f"{', '.join(sorted(classifiers))}: a Hugging Face folder can hold only one of them")
@@ -249,7 +249,7 @@ def _config(model: Albert, architecture: str) -> dict[str, Any]:
 
 
 def transformers_outputs(folder: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
-    """The outputs of Hugging Face's own model in float32, under our names; None if torch or transformers is missing."""
+    """The outputs of transformers' model in float32, under our names; None if torch or transformers is missing."""
     if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
         return None
     import torch
@@ -262,9 +262,9 @@ def transformers_outputs(folder: Path, inputs: dict[str, np.ndarray]) -> dict[st
         batch = {name: value[:, None] for name, value in batch.items()}
     with torch.no_grad():
         outputs = network(**batch, output_hidden_states=True)
-    found = {name: value.numpy() for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+    arrays = {name: value.numpy() for name, value in outputs.items() if isinstance(value, torch.Tensor)}
     if architecture == "AlbertForMultipleChoice":
-        found["logits"] = found["logits"][:, 0]
+        arrays["logits"] = arrays["logits"][:, 0]
     if architecture == "AlbertForMaskedLM":
-        found["prediction_logits"] = found.pop("logits")
-    return found | {"last_hidden_state": outputs.hidden_states[-1].numpy()}
+        arrays["prediction_logits"] = arrays.pop("logits")
+    return arrays | {"last_hidden_state": outputs.hidden_states[-1].numpy()}

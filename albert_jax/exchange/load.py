@@ -1,6 +1,6 @@
 """Load any ALBERT: `load` for notebooks and scripts, `read` for jobs that start from a model.
 
-A model has the heads of which its source has tensors; missing heads are never initialized silently.
+A model has the heads for which its source has tensors; missing heads are never initialized silently.
 """
 
 import importlib.util
@@ -38,8 +38,8 @@ MAY_CHANGE_ON_LOAD = (
     "attention_probs_dropout_prob",
     "classifier_dropout_prob",
 )
-"""The fields of `AlbertConfig` that `load` may change: those of running and training a model, and the activation, which
-config files often state wrongly."""
+"""The fields of `AlbertConfig` that `load` may change: how a model is run and trained, and the activation, which config
+files often state wrongly."""
 RUN_FOLDERS = ("best", "checkpoints")
 """The folders of a run that hold parameters; `load` takes the first that exists, unless the source names one of them."""
 
@@ -70,7 +70,7 @@ def load(
       vocab: a SentencePiece model, if the source has none.
       init_missing: initialize the pretraining heads that the source lacks; otherwise the model does not have them.
       allow_pickle: read `pytorch_model.bin` if there are no other weights.  torch reads it, and accepts only tensors.
-      changes: fields of `AlbertConfig`, those of `MAY_CHANGE_ON_LOAD`, such as dtype="bfloat16".
+      changes: fields in `MAY_CHANGE_ON_LOAD`, such as dtype="bfloat16".
 
     Returns:
       The model (with its `config`, `heads` and `labels`), its parameters on the default device, and the tokenizer.
@@ -83,14 +83,14 @@ def load(
             raise InputError(
                 f"{name} cannot be changed when a model is loaded; only {', '.join(MAY_CHANGE_ON_LOAD)} can"
             )
-    found = read(source, vocab=vocab, init_missing=init_missing, allow_pickle=allow_pickle)
-    for note in found.weights.notes:
+    loaded = read(source, vocab=vocab, init_missing=init_missing, allow_pickle=allow_pickle)
+    for note in loaded.weights.notes:
         log.warning("%s: %s", source, note)
-    if found.tokenizer is None:
+    if loaded.tokenizer is None:
         raise InputError(f"{source}: no {VOCABULARY}; give vocab='PATH', a SentencePiece model")
-    model = found.weights.model
+    model = loaded.weights.model
     model = model.clone(config=replace(model.config, **changes))
-    return model, jax.device_put(found.weights.params), found.tokenizer
+    return model, jax.device_put(loaded.weights.params), loaded.tokenizer
 
 
 def read(
@@ -103,25 +103,25 @@ def read(
     except (OSError, RuntimeError):  # a name that is too long, or an unknown user
         raise InputError(f"{str(source)[:80]}: no such file or folder") from None
     if not exists:
-        found = _from_hub(str(source), vocab, allow_pickle)
+        loaded = _from_hub(str(source), vocab, allow_pickle)
     elif path.is_file() and path.suffix in (".tar", ".gz", ".tgz"):
         with tempfile.TemporaryDirectory() as folder:
             archives.unpack(path, Path(folder))
             try:
-                found = _from_folder(Path(folder), vocab, allow_pickle)
+                loaded = _from_folder(Path(folder), vocab, allow_pickle)
             except InputError as error:  # name the archive: the temporary folder is about to be removed
                 raise InputError(str(error).replace(folder, str(path))) from None
     elif path.is_dir():
-        found = _from_folder(path, vocab, allow_pickle)
+        loaded = _from_folder(path, vocab, allow_pickle)
     else:
         prefix = path.with_suffix("") if path.suffix == ".index" else path
         if not tf1.is_checkpoint(prefix):
             raise InputError(f"{path}: name its folder, or a checkpoint without .index")
-        found = _from_tf1(prefix, vocab)
-    vocab_size = found.weights.model.config.vocab_size
-    if found.tokenizer is not None and found.tokenizer.vocab_size != vocab_size:
-        raise InputError(f"{source}: tokenizer has {found.tokenizer.vocab_size} pieces, vocab_size is {vocab_size}")
-    return replace(found, weights=_with_missing_heads(found.weights)) if init_missing else found
+        loaded = _from_tf1(prefix, vocab)
+    vocab_size = loaded.weights.model.config.vocab_size
+    if loaded.tokenizer is not None and loaded.tokenizer.vocab_size != vocab_size:
+        raise InputError(f"{source}: tokenizer has {loaded.tokenizer.vocab_size} pieces, vocab_size is {vocab_size}")
+    return replace(loaded, weights=_with_missing_heads(loaded.weights)) if init_missing else loaded
 
 
 def _from_folder(folder: Path, vocab: str | Path, allow_pickle: bool) -> Source:
@@ -147,7 +147,7 @@ def _from_tf1(prefix: Path, vocab: str | Path) -> Source:
 
 
 def _from_run(folder: Path, stored: dict[str, Any], vocab: str | Path, subfolders: Sequence[str]) -> Source:
-    """Read the first of the `subfolders` that holds a checkpoint: the best parameters of a fine-tuned run."""
+    """Read the first of `subfolders` that holds a checkpoint; for a fine-tuned run, the best parameters."""
     from albert_jax.training import checkpoint  # Orbax takes seconds to import
 
     path, table = folder / "config.json", stored.get("config")
@@ -167,8 +167,8 @@ def _from_run(folder: Path, stored: dict[str, Any], vocab: str | Path, subfolder
         model = Albert(config, *(tuple(names[key]) for key in defaults))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), param_shapes(model))
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), param_shapes(model))
     params = jax.tree.map(np.asarray, checkpoint.restore_params(checkpoints, target))
     return Source("run", Weights(model, params), tokenizer_json.read(folder, vocab))
 
@@ -182,9 +182,9 @@ def _from_hub(source: str, vocab: str | Path, allow_pickle: bool) -> Source:
 
     name, _, revision = source.partition("@")
     folder, commit = fetch(name, revision, HUB_FILES + (("pytorch_model.bin",) if allow_pickle else ()))
-    found = _from_folder(folder, vocab, allow_pickle)
-    found.weights.notes.append(f"revision {commit}; '{name}@{commit}' always means this one")
-    return found
+    loaded = _from_folder(folder, vocab, allow_pickle)
+    loaded.weights.notes.append(f"revision {commit}; '{name}@{commit}' always means this one")
+    return loaded
 
 
 def _with_missing_heads(weights: Weights) -> Weights:

@@ -24,7 +24,7 @@ class Name(NamedTuple):
     tensor: str
     """{group} and {inner} stand for the numbers of a parameter set, where the format has one tensor per set."""
     transposed: bool = False
-    """Whether the format stores the two axes the other way round."""
+    """Whether the format stores the two axes in reverse order."""
 
 
 class Tensors(Protocol):
@@ -71,7 +71,7 @@ class Weights:
     skipped: list[str] = field(default_factory=list)
     """Tensors and settings of the source that the model does not have, each with the reason."""
     notes: list[str] = field(default_factory=list)
-    """What may surprise the user about this import."""
+    """Surprising facts about this import."""
 
     def with_config(self, config: AlbertConfig, **changes: Any) -> "Weights":
         """A copy whose model has a different config, and with `changes` of the other fields."""
@@ -103,7 +103,7 @@ class Slot(NamedTuple):
 def slots(model: Albert, table: Mapping[str, Name]) -> list[Slot]:
     """The place of every tensor of a model, for a format whose names are in `table`."""
     inner = model.config.inner_group_num
-    found = []
+    places = []
     for path, leaf in leaves(param_shapes(model)).items():
         name = table["/".join(path)]
         stacked = is_stacked(path)
@@ -111,12 +111,12 @@ def slots(model: Albert, table: Mapping[str, Name]) -> list[Slot]:
         for number in range(leaf.shape[0] if stacked else 1):
             tensor = name.tensor.format(group=number // inner, inner=number % inner)
             stored = shape[::-1] if name.transposed else shape
-            found.append(Slot(tensor, stored, path, number if stacked else None, name.transposed))
-    return found
+            places.append(Slot(tensor, stored, path, number if stacked else None, name.transposed))
+    return places
 
 
 def present_heads(tensors: Tensors, table: Mapping[str, Name]) -> tuple[str, ...]:
-    """The heads of which the file has any tensor, in the order of `HEADS`.
+    """The heads for which the file has any tensor, in the order of `HEADS`.
 
     Raises:
       InputError: a head reads the pooler, and the file has no pooler.

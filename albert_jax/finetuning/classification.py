@@ -27,7 +27,7 @@ SPLITS = {"train": "train.tsv", "dev": "dev.tsv", "test": "test.tsv"}
 SCORE = "score"
 """The only label of a regression task."""
 HIDDEN_LABELS = ("-1", "-1.0")
-"""What some distributions of GLUE have as the label of test examples; others have none."""
+"""Labels of test examples in some distributions of GLUE; others have no labels."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class PairRows:
 
 
 def pair_rows(split: Split, targets: np.ndarray, tokenizer: Tokenizer, max_seq_length: int) -> PairRows:
-    """The rows of a split's texts; of a pair that does not fit, the longer text is truncated."""
+    """The rows of a split's texts; if a pair does not fit, the longer text is truncated."""
     first: list[np.ndarray] = []
     second: list[np.ndarray | None] = []
     truncated = 0
@@ -119,7 +119,7 @@ def fit(first: int, second: int, room: int) -> tuple[int, int]:
 class Classification:
     """A task of texts with a class, or with a number.
 
-    Distributions of a data set name columns differently: of several names, the first that exists is used.
+    Distributions of a data set name columns differently; the first name that exists is used.
     """
 
     text: tuple[str, ...] = ()
@@ -264,7 +264,7 @@ class Classification:
 
 
 def _cell(where: str, record: Record, names: tuple[str, ...]) -> str:
-    """The text in the first of the columns that exists."""
+    """The text in the first of the columns that exist."""
     name = next((name for name in names if name in record), None)
     if name is None:
         raise InputError(f"{where}: no column {' or '.join(names)}; the columns are {', '.join(record)}")

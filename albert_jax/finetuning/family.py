@@ -44,7 +44,7 @@ class Score(NamedTuple):
     predictions: list[Any]
     """One per example, for `Family.write`."""
     degenerate: bool
-    """True if the predictions are (almost) constant, which is what an untrained model gives."""
+    """True if the predictions are (almost) constant, as those of an untrained model."""
 
 
 class Family(Protocol):
@@ -106,7 +106,7 @@ class Family(Protocol):
 
 
 def read_splits(task: Family, sources: Mapping[str, Source], config: TaskDataConfig) -> dict[str, Split]:
-    """Read all splits, `train` first; limits them to the configured number of examples.
+    """Read all splits, `train` first, each limited to the configured number of examples.
 
     Raises:
       InputError: as `Family.examples`; a split without examples; training or dev examples without a label.
@@ -127,7 +127,7 @@ def read_splits(task: Family, sources: Mapping[str, Source], config: TaskDataCon
 
 
 def unique_ids(source: Source, examples: Iterator[Any]) -> Iterator[Any]:
-    """Pass examples on; raise InputError if an id repeats, because prediction files are keyed by id."""
+    """Yield the examples; raise InputError if an id repeats, because prediction files are keyed by id."""
     seen = set()
     for example in examples:
         if example.id in seen:

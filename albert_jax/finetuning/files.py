@@ -1,6 +1,6 @@
 """Where a task's examples come from: the benchmark's files, the user's files, or a data set prepared by TFDS.
 
-Decides which files belong to a split and how a file becomes records.  The meaning of the records is each family's.
+Decides which files belong to a split and how a file becomes records.  Each family interprets the records itself.
 """
 
 import csv
@@ -80,7 +80,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The files, or data set and split, for messages."""
         return ", ".join(map(str, self.paths)) or "/".join(self.prepared or ())
 
     @property
@@ -97,8 +97,8 @@ def find(config: TaskDataConfig, patterns: Mapping[str, str]) -> dict[str, Sourc
     """The splits that exist, in the order training, dev, others.
 
     Args:
-      config: names the folder, and files that replace the task's own.
-      patterns: split -> glob of the task's own files in the folder, or alternatives separated by `|`.
+      config: names the folder, and files that replace the task's files.
+      patterns: split -> glob of the task's files in the folder, or alternatives separated by `|`.
 
     Raises:
       InputError: no training or no dev files, or a named file does not exist.
@@ -195,7 +195,7 @@ def maybe_records(source: Source, config: TaskDataConfig, header: tuple[str, ...
 
 
 def text_lines(path: Path, config: TaskDataConfig) -> Iterator[tuple[str, str]]:
-    """`file:line` and text of each line; logs how many were repaired at the end.
+    """`file:line` and text of each line; at the end, logs how many were repaired.
 
     Raises:
       InputError: the file cannot be read, or has invalid UTF-8 and data.encoding_errors is 'error'.

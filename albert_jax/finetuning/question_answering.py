@@ -31,7 +31,7 @@ MASKED = -1e30
 """The logit of a position that cannot be an answer."""
 
 CERTAIN = 1e6
-"""The odds of no answer for a context without a token that could be one."""
+"""The odds of no answer for a context that has no candidate answer."""
 
 MIN_CONTEXT = 8
 """Tokens of context that a window must have room for."""
@@ -218,7 +218,7 @@ class QuestionAnswering:
 
         Returns:
           For each of `count` examples, best first: dicts of `text`, `start` and `end` (characters), `score`, `probability` (among
-          these answers).  The odds are the larger, the surer the model is that there is no answer.
+          these answers).  Larger odds: the model is surer that there is no answer.
         """
         config: QuestionAnsweringData = rows.config
         candidates: list[dict[str, dict[str, Any]]] = [{} for _ in range(count)]

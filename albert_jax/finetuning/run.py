@@ -1,8 +1,8 @@
 """Fine-tuning: puts a task's data, a pretrained model and an optimizer into the train loop.
 
 A fine-tuned run keeps its best parameters in `best/`, apart from its checkpoints and without the optimizer's state; `load` and
-`predict` use them.  They are written before the checkpoint of their step, so a run killed at any moment keeps the best of
-all evaluations that it will not repeat.
+`predict` use them.  They are written before the checkpoint of their step, because a run that resumes from it does not
+repeat the evaluation.
 """
 
 import functools
@@ -157,7 +157,7 @@ def _data_fields(data_config: type[TaskDataConfig]) -> set[str]:
 
 
 def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[str, Any]:
-    """Fine-tune a model: read the task, train, evaluate, and write predictions; resume what the run folder holds.
+    """Fine-tune a model: read the task, train, evaluate, and write predictions; or resume the run in the run folder.
 
     If there are several processes (`processes.start`), all of them call this with the same configuration and a shared run
     folder.
@@ -308,7 +308,7 @@ def _tokenizer(config: FinetuneConfig, run_dir: Path, source: Source | None, tex
 
 
 def _initial_params(config: FinetuneConfig, source: Source | None, model: Albert) -> Any:
-    """The parameters of --init-from, and random ones for what it lacks; a head is used only if its classes are the same."""
+    """The parameters of --init-from, random where it has none; a head is used only if its classes are the same."""
     source = source or read(config.init_from)  # a checkpoint was detected, but none could be restored
     pretrained, labels = source.weights.params, source.weights.model.labels
     params = dict(jax.jit(functools.partial(init_params, model))(jax.random.key(config.train.seed)))

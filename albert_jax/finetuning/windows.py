@@ -47,7 +47,7 @@ class WindowRows:
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        """[windows]."""
+        """Number of tokens of each window, [windows]."""
         return np.array([len(window.question) + window.size + 3 for window in self.windows], np.int32)
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ def windows(example: int, question: np.ndarray, context: Context, room: int, str
         starts.append(starts[-1] + min(room, stride))
     sizes = [min(room, total - start) for start in starts]
     at = np.arange(total)
-    # google-research/albert squad_utils.py, _check_is_max_context: the shorter side counts; on a tie the longer window.
+    # google-research/albert squad_utils.py, _check_is_max_context: the shorter side counts; ties go to the longer window.
     scores = np.full((len(starts), total), -np.inf)
     for number, (start, size) in enumerate(zip(starts, sizes, strict=True)):
         inside = slice(start, start + size)
@@ -105,6 +105,6 @@ def locate(context: Context, answer: str, start: int) -> tuple[int, int] | None:
 
 
 def tokenize(tokenizer: Tokenizer, text: str) -> Context:
-    """A context with the characters of its tokens."""
+    """Tokenize a context, with the characters of each token."""
     ids, ranges = tokenizer.encode_with_offsets(text)
     return Context(text, np.array(ids, np.int32), np.array(ranges, np.int32).reshape(-1, 2))

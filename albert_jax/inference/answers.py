@@ -18,7 +18,7 @@ from albert_jax.model.heads import Albert
 
 @dataclass(frozen=True)
 class Options:
-    """The options of the command line; each task reads those that concern it."""
+    """The options of the command line; each task reads those it needs."""
 
     top_k: int = 5
     pair: bool = False
@@ -98,9 +98,9 @@ def _classify(loaded: Loaded, texts: list[str], options: Options) -> Answers:
 
 
 def _entities(loaded: Loaded, texts: list[str], options: Options) -> Answers:
-    for text, found in zip(texts, finetuned.entities(*loaded, texts), strict=True):
-        lines = [f"  {e['probability']:.4f}  {e['start']}-{e['end']}  {e['type']}  {e['text']}" for e in found]
-        yield {"text": text, "entities": found}, "\n".join([text, *(lines or ["  no entity"])])
+    for text, entities in zip(texts, finetuned.entities(*loaded, texts), strict=True):
+        lines = [f"  {e['probability']:.4f}  {e['start']}-{e['end']}  {e['type']}  {e['text']}" for e in entities]
+        yield {"text": text, "entities": entities}, "\n".join([text, *(lines or ["  no entity"])])
 
 
 def _answer(loaded: Loaded, texts: list[str], options: Options) -> Answers:

@@ -130,16 +130,16 @@ def generate(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Fill every [MASK] of a text, and `length` more that are appended to it, by iterated unmasking.
+    """Append `length` masks to a text, then fill every [MASK] by iterated unmasking.
 
     In each turn a piece is sampled for every remaining mask, and the one that the model considers most probable is kept
     (after Ghazvininejad et al. 2019, "Mask-Predict", with one mask per turn and no re-masking).
 
     Args:
       model, params, tokenizer: as returned by `albert_jax.load`.
-      text: the vocabulary decides whether the result is in lower case.
+      text: input text; the result is lower-cased if the vocabulary is.
       length: number of pieces to append.
-      temperature: of the sampling; 0 takes the most probable piece.
+      temperature: sampling temperature; 0 takes the most probable piece.
       seed: the same seed gives the same text.
 
     Returns:
@@ -198,12 +198,12 @@ def check_head(model: Albert, *heads: str) -> None:
 
 
 def as_list(texts: str | Sequence[str]) -> list[str]:
-    """Allow one text in the place of a list of texts."""
+    """A list of texts; a single text becomes a list of one."""
     return [texts] if isinstance(texts, str) else list(texts)
 
 
 def apply(model: Albert, params: Any, inputs: Mapping[str, Any], **options: Any) -> dict[str, Array]:
-    """The outputs of a model, to be called in a compiled function."""
+    """The outputs of a model; call it inside jit."""
     outputs: Any = model.apply({"params": params}, **inputs, **options)
     return outputs
 

@@ -117,7 +117,7 @@ class Plan:
     """Sequences per device and micro-batch."""
     memory: Memory
     traffic: dict[str, int]
-    """Kind of collective -> bytes of the whole arrays that a device communicates in a step.  Metrics are not counted."""
+    """Kind of collective -> bytes per step, counting the full size of each array.  Metrics are not counted."""
     tokens: int
     """Padding included."""
     flops: float
@@ -190,7 +190,7 @@ def device_bytes(tree: Any) -> int:
 def activation_bytes(model: AlbertConfig, objective: ObjectiveConfig, rows: int) -> int:
     """Estimate the bytes of activations that the backward pass of a micro-batch needs.
 
-    JAX itself lists what autodiff saves of the real loss, so that the estimate follows dtype, remat, dropout and fused
+    JAX lists what autodiff saves for the real loss, so the estimate follows dtype, remat, dropout and fused
     attention.  With remat, the activations of one block are added: they exist together while that block is recomputed.
     """
     saved = _saved_bytes(model, objective, rows)
@@ -201,7 +201,7 @@ def activation_bytes(model: AlbertConfig, objective: ObjectiveConfig, rows: int)
 
 @functools.cache
 def _saved_bytes(model: AlbertConfig, objective: ObjectiveConfig, rows: int) -> int:
-    """Bytes of the arrays that autodiff saves for the backward pass, parameters not counted."""
+    """Bytes of the arrays that autodiff saves for the backward pass, without parameters."""
     vocabulary, layout = placeholder_vocabulary(model.vocab_size), Layout(abstract_mesh(1))
     task = pretraining_workload(pretraining_model(model, objective), objective, vocabulary, layout)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -224,7 +224,7 @@ def _saved_bytes(model: AlbertConfig, objective: ObjectiveConfig, rows: int) -> 
 
 
 def gradients_and_traffic(config: PretrainConfig, layout: Layout, params: Any) -> tuple[int, int, dict[str, int]]:
-    """The bytes of gradients and of gathered parameters per device, and `Plan.traffic`, of `partition.summed_gradients`."""
+    """`Memory.gradients`, `Memory.gathered_params` and `Plan.traffic` of `partition.summed_gradients`."""
     model, micro_batches = config.model, config.train.gradient_accumulation
     sets = model.layer_sets
     gradients = gathered = 0
@@ -233,7 +233,7 @@ def gradients_and_traffic(config: PretrainConfig, layout: Layout, params: Any) -
         path, size = path_names(key), leaf.size * leaf.dtype.itemsize
         sharded = layout.axis("params", path, leaf.shape) is not None
         if sharded and path in layout.stacked:
-            # One set at a time is gathered and summed, in every micro-batch.  If blocks have sets of their own, each is
+            # One set at a time is gathered and summed, in every micro-batch.  With several sets, each is
             # gathered again in the backward pass of its block.
             set_ids, set_size = sets[path[1]], size // leaf.shape[0]
             unshared = max(set_ids) > 0

@@ -1,6 +1,6 @@
 """Runs side by side: `load_runs` gives one line per run, `comparison_table` mean and standard deviation over seeds.
 
-Reads nothing but run folders, so a table can be printed again wherever the folders are.
+It reads only run folders, so a table can be printed again after they have moved.
 """
 
 import re

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BAND_OPACITY = 0.1
-"""Of one standard deviation; a dozen bands may overlap."""
+"""Opacity of a band; a dozen bands may overlap."""
 
 MAX_METRICS = 6
-"""Number of metrics in the figure of scores."""
+"""Maximum number of metrics in the figure of scores."""
 
 AXES = {"parameters": ("parameters (M)", 1e-6), "flops": ("training FLOPs", 1.0), "seconds": ("training time (s)", 1.0)}
 """Horizontal axes of the figure of scores: value -> label, scale."""

@@ -1,7 +1,7 @@
-"""Checkpoints with Orbax: atomic, written in the background, verified when read.  Full disks cost checkpoints, not the run.
+"""Checkpoints with Orbax: atomic, written in the background, verified when read.  A full disk costs checkpoints, not the run.
 
 We use Orbax's `CheckpointManager` (v0), because v1 is still experimental.  Orbax takes a bare folder with a number for a
-step, and loads flipped bits silently; this module handles both.  No other file knows Orbax's interface.
+step, and loads flipped bits silently; this module handles both.  No other file uses Orbax's interface.
 
 Checkpoints are read by Orbax's handlers, not by its manager.  The manager has barriers: a process that cannot read its part
 would leave the others waiting at one.
@@ -33,7 +33,7 @@ DISK_FULL = ("No space left on device", "File too large", "Disk quota exceeded",
 """Substrings by which we recognize a full disk in errors from any layer; the first match is reported."""
 
 MAX_FAILURES = 3
-"""This many checkpoints in a row that cannot be written, for a reason other than a full disk, end the run."""
+"""The run ends after this many failed writes in a row, full disks not counted."""
 
 META = "meta"
 STATE = "state"
@@ -223,10 +223,9 @@ class Checkpoints:
 
 
 class Best:
-    """The parameters of a run's best evaluation, in a folder of their own beside its checkpoints.
+    """The parameters of a run's best evaluation, in a separate folder beside its checkpoints.
 
-    They are stored with their metrics.  So a run that is killed between storing them and its next checkpoint ends like an
-    uninterrupted one.
+    They are stored with their metrics.  So a run that is killed before its next checkpoint ends like an uninterrupted one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -260,7 +259,7 @@ class Best:
 
 
 def has_checkpoint(folder: str | Path) -> bool:
-    """Whether a folder contains a complete checkpoint; what a killed process left behind is none."""
+    """Whether a folder contains a complete checkpoint; a partial one of a killed process does not count."""
     path = _absolute(folder)
     return any(_is_complete(path / str(step)) for step in _steps(path))
 
@@ -299,7 +298,7 @@ def _read_newest_intact(
         if together and not processes.everywhere(read is not None):
             read, reason = None, reason or "another process cannot read it"
         if read is not None:
-            # Computed by all processes together if arrays are sharded, so only after all of them have read their part.
+            # All processes compute it together if arrays are sharded, so only after each has read its part.
             reason = mismatch(read[0], read[1]["fingerprints"])
         if read is not None and not reason:
             return step, *read, corrupted

@@ -83,7 +83,7 @@ class TrainConfig:
 
 
 class Interrupted(Exception):
-    """Some process received SIGINT or SIGTERM.  The state is saved, and all processes stop after the same step."""
+    """A process received SIGINT or SIGTERM.  The state is saved, and all processes stop after the same step."""
 
     def __init__(self, signum: int, step: int) -> None:
         super().__init__(
@@ -107,14 +107,14 @@ def run(
     """Train in `run_dir` until `num_train_steps`.
 
     The run starts from its newest intact checkpoint; without one, from the parameters `initial()` if given, else from
-    `workload.init`.  Each iteration takes a batch and a step, logs, evaluates, and saves.
+    `workload.init`.  Each iteration takes a batch, does a step, logs, and, when due, evaluates and saves.
 
     Args:
       config: length, batch and intervals.
       workload: model, data and loss.
       optimizer: the update rule.
       layout: the devices, and how the state is sharded.
-      run_dir: the run folder, shared by all processes unless `checkpoint_dir` is set.
+      run_dir: the run folder, shared by all processes (unless `checkpoint_dir` is set and `workload.select` is empty).
       initial: returns parameters to start from, on the host or any device.
       fingerprints: of the data, stored with each checkpoint.
       allow_data_change: resume from a checkpoint with different fingerprints.
@@ -169,9 +169,8 @@ def run(
 
         signals = stack.enter_context(processes.caught_signals())
         due = start > 0 and start % config.eval_every == 0
-        if due and processes.everywhere(
-            start not in meter.log.evaluated
-        ):  # a signal stopped the run before its evaluation
+        # A signal stopped the run before its evaluation.
+        if due and processes.everywhere(start not in meter.log.evaluated):
             evaluate(start)
         compiled: dict[Any, Any] = {}  # by shapes of the batch
         signal_arrays: dict[int, Array] = {}
@@ -220,10 +219,10 @@ def checkpoint_folder(config: TrainConfig, run_dir: Path) -> str:
 def explain_out_of_memory(
     config: TrainConfig, num_devices: int, what: str = "a step", compiled: Any = None
 ) -> Iterator[None]:
-    """Turn XLA's error of a step or an evaluation that does not fit into memory into one that says what to change.
+    """Turn XLA's out-of-memory error of a step or an evaluation into one that says what to change.
 
     Raises:
-      InputError: with the figures of the compiler, if `compiled` is given.
+      InputError: with the compiler's figures, if `compiled` is given.
     """
     try:
         yield

@@ -161,7 +161,7 @@ def _gather_peers(config: DistributedConfig, port: int, deadline: float) -> str:
 
 
 def _report_to_main(config: DistributedConfig, host: str, port: int, deadline: float) -> str:
-    """In the other processes: send the own number and the number of processes, and receive the error."""
+    """In the other processes: send this process' number and the number of processes; receive the error."""
     while time.monotonic() < deadline:
         try:
             with socket.create_connection((host, port), timeout=5) as server:
@@ -178,7 +178,7 @@ def _report_to_main(config: DistributedConfig, host: str, port: int, deadline: f
 
 
 def is_main() -> bool:
-    """Whether this is process 0, the only one that prints and writes files (checkpoints excepted)."""
+    """Whether this is process 0, the only one that logs and writes files (except checkpoints)."""
     return jax.process_index() == 0
 
 
@@ -270,7 +270,7 @@ def ending_together() -> Iterator[None]:
         else:
             print(f"albert-jax: process {number} of {jax.process_count()} failed:", file=sys.stderr)
             traceback.print_exc()
-        if is_main():  # its exit ends the others: those that fail for the same reason can print it first
+        if is_main():  # its exit ends the others: let those that fail for the same reason print it first
             time.sleep(2)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):

@@ -97,7 +97,7 @@ def claim(
       job: the subcommand.
       config: the resolved configuration, as nested dicts.
       fingerprints: of the data and the vocabulary.
-      model_facts: what is needed to load the model beside its configuration, such as the names of its heads.
+      model_facts: what loading the model needs besides its configuration, such as the names of its heads.
       allow_data_change: accept different data, and record the change.
 
     Raises:
@@ -213,7 +213,7 @@ class MetricsLog:
             self._full = True
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Close the file and TensorBoard."""
         if self._writes:
             with contextlib.suppress(OSError):
                 self._file.close()
@@ -221,7 +221,7 @@ class MetricsLog:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """The records of `metrics.jsonl`, without a last line that a crash cut off."""
+    """The records of `metrics.jsonl`, without a last line truncated by a crash."""
     path = run_dir / "metrics.jsonl"
     if not path.exists():
         raise InputError(f"{path}: no such file; is {run_dir} a run folder?")
@@ -241,7 +241,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _step(line: str) -> float:
-    """The step of a record; infinity for a line that a crash cut off."""
+    """The step of a record; infinity for a line truncated by a crash."""
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""The pure training step and the state that it updates.  It knows neither model, data nor objective; every job uses it."""
+"""The pure training step and the state that it updates.  It is independent of model, data and objective; every job uses it."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ DRAW, UPDATE = "draw", "update"
 class Workload:
     """Model, data and loss, as the train loop sees them.
 
-    Losses and metrics are sums over rows, so that micro-batches and devices add up without a mean of means.
+    Losses and metrics are sums over rows, so that they can be added over micro-batches and devices.
     """
 
     init: Callable[[Array], Params]
@@ -38,7 +38,7 @@ class Workload:
     batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
     """step -> this process' rows of the batches that follow that step, without end."""
     evaluate: Callable[[Params], dict[str, dict[str, float]]]
-    """parameters -> `eval`: metrics on held-out data; `baseline`: the same metrics without a model."""
+    """parameters -> `eval`: metrics on held-out data; `baseline`: the same metrics of a trivial baseline."""
     flops_per_token: float
     """Matmul FLOPs of a training step per token."""
     select: str = ""
@@ -79,7 +79,7 @@ def make_init(workload: Workload, optimizer: Optimizer, layout: Layout) -> Any:
 
 
 def as_argument(seed: int, mesh: Mesh) -> Array:
-    """A seed as an argument of jitted functions.  As a constant, each seed would be another program to compile."""
+    """A seed as an argument of jitted functions.  As a constant, each seed would need its own compilation."""
     return jax.device_put(np.uint32(seed), partition.replicated(mesh))
 
 
@@ -114,11 +114,11 @@ def make_step(workload: Workload, optimizer: Optimizer, layout: Layout, micro_ba
         return TrainState(params, opt_state, state.step + 1), metrics
 
     state_shardings = shardings(state_shapes(workload, optimizer, layout))
-    everywhere, rows = partition.replicated(layout.mesh), partition.by_rows(layout.mesh)
+    replicated, by_rows = partition.replicated(layout.mesh), partition.by_rows(layout.mesh)
     return jax.jit(
         step,
-        in_shardings=(state_shardings, rows, everywhere, rows),
-        out_shardings=(state_shardings, everywhere),
+        in_shardings=(state_shardings, by_rows, replicated, by_rows),
+        out_shardings=(state_shardings, replicated),
         donate_argnums=0,
     )
 
@@ -135,7 +135,7 @@ def make_eval_params(optimizer: Optimizer, shapes: TrainState) -> Callable[[Trai
 
 
 TRAIN_PARAMS = "train_params"
-"""Where a checkpoint stores `TrainState.params` if its `params`, which `load` reads, are the optimizer's averaged ones."""
+"""Key of `TrainState.params` in a checkpoint whose `params`, which `load` reads, are the optimizer's averages."""
 
 
 def to_checkpoint(state: TrainState, eval_params: Params) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def checkpoint_target(optimizer: Optimizer, shapes: TrainState) -> dict[str, Any
 
 
 def from_checkpoint(tree: dict[str, Any]) -> TrainState:
-    """The state that was stored."""
+    """The inverse of `to_checkpoint`."""
     params = tree[TRAIN_PARAMS] if TRAIN_PARAMS in tree else tree["params"]
     return TrainState(params, tree["opt_state"], tree["step"])
 
