@@ -1,4 +1,4 @@
-"""Run by tests in processes of their own: the command line, or the toy run, in which one process fails at a step.
+"""Run by tests in child processes: the command line, or the toy run, in which one process fails at a step.
 
 python -m tests.fault_script FAULT PROCESS STEP (WORDS... | toy RUN_DIR WATCHDOG_SECONDS COORDINATOR NUMBER)
 """

@@ -319,7 +319,7 @@ def test_a_table_can_be_moved(table: Path, words: Words, tmp_path: Path) -> None
 
 
 def test_a_folder_of_tables_and_runs(table: Path, tmp_path: Path) -> None:
-    """Rows of two tables are told apart by the table's name; runs outside of tables are rows of their own."""
+    """The table's name distinguishes the rows of two tables; each run outside of tables is one row."""
     for name in ("one", "two"):
         shutil.copytree(table, tmp_path / name)
     shutil.copytree(table / "unshared-later" / "seed-0" / "start", tmp_path / "model")  # not a run

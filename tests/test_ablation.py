@@ -52,7 +52,7 @@ def test_overrides_take_effect(path: Path, scale: str) -> None:
     assert [row.label for row in plan.rows] == list(rows)
     row_fields = {name for row in rows.values() for name in row.overrides}
     adjusted = ("run_dir", "eval_objective", "optim.num_warmup_steps", "train.")
-    # The choice of a variant brings fields of its own.
+    # Choosing a variant adds the fields of that variant.
     variants = tuple(f"{name}." for name in row_fields)
     seen = []
     for planned in plan.rows:

@@ -382,8 +382,8 @@ def test_convert_there_and_back(complete: Path, tmp_path: Path, capsys: pytest.C
     assert read(tmp_path / "un").weights.model.config.sharing == "none"
     same = convert(again, tmp_path / "same", hidden_act="gelu_new")
     assert not any("hidden_act changed" in note for note in same["notes"])
-    told = refused(["pretrain", str(ours / "config.json"), "--run-dir", str(tmp_path / "run")], capsys)
-    assert told.endswith(f"not an experiment; name an experiment, with --init-from {ours}")
+    message = refused(["pretrain", str(ours / "config.json"), "--run-dir", str(tmp_path / "run")], capsys)
+    assert message.endswith(f"not an experiment; name an experiment, with --init-from {ours}")
     assert "exists; name another" in refused(["convert", str(again), str(tmp_path / "un")], capsys)
 
 

@@ -98,7 +98,7 @@ def hub() -> Iterator[str]:
 
 
 def convert(source: str, target: Path, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`albert-jax convert` in a process of its own: the client reads its settings as it is imported."""
+    """`albert-jax convert` in a child process: the client reads its settings as it is imported."""
     settings = {"HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"} | environment
     words = [sys.executable, "-m", "albert_jax", "convert", source, str(target)]
     return subprocess.run(words, env=os.environ | settings, capture_output=True, text=True, timeout=300, check=False)

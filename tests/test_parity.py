@@ -77,8 +77,8 @@ def test_outputs_equal_those_of_transformers(case: str, tmp_path: Path, warned: 
     params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32) * spread, param_shapes(model))
     huggingface.write(Weights(model, params), tmp_path)
     architecture = json.loads((tmp_path / "config.json").read_text())["architectures"][0]
-    _, told = getattr(transformers, architecture).from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(told.values()), told
+    _, loading_info = getattr(transformers, architecture).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loading_info.values()), loading_info
     inputs = convert.sample_inputs(model.config)
     seen = huggingface.transformers_outputs(tmp_path, inputs)
     assert seen is not None

@@ -173,7 +173,7 @@ def source(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def said(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def printed(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(words) == 0
     return capsys.readouterr().out
 
@@ -184,14 +184,14 @@ def test_arguments_file_and_standard_input(
     """The same answers, for people and for machines."""
     file = tmp_path / "texts.txt"
     file.write_text("".join(f"{text}\n" for text in TEXTS))
-    by_words = said(["predict", source, *TEXTS], capsys)
+    by_words = printed(["predict", source, *TEXTS], capsys)
     assert by_words.splitlines()[0] == TEXTS[0]
     assert "  [MASK] 2" in by_words.splitlines()
-    assert said(["predict", source, "--file", str(file)], capsys) == by_words
+    assert printed(["predict", source, "--file", str(file)], capsys) == by_words
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(file.read_bytes())))
-    assert said(["predict", source], capsys) == by_words
+    assert printed(["predict", source], capsys) == by_words
     records = [
-        json.loads(line) for line in said(["predict", source, "--json", "--top-k", "2", *TEXTS], capsys).splitlines()
+        json.loads(line) for line in printed(["predict", source, "--json", "--top-k", "2", *TEXTS], capsys).splitlines()
     ]
     wanted = pretrained.fill_mask(*loaded, TEXTS, top_k=2)
     assert [record["text"] for record in records] == TEXTS
@@ -207,8 +207,8 @@ def test_arguments_file_and_standard_input(
 def test_pairs_of_the_command_line(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["predict", source, "--task", "sentence-order"]
     (tmp_path / "pairs.tsv").write_text("first one\tsecond one\nthird\tfourth\n")
-    flat = said([*words, "first one", "second one", "third", "fourth"], capsys)
-    assert flat == said([*words, "--file", str(tmp_path / "pairs.tsv")], capsys)
+    flat = printed([*words, "first one", "second one", "third", "fourth"], capsys)
+    assert flat == printed([*words, "--file", str(tmp_path / "pairs.tsv")], capsys)
     assert flat.count("in order ") == 2
     assert "got 3" in refused([*words, "a", "b", "c"], capsys)
 
@@ -216,10 +216,10 @@ def test_pairs_of_the_command_line(source: str, tmp_path: Path, capsys: pytest.C
 def test_vectors_to_a_file(source: str, tmp_path: Path, loaded: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["predict", source, "--task", "embed"]
     target = tmp_path / "vectors.npy"
-    assert "float32 (3, 32)" in said([*words, *TEXTS, "--output", str(target)], capsys)
+    assert "float32 (3, 32)" in printed([*words, *TEXTS, "--output", str(target)], capsys)
     np.testing.assert_allclose(np.load(target), pretrained.embed(*loaded, TEXTS), atol=1e-5)
     assert [path.name for path in tmp_path.iterdir()] == ["vectors.npy"]
-    record = json.loads(said([*words, "one", "--json", "--pooling", "pooler"], capsys))
+    record = json.loads(printed([*words, "one", "--json", "--pooling", "pooler"], capsys))
     np.testing.assert_allclose(record["embedding"], pretrained.embed(*loaded, ["one"], "pooler")[0], atol=1e-5)
 
 
@@ -240,17 +240,17 @@ def test_one_text_is_not_a_list_of_letters(loaded: Loaded) -> None:
 
 
 def test_a_text_may_begin_with_a_dash(source: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert said(["predict", source, "--top-k", "1", "--", "-a [MASK]", "--b [MASK]"], capsys).count("-a [MASK]") == 1
+    assert printed(["predict", source, "--top-k", "1", "--", "-a [MASK]", "--b [MASK]"], capsys).count("-a [MASK]") == 1
 
 
 def test_two_dashes_before_the_source(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wanted = said(["predict", source, "a [MASK]"], capsys)
-    assert said(["predict", "--", source, "a [MASK]"], capsys) == wanted
+    wanted = printed(["predict", source, "a [MASK]"], capsys)
+    assert printed(["predict", "--", source, "a [MASK]"], capsys) == wanted
     assert main(["convert", "--", source, str(tmp_path / "out")]) == 0
 
 
 def test_broken_pipe(source: str) -> None:
-    """`| head -1`; fails if the broken pipe is told by a traceback, at the end of the process too."""
+    """`| head -1`; fails if the broken pipe gives a traceback, also while the process ends."""
     words = f"{sys.executable} -m albert_jax predict {source} " + "'a [MASK]' " * 200
     done = subprocess.run(
         f"{words} --top-k 500 | head -1", shell=True, capture_output=True, text=True, check=True, timeout=300
@@ -264,7 +264,7 @@ def test_broken_pipe(source: str) -> None:
 
 def test_generated_text(source: str, loaded: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["predict", source, "--task", "generate", "the text", "--length", "4", "--temperature", "0", "--seed", "1"]
-    assert said(words, capsys) == pretrained.generate(*loaded, "the text", length=4, temperature=0.0)["text"] + "\n"
+    assert printed(words, capsys) == pretrained.generate(*loaded, "the text", length=4, temperature=0.0)["text"] + "\n"
 
 
 REFUSED = [

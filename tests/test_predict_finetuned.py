@@ -70,7 +70,7 @@ def test_answers_are_characters_of_the_context(loaded: Loaded) -> None:
         most = finetuned.answer(*loaded, "what is it?", context, n_best=20)[0]
         assert (
             most["answers"][0]["text"] == found["answers"][0]["text"]
-        )  # how many are told changes nothing of the search
+        )  # the number of printed answers does not change the search
         assert most["null_odds"] == pytest.approx(found["null_odds"], abs=1e-3)
         for one in found["answers"]:
             assert one["text"] == context[one["start"] : one["end"]]
@@ -114,20 +114,22 @@ def test_command_line(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None
             == {"classes": "classify", "tags": "entities", "answer": "answer", "choice": "choose"}[name]
         )
 
-    def said(*words: str) -> list[dict[str, Any]]:
+    def printed_records(*words: str) -> list[dict[str, Any]]:
         assert main(["predict", *words, "--json"]) == 0
         return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
-    assert said(folders["classes"], "a text")[0]["label"] == finetuned.classify(*CLASSES, "a text")[0]["label"]
-    pair = said(folders["classes"], "--pair", "a text", "lines")
+    assert (
+        printed_records(folders["classes"], "a text")[0]["label"] == finetuned.classify(*CLASSES, "a text")[0]["label"]
+    )
+    pair = printed_records(folders["classes"], "--pair", "a text", "lines")
     assert pair[0]["text_pair"] == "lines"
-    assert pair == said(folders["classes"], "a text\tlines")
-    assert said(folders["tags"], TEXTS[0])[0]["entities"] == finetuned.entities(*TAGS, TEXTS[0])[0]
-    found = said(folders["answer"], "what?", TEXTS[0], "--top-k", "2")[0]
+    assert pair == printed_records(folders["classes"], "a text\tlines")
+    assert printed_records(folders["tags"], TEXTS[0])[0]["entities"] == finetuned.entities(*TAGS, TEXTS[0])[0]
+    found = printed_records(folders["answer"], "what?", TEXTS[0], "--top-k", "2")[0]
     assert len(found["answers"]) == 2
     assert not found["no_answer"]
-    assert said(folders["answer"], "what?", TEXTS[0], "--null-threshold", "-1000")[0]["no_answer"]
-    assert len(said(folders["choice"], "a text", "what?", "a", "b", "c")[0]["probabilities"]) == 3
+    assert printed_records(folders["answer"], "what?", TEXTS[0], "--null-threshold", "-1000")[0]["no_answer"]
+    assert len(printed_records(folders["choice"], "a text", "what?", "a", "b", "c")[0]["probabilities"]) == 3
     assert "two or more options, or lines of them separated by tabs; 1 has 2 texts" in refused(
         ["predict", folders["choice"], "a", "b"], capsys
     )

@@ -1,4 +1,4 @@
-"""Five training steps of a small ALBERT with dropout; for test_step.py, and in processes of its own:
+"""Five training steps of a small ALBERT with dropout; for test_step.py, and as a script in child processes:
 
 python -m tests.train_script OUT SHARING MESH_SHARDING COORDINATOR N I
 """

@@ -32,7 +32,7 @@ from albert_jax.training.loop import Interrupted
 log = logging.getLogger(__name__)
 
 LOCK = "ablate.lock"
-"""Locks a row or a table for a launch; runs have a lock of their own."""
+"""File that locks a row or a table for a launch; each run has a separate lock."""
 
 START_CHANGES = ("sharing", "num_hidden_groups", "num_hidden_layers")
 """Fields of the model in which a row can differ from the row that it starts from."""

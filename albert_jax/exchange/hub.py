@@ -1,4 +1,4 @@
-"""Fetch models from the Hugging Face hub into its own cache, and check them against their published SHA-256."""
+"""Fetch models from the Hugging Face hub into the hub's cache, and check them against their published SHA-256."""
 
 import hashlib
 import re
