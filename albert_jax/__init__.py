@@ -4,17 +4,13 @@
 modules; importing this package loads nothing heavy.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from albert_jax.config import lazy_imports
 
 if TYPE_CHECKING:
     from albert_jax.exchange.load import load as load
 
 __version__ = "0.1.0"
 
-
-def __getattr__(name: str) -> Any:
-    if name != "load":
-        raise AttributeError(f"module 'albert_jax' has no attribute {name!r}; import modules by their full names")
-    from albert_jax.exchange.load import load
-
-    return load
+__getattr__ = lazy_imports(__name__)

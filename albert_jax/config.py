@@ -12,11 +12,13 @@ import copy
 import dataclasses
 import difflib
 import functools
+import importlib
 import inspect
 import itertools
 import json
 import re
 import runpy
+import sys
 import tempfile
 import textwrap
 import traceback
@@ -306,6 +308,23 @@ def run_file(path: str) -> dict[str, Any]:
         number = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
         name = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
         raise InputError(f"{path}:{number}: {name}{first_line(error)}") from None
+
+
+def lazy_imports(package: str) -> Callable[[str], Any]:
+    """Return the `__getattr__` (PEP 562) of a package that imports a name only when it is used.
+
+    The names are those that its `__init__.py` imports under `if TYPE_CHECKING:`, where type checkers see them too.
+    """
+    statements = ast.walk(ast.parse(inspect.getsource(sys.modules[package])))
+    imports = [statement for statement in statements if isinstance(statement, ast.ImportFrom)]
+    modules = {alias.name: str(statement.module) for statement in imports for alias in statement.names}
+
+    def get(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}; import modules by their full names")
+        return getattr(importlib.import_module(modules[name]), name)
+
+    return get
 
 
 # The command line

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "ablation": {"config", "data", "model", "training", "exchange", "reports", "pretraining", "finetuning"},
     "cli": {"config"} | COMMANDS,
     "__main__": {"cli"},
-    "__init__": {"exchange"},
+    "__init__": {"config", "exchange"},
 }
 # Package -> the folders that may import it.  Packages that are not listed may be imported anywhere.
 ONLY = {

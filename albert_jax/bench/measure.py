@@ -14,16 +14,10 @@ import numpy as np
 
 from albert_jax.config import InputError, check_fields, choice, first_line, to_dict
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.heads import Albert, flops_per_token, num_params
+from albert_jax.model.heads import Albert, flops_per_token, num_params, stacked_shapes
 from albert_jax.model.sharing import is_stacked
 from albert_jax.pretraining.objective import ObjectiveConfig
-from albert_jax.pretraining.task import (
-    batch_shapes,
-    placeholder_vocabulary,
-    pretraining_layout,
-    pretraining_model,
-    pretraining_workload,
-)
+from albert_jax.pretraining.task import batch_shapes, placeholder_vocabulary, pretraining_model, pretraining_workload
 from albert_jax.reports.tables import markdown_table
 from albert_jax.training import partition
 from albert_jax.training import step as train_step
@@ -102,7 +96,7 @@ class Benchmark:
         self.mesh = mesh = partition.make_mesh("any", config.mesh.data)
         partition.check_batch_size("batch_size", config.batch_size, config.gradient_accumulation, mesh.size)
         model = pretraining_model(config.model, config.objective)
-        layout = pretraining_layout(model, mesh, config.mesh.sharding)
+        layout = partition.Layout(mesh, config.mesh.sharding, stacked_shapes(model))
         vocabulary = placeholder_vocabulary(config.model.vocab_size)
         task = pretraining_workload(model, config.objective, vocabulary, layout)
         batch = partition.put_batch(mesh, synthetic_batch(config))

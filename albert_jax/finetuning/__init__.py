@@ -3,8 +3,9 @@
 An experiment imports everything it needs from here; nothing heavy is loaded before it is used.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from albert_jax.config import lazy_imports
 
 if TYPE_CHECKING:
     from albert_jax.finetuning.classification import ClassificationData as ClassificationData
@@ -18,21 +19,4 @@ if TYPE_CHECKING:
     from albert_jax.training.optim import OptimConfig as OptimConfig
     from albert_jax.training.partition import MeshConfig as MeshConfig
 
-_MODULES = {
-    "AlbertConfig": "albert_jax.model.albert",
-    "ClassificationData": "albert_jax.finetuning.classification",
-    "FinetuneConfig": "albert_jax.finetuning.run",
-    "MeshConfig": "albert_jax.training.partition",
-    "MultipleChoiceData": "albert_jax.finetuning.multiple_choice",
-    "OptimConfig": "albert_jax.training.optim",
-    "QuestionAnsweringData": "albert_jax.finetuning.question_answering",
-    "TokenClassificationData": "albert_jax.finetuning.token_classification",
-    "TrainConfig": "albert_jax.training.loop",
-    "finetune": "albert_jax.finetuning.run",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+__getattr__ = lazy_imports(__name__)

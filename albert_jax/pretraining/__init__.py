@@ -3,8 +3,9 @@
 An experiment imports everything it needs from here; nothing heavy is loaded before it is used.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from albert_jax.config import lazy_imports
 
 if TYPE_CHECKING:
     from albert_jax.data.sources import DataConfig as DataConfig
@@ -16,19 +17,4 @@ if TYPE_CHECKING:
     from albert_jax.training.optim import OptimConfig as OptimConfig
     from albert_jax.training.partition import MeshConfig as MeshConfig
 
-_MODULES = {
-    "AlbertConfig": "albert_jax.model.albert",
-    "DataConfig": "albert_jax.data.sources",
-    "MeshConfig": "albert_jax.training.partition",
-    "ObjectiveConfig": "albert_jax.pretraining.objective",
-    "OptimConfig": "albert_jax.training.optim",
-    "PretrainConfig": "albert_jax.pretraining.run",
-    "TrainConfig": "albert_jax.training.loop",
-    "pretrain": "albert_jax.pretraining.run",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+__getattr__ = lazy_imports(__name__)

@@ -16,12 +16,12 @@ from albert_jax.data.prepare import Prepared, prepare, token_counts
 from albert_jax.data.sources import DataConfig
 from albert_jax.exchange.load import Source, read
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.heads import Albert, param_shapes
+from albert_jax.model.heads import Albert, param_shapes, stacked_shapes
 from albert_jax.model.sharing import is_stacked
 from albert_jax.model.tree import leaves
 from albert_jax.pretraining.evaluation import make_evaluate
 from albert_jax.pretraining.objective import ObjectiveConfig, Vocabulary
-from albert_jax.pretraining.task import pretraining_layout, pretraining_model, pretraining_workload
+from albert_jax.pretraining.task import pretraining_model, pretraining_workload
 from albert_jax.reports.run import finish
 from albert_jax.training import checkpoint, job, loop, processes, run_folder
 from albert_jax.training.loop import TrainConfig
@@ -157,7 +157,7 @@ def training_parts(
 ) -> tuple[Workload, Optimizer, Layout]:
     """The workload, optimizer and layout of a run.  Only `loop.run` needs `batches` and `evaluate` (see `Workload`)."""
     model = pretraining_model(config.model, config.objective)
-    layout = pretraining_layout(model, mesh, config.mesh.sharding)
+    layout = Layout(mesh, config.mesh.sharding, stacked_shapes(model))
     workload = pretraining_workload(model, config.objective, vocabulary, layout, batches, evaluate)
     return workload, make_optimizer(config.optim, config.train.num_train_steps, is_stacked), layout
 

@@ -10,7 +10,7 @@ import numpy as np
 from albert_jax.config import InputError
 from albert_jax.data.sequences import capacity
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.heads import SENTENCE_CLASSES, Albert, flops_per_token, init_params, stacked_shapes
+from albert_jax.model.heads import SENTENCE_CLASSES, Albert, flops_per_token, init_params
 from albert_jax.pretraining import objective as objectives
 from albert_jax.pretraining.objective import ObjectiveConfig, Vocabulary
 from albert_jax.pretraining.segment_pairs import SENTENCE_OBJECTIVES
@@ -22,11 +22,6 @@ def pretraining_model(config: AlbertConfig, objective: ObjectiveConfig) -> Alber
     """The model with the pretraining heads; the sentence head has the classes of the objective."""
     classes = SENTENCE_OBJECTIVES[objective.sentence_objective].classes
     return Albert(config, sentence_classes=classes or SENTENCE_CLASSES)
-
-
-def pretraining_layout(model: Albert, mesh: Any, sharding: str) -> Layout:
-    """How the training state of `model` is sharded over a mesh."""
-    return Layout(mesh, sharding, stacked_shapes(model))
 
 
 def pretraining_workload(
