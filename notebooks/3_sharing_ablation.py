@@ -22,7 +22,8 @@ import logging
 
 from IPython.display import Markdown
 
-from albert_jax.ablation.planning import cost_table, resolve
+from albert_jax.ablation.cost import cost_table
+from albert_jax.ablation.planning import resolve
 from albert_jax.ablation.run import ablate
 from albert_jax.ablation.table import read_table
 from albert_jax.reports import load_runs

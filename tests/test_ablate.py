@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from albert_jax.ablation import budget
-from albert_jax.ablation.planning import load_plan, resolve
+from albert_jax.ablation.manifest import load_plan
+from albert_jax.ablation.planning import resolve
 from albert_jax.ablation.run import LOCK, run_unit
 from albert_jax.cli import main
 from albert_jax.exchange import load as exchange

@@ -14,7 +14,8 @@ import pytest
 from albert_jax.ablation import At
 from albert_jax.ablation import run as ablate
 from albert_jax.ablation.budget import row_flops
-from albert_jax.ablation.planning import load_plan, resolve
+from albert_jax.ablation.manifest import load_plan
+from albert_jax.ablation.planning import resolve
 from albert_jax.ablation.table import read_table
 from albert_jax.cli import main
 from albert_jax.config import InputError, differences, flat, to_dict

@@ -1,4 +1,4 @@
-"""Ablations: tables of experiments (table.py), budgets (budget.py), plans (planning.py) and their runs (run.py)."""
+"""Ablations: tables of experiments (table.py), budgets (budget.py), plans (planning.py, manifest.py) and runs (run.py)."""
 
 from albert_jax.ablation.table import Ablation, At, Row, at
 

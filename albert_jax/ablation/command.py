@@ -50,14 +50,14 @@ def add_ablation_commands(add_command: Callable[..., Parser]) -> None:
 
 def ablate(arguments: argparse.Namespace) -> int:
     """Run `albert-jax ablate`."""
-    from albert_jax.ablation import planning
+    from albert_jax.ablation import cost, planning
     from albert_jax.ablation.run import ablate, submit
     from albert_jax.reports import comparison
 
     names = ("scale", "seeds", "budget", "rows", "finetune", "run_dir", "overrides")
     plan = planning.resolve(arguments.table, **{name: getattr(arguments, name) for name in names})
     if arguments.dry_run:
-        print(planning.cost_table(plan))
+        print(cost.cost_table(plan))
         return 0
     if arguments.launcher == "slurm":
         jobs = submit(plan, dict(_slurm_option(text) for text in arguments.slurm))

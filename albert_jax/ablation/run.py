@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from albert_jax.ablation.planning import Plan, PlannedRow, finetune_config, load_plan
+from albert_jax.ablation.manifest import Plan, PlannedRow, load_plan
+from albert_jax.ablation.planning import finetune_config
 from albert_jax.config import InputError, check_writable, first_line, from_dict, read_json
 from albert_jax.data.prepare import prepare
 from albert_jax.exchange.convert import convert
