@@ -17,7 +17,7 @@ import pytest
 
 from albert_jax.config import InputError, from_dict, override, to_dict
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.heads import Albert, param_shapes
+from albert_jax.model.heads import HEADS, Albert, param_shapes
 from albert_jax.model.sharing import is_stacked
 from albert_jax.training.optim import (
     FIRST_NORMS,
@@ -25,11 +25,14 @@ from albert_jax.training.optim import (
     AdamW,
     Lamb,
     Lion,
+    Muon,
     OptaxLamb,
     OptimConfig,
     decay_mask,
+    is_hidden_kernel,
     make_optimizer,
     make_schedule,
+    path_names,
     skip_spikes,
 )
 
@@ -165,6 +168,52 @@ def test_optax_gets_all_settings(rule: Any, reference: Any) -> None:
     assert_close(flatten(updated), flatten(run(direct, params, grads)), rtol=1e-6)
 
 
+def newton_schulz(matrix: np.ndarray) -> np.ndarray:
+    """The orthogonalization of https://kellerjordan.github.io/posts/muon, on the smaller side."""
+    x = matrix / (np.linalg.norm(matrix) + 1e-8)
+    x = x.T if matrix.shape[0] > matrix.shape[1] else x
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+def muon_in_numpy(config: OptimConfig) -> Flat:
+    """Muon with Nesterov momentum for kernels of hidden layers, AdamW at half its rate for the rest, in float64."""
+    rule, rate = config.optimizer, config.learning_rate
+    params = {path: leaf.astype(np.float64) for path, leaf in separate(start()).items()}
+    m, v = ({path: np.zeros_like(leaf) for path, leaf in params.items()} for _ in range(2))
+    for step, stacked in enumerate(gradients(), 1):
+        grads = {path: leaf.astype(np.float64) for path, leaf in separate(stacked).items()}
+        clip = max(1.0, math.sqrt(sum((g**2).sum() for g in grads.values())))
+        for path, w in params.items():
+            g = grads[path] / clip
+            decay = rule.weight_decay * w if path.endswith(DECAYED) else 0.0
+            if path.endswith("kernel") and path.startswith(("encoder", "pooler")):
+                m[path] = rule.beta * m[path] + (1 - rule.beta) * g
+                momentum = rule.beta * m[path] / (1 - rule.beta ** (step + 1)) + (1 - rule.beta) * g / (
+                    1 - rule.beta**step
+                )
+                update = 0.2 * math.sqrt(max(w.shape)) * newton_schulz(momentum)
+                params[path] = w - rate * (update + decay)
+            else:
+                m[path] = rule.adam_beta1 * m[path] + (1 - rule.adam_beta1) * g
+                v[path] = rule.adam_beta2 * v[path] + (1 - rule.adam_beta2) * g**2
+                second = np.sqrt(v[path] / (1 - rule.adam_beta2**step)) + rule.epsilon
+                update = m[path] / (1 - rule.adam_beta1**step) / second
+                params[path] = w - rate * rule.adam_learning_rate_ratio * (update + decay)
+    return params
+
+
+def test_muon() -> None:
+    """Fails with Muon on embeddings or classifiers, with one orthogonalization for all sets, with decay of biases, or with a
+    scale that depends on the shape of the kernel."""
+    config = OptimConfig(optimizer=Muon(adam_learning_rate_ratio=0.5, weight_decay=0.1), **FLAT)
+    optimizer = make_optimizer(config, 10, is_stacked)
+    actual = flatten(run(optimizer.transformation, nest(start()), [nest(step) for step in gradients()]))
+    assert_close(separate(actual), muon_in_numpy(config), rtol=1e-4)
+
+
 @dataclasses.dataclass(frozen=True)
 class ScheduleFree:
     """A rule that evaluates averaged parameters."""
@@ -233,6 +282,19 @@ def test_which_parameters_decay() -> None:
     mask = flatten(decay_mask(params))
     assert len(mask) == 32
     assert {name for name, on in mask.items() if on} == set(DECAYED_IN_THE_MODEL.split())
+
+
+HIDDEN_KERNELS = """encoder/embedding_hidden_mapping_in encoder/attention/query encoder/attention/key encoder/attention/value
+    encoder/attention/dense encoder/ffn/intermediate encoder/ffn/output pooler predictions/dense answer_class/end_dense
+    answer_class/answer_dense"""
+
+
+def test_which_parameters_muon_orthogonalizes() -> None:
+    """Kernels of the encoder and of the dense layers of all heads, not embeddings and classifiers."""
+    params = param_shapes(Albert(AlbertConfig(num_hidden_layers=2, sharing="none"), tuple(HEADS)))
+    paths = [path_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    kernels = {"/".join(path) for path in paths if is_hidden_kernel(path)}
+    assert kernels == {f"{name}/kernel" for name in HIDDEN_KERNELS.split()}
 
 
 BAD: dict[str, list[Any]] = {name: [math.nan, -1.0, 0.0, math.inf] for name in ("learning_rate", "max_grad_norm")}

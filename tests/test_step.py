@@ -67,6 +67,13 @@ def test_sharded_and_accumulated(cut: str) -> None:
     np.testing.assert_allclose(train(8, 2, "none", cut=cut)["params"], train(1, sharing="none")["params"], atol=1e-5)
 
 
+def test_muon_on_shards_equals_one_device() -> None:
+    """Fails if a device orthogonalized its shard of a kernel instead of the whole kernel."""
+    one, eight = (train(*shape, optimizer="muon") for shape in ((1, 1, "none"), (8, 2, "none", "parameters")))
+    np.testing.assert_allclose(eight["losses"], one["losses"], atol=1e-5)
+    np.testing.assert_allclose(eight["params"], one["params"], atol=1e-4)
+
+
 def test_layers_are_gathered_one_at_a_time() -> None:
     """Sharded parameters of unshared layers are gathered in the loop over layers; the optimizer's state never is."""
     found = collectives(train(8, sharing="none", cut="parameters")["text"])

@@ -66,7 +66,13 @@ def use_drawn(examples: dict[str, Any], key: Any) -> dict[str, Any]:
 
 
 def make(
-    accumulation: int = 1, sharing: str = "all", cut: str = "none", devices: int = 1, drawn: bool = False, **fields: Any
+    accumulation: int = 1,
+    sharing: str = "all",
+    cut: str = "none",
+    devices: int = 1,
+    drawn: bool = False,
+    optimizer: str = "lamb",
+    **fields: Any,
 ) -> Any:
     """Mesh, step, function seed -> initial state, and the last arguments of the step.
 
@@ -76,6 +82,7 @@ def make(
       cut: the mesh sharding.
       devices: number of devices; 0: all.
       drawn: the step reads `drawn_batches` instead of `batches`.
+      optimizer: a key of `OPTIMIZERS`.
       fields: of the model.
     """
     model_fields: dict[str, Any] = dict(
@@ -102,18 +109,24 @@ def make(
         evaluate=lambda params: {},
         flops_per_token=0.0,
     )
-    optimizer = make_optimizer(OptimConfig(num_warmup_steps=1, learning_rate=0.01), 100, is_stacked)
-    step = train_step.make_step(workload, optimizer, layout, accumulation)
+    optim = OptimConfig(optimizer=optimizer, num_warmup_steps=1, learning_rate=0.01)
+    transformation = make_optimizer(optim, 100, is_stacked)
+    step = train_step.make_step(workload, transformation, layout, accumulation)
     seed, signals = train_step.as_argument(0, layout.mesh), partition.device_values(layout.mesh, 0)
-    return layout.mesh, step, train_step.make_init(workload, optimizer, layout), (seed, signals)
+    return layout.mesh, step, train_step.make_init(workload, transformation, layout), (seed, signals)
 
 
 @functools.cache
 def train(
-    devices: int, accumulation: int = 1, sharing: str = "all", cut: str = "none", drawn: bool = True
+    devices: int,
+    accumulation: int = 1,
+    sharing: str = "all",
+    cut: str = "none",
+    drawn: bool = True,
+    optimizer: str = "lamb",
 ) -> dict[str, Any]:
     """Train five steps; see `make`.  Returns parameters, losses, bytes of memory, and the text of the compiled step."""
-    mesh, step, init, rest = make(accumulation, sharing, cut, devices, drawn)
+    mesh, step, init, rest = make(accumulation, sharing, cut, devices, drawn, optimizer)
     compiled_init = init.lower(rest[0]).compile()
     state = compiled_init(rest[0])
     state_bytes = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))

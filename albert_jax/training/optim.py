@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jax import Array
 
 from albert_jax.config import InputError, check_fields, choice, variant
@@ -37,6 +38,11 @@ def decays(path: Path) -> bool:
 def decay_mask(params: Any) -> Any:
     """The tree of `decays` over the paths of `params`."""
     return jax.tree_util.tree_map_with_path(lambda path, _: decays(path_names(path)), params)
+
+
+def is_hidden_kernel(path: Path) -> bool:
+    """Whether a parameter is the kernel of a hidden layer: of the encoder, or of a dense layer of a head, not of a classifier."""
+    return "kernel" in path and any(name in ("encoder", "pooler") or name.endswith("dense") for name in path)
 
 
 class UpdateRule(Protocol):
@@ -130,7 +136,60 @@ class Lion:
         return optax.lion(schedule, self.beta1, self.beta2, weight_decay=self.weight_decay, mask=decay_mask)
 
 
-OPTIMIZERS: dict[str, type[UpdateRule]] = {"lamb": Lamb, "adamw": AdamW, "optax_lamb": OptaxLamb, "lion": Lion}
+@dataclass(frozen=True)
+class Muon:
+    """Muon for the kernels of hidden layers (https://kellerjordan.github.io/posts/muon), AdamW for all other parameters.
+
+    Updates of kernels are scaled so that their root mean square is 0.2 for every shape, as AdamW's is in practice (Liu et al.,
+    arXiv 2502.16982, section 2.2).  So one learning rate serves all widths.
+    """
+
+    beta: float = 0.95
+    """Decay rate of the momentum of kernels, with Nesterov's correction."""
+    adam_learning_rate_ratio: float = 1.0
+    """Learning rate of all other parameters, as a multiple of `learning_rate`."""
+    adam_beta1: float = 0.9
+    """AdamW's decay rate of the running mean of the gradients."""
+    adam_beta2: float = 0.98
+    """AdamW's decay rate of the running mean of the squared gradients."""
+    epsilon: float = 1e-8
+    """Added to AdamW's square root, and to the norm that Muon divides by."""
+    weight_decay: float = 0.01
+    """Applies to all parameters except LayerNorms and biases."""
+    has_trust_ratio: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def transformation(self, schedule: Schedule) -> optax.GradientTransformation:
+        """The update rule."""
+        muon = optax.contrib.muon(
+            schedule, beta=self.beta, eps=self.epsilon, weight_decay=self.weight_decay, consistent_rms=0.2
+        )
+        adamw = optax.adamw(
+            lambda step: self.adam_learning_rate_ratio * schedule(step),
+            self.adam_beta1,
+            self.adam_beta2,
+            self.epsilon,
+            weight_decay=self.weight_decay,
+            mask=decay_mask,
+        )
+
+        def labels(params: Any) -> Any:
+            return jax.tree_util.tree_map_with_path(
+                lambda path, _: "muon" if is_hidden_kernel(path_names(path)) else "adamw", params
+            )
+
+        return optax.partition({"muon": muon, "adamw": adamw}, labels)
+
+
+OPTIMIZERS: dict[str, type[UpdateRule]] = {
+    "lamb": Lamb,
+    "adamw": AdamW,
+    "optax_lamb": OptaxLamb,
+    "lion": Lion,
+    "muon": Muon,
+}
 """Name -> update rule with its settings."""
 
 SCHEDULES: dict[str, Callable[[Any], Any]] = {
@@ -150,7 +209,7 @@ def check_settings(rule: Any) -> None:
     check_fields(rule)
     for field in fields(rule):
         value = getattr(rule, field.name)
-        if field.name.startswith("beta") and not 0 <= value < 1:
+        if "beta" in field.name and not 0 <= value < 1:
             raise InputError(f"{field.name} must be in [0, 1), got {value}")
         in_range = value > 0 if field.name == "epsilon" else value >= 0
         if not (math.isfinite(value) and in_range):
