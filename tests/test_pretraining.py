@@ -15,8 +15,9 @@ from albert_jax.config import InputError, load
 from albert_jax.data import loader
 from albert_jax.data.prepare import Prepared, prepare, token_counts
 from albert_jax.model.heads import init_params
+from albert_jax.pretraining import objective as objectives
 from albert_jax.pretraining import probes
-from albert_jax.pretraining.evaluation import make_evaluate
+from albert_jax.pretraining.evaluation import EVAL_SEED, make_evaluate
 from albert_jax.pretraining.run import PretrainConfig, vocabulary_of
 from albert_jax.pretraining.segment_pairs import SENTENCE_OBJECTIVES
 from albert_jax.pretraining.task import pretraining_model
@@ -77,7 +78,7 @@ def evaluate(config: PretrainConfig, prepared: Prepared) -> dict[str, dict[str, 
     model = pretraining_model(config.model, config.objective)
     heldout = loader.open_split(prepared, "heldout", 32)
     objective = config.eval_objective or config.objective
-    sizes = config.train.eval_batch_size, config.max_eval_steps
+    sizes = config.train.eval_batch_size, config.max_eval_steps, config.eval_draws
     vocabulary, mesh = vocabulary_of(prepared), make_mesh("any", 1)
     evaluator = make_evaluate(model, objective, vocabulary, heldout, token_counts(prepared), mesh, *sizes)
     return evaluator(init_params(model, jax.random.key(0)))
@@ -96,6 +97,25 @@ def test_eval_objective(config: PretrainConfig, prepared: Prepared) -> None:
         InputError, match=r"eval_objective\.max_seq_length 64 differs from objective\.max_seq_length 32"
     ):
         dataclasses.replace(config, eval_objective=dataclasses.replace(other, max_seq_length=64))
+
+
+def test_more_draws_are_more_examples(config: PretrainConfig, prepared: Prepared) -> None:
+    """An evaluation with two draws is the mean over its batches, each with the keys of two numbers.
+
+    Fails if a draw repeats or replaces the first.
+    """
+    model, vocabulary = pretraining_model(config.model, config.objective), vocabulary_of(prepared)
+    params = init_params(model, jax.random.key(0))
+    rows = loader.open_split(prepared, "heldout", 32)
+    batches = list(loader.eval_batches(rows, config.train.eval_batch_size, config.max_eval_steps))
+    draw = jax.jit(functools.partial(objectives.draw, config.objective, vocabulary))
+    sums = np.zeros(2)
+    for number, batch in enumerate(batches + batches):
+        examples = draw(batch, jax.random.fold_in(jax.random.key(EVAL_SEED), number))
+        sums += np.asarray(objectives.loss(config.objective, model.apply, params, examples, train=False)[1]["mlm_loss"])
+    metrics = evaluate(dataclasses.replace(config, eval_draws=2), prepared)["eval"]
+    assert metrics["mlm_loss"] == pytest.approx(sums[0] / sums[1], rel=1e-5)
+    assert metrics["mlm_loss"] != evaluate(config, prepared)["eval"]["mlm_loss"]
 
 
 @pytest.mark.parametrize("name", ["sso", "none"])

@@ -1,6 +1,6 @@
 """Held-out metrics of a pretraining run, and those of trivial baselines."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,13 @@ EVAL_SEED = 0xA1BE27
 Evaluate = Callable[[Any], dict[str, dict[str, float]]]
 
 
+def eval_batches(
+    rows: loader.Sequences, batch_size: int, max_steps: int, draws: int
+) -> Iterator[tuple[int, loader.Batch]]:
+    """The batches of an evaluation, each once per draw, with their numbers, which determine the keys of pairs and masks."""
+    return enumerate(batch for _ in range(draws) for batch in loader.eval_batches(rows, batch_size, max_steps))
+
+
 def make_evaluate(
     model: Albert,
     objective: ObjectiveConfig,
@@ -31,6 +38,7 @@ def make_evaluate(
     mesh: Mesh,
     batch_size: int,
     max_steps: int,
+    draws: int = 1,
 ) -> Evaluate:
     """Return `params -> {"eval": metrics, "baseline": metrics of the trivial baseline}`.
 
@@ -45,7 +53,8 @@ def make_evaluate(
       token_counts: [V] occurrences of each piece in the train split.
       mesh: the devices.
       batch_size: rows in a batch, over all devices.
-      max_steps: maximum number of batches.
+      max_steps: maximum number of batches of rows.
+      draws: number of times that pairs and masks are drawn for each batch.
     """
     num_classes = len(model.sentence_classes)
     chances = {name: kind.chance for name, kind in SENTENCE_OBJECTIVES.items() if 0 < len(kind.classes) <= num_classes}
@@ -71,7 +80,7 @@ def make_evaluate(
 
     def evaluate(params: Any) -> dict[str, dict[str, float]]:
         sums: Any = None
-        for number, batch in enumerate(loader.eval_batches(heldout, batch_size, max_steps)):
+        for number, batch in eval_batches(heldout, batch_size, max_steps, draws):
             rows = {name: jax.device_put(value, partition.by_rows(mesh)) for name, value in batch.items()}
             batch_number = jax.device_put(np.uint32(number), partition.replicated(mesh))
             batch_sums = jax.device_get(jitted(params, rows, batch_number))

@@ -47,7 +47,9 @@ class PretrainConfig:
     eval_objective: ObjectiveConfig | None = None
     """How held-out inputs are drawn, to compare runs with different objectives.  Default: as in training."""
     max_eval_steps: int = 100
-    """Maximum number of batches in an evaluation."""
+    """Maximum number of batches of held-out rows in an evaluation."""
+    eval_draws: int = 1
+    """Number of times that an evaluation draws pairs and masks for each held-out row.  More draws give smaller standard errors."""
     length_buckets: bool = False
     """For short documents: batches of rows of similar length, padded to one of at most 12 widths.  Each width is compiled
     once.  MFU, `plan` and the budgets of `ablate` still assume max_seq_length."""
@@ -58,8 +60,9 @@ class PretrainConfig:
         check_fields(self)
         if not self.run_dir:
             raise InputError("run_dir is empty; name the run folder")
-        if self.max_eval_steps < 1:
-            raise InputError(f"max_eval_steps must be at least 1, got {self.max_eval_steps}")
+        for name in ("max_eval_steps", "eval_draws"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         length, max_length = self.objective.max_seq_length, self.model.max_position_embeddings
         if self.eval_objective is not None and self.eval_objective.max_seq_length != length:
             raise InputError(
@@ -135,6 +138,7 @@ def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[st
         mesh,
         config.train.eval_batch_size,
         config.max_eval_steps,
+        config.eval_draws,
     )
     summary = job.run_job(
         "pretrain",
