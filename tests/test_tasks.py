@@ -146,7 +146,7 @@ def test_every_window_labels_the_answer_at_its_position(context: str, data: st.D
         return
     seen: set[int] = set()
     owned: list[int] = []
-    for number, window in enumerate(rows.windows):
+    for number, window in enumerate(rows.items):
         row = rows[number]
         assert len(row["input_ids"]) <= 24
         first = len(window.question) + 2
@@ -159,7 +159,7 @@ def test_every_window_labels_the_answer_at_its_position(context: str, data: st.D
             start, stop = (int(row[name]) - first + window.start for name in ("start", "end"))
             covered = context[window.context.ranges[start, 0] : window.context.ranges[stop, 1]]
             assert answer.strip() in covered or covered in answer
-    assert seen == set(range(len(rows.windows[0].context.ids)))
+    assert seen == set(range(len(rows.items[0].context.ids)))
     assert sorted(owned) == sorted(seen)  # each token belongs to one window
 
 

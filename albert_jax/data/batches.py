@@ -7,7 +7,7 @@ pretraining with length buckets uses `length_buckets` (see `loader.py`).
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,7 +45,7 @@ def check_enough_rows(rows: Sized, global_batch_size: int) -> None:
         )
 
 
-def collate(rows: list[Row], batch_size: int, width: int) -> dict[str, np.ndarray]:
+def collate(rows: Sequence[Row], batch_size: int, width: int) -> dict[str, np.ndarray]:
     """Pad rows with zeros to `width` tokens, and add empty rows up to `batch_size`.
 
     Rows without an `attention_mask` get one: 1 at every token of `input_ids`.

@@ -17,7 +17,7 @@ from albert_jax.config import InputError, choice
 from albert_jax.data.batches import Row
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.finetuning import family, files
-from albert_jax.finetuning.family import Split
+from albert_jax.finetuning.family import LazyRows, Split
 from albert_jax.finetuning.files import Record, Source, TaskDataConfig
 from albert_jax.finetuning.metrics import METRICS
 
@@ -60,33 +60,9 @@ class Example(NamedTuple):
         return self.label is not None
 
 
-@dataclass(frozen=True)
-class PairRows:
-    """`[CLS] text [SEP]` or `[CLS] text [SEP] pair [SEP]`."""
-
-    first: list[np.ndarray]
-    second: list[np.ndarray | None]
-    targets: np.ndarray
-    lengths: np.ndarray
-    special: tuple[int, int]
-    """Ids of [CLS] and [SEP]."""
-
-    def __len__(self) -> int:
-        return len(self.first)
-
-    def __getitem__(self, item: int) -> Row:
-        cls_id, sep_id = self.special
-        a, b = self.first[item], self.second[item]
-        parts = ([cls_id], a, [sep_id]) if b is None else ([cls_id], a, [sep_id], b, [sep_id])
-        ids = np.concatenate(parts, dtype=np.int32, casting="unsafe")
-        types = (np.arange(len(ids)) >= len(a) + 2).astype(np.int32)
-        return {"input_ids": ids, "token_type_ids": types, "target": self.targets[item], "weights": np.float32(1)}
-
-
-def pair_rows(split: Split, targets: np.ndarray, tokenizer: Tokenizer, max_seq_length: int) -> PairRows:
+def pair_rows(split: Split, targets: np.ndarray, tokenizer: Tokenizer, max_seq_length: int) -> LazyRows[int]:
     """The rows of a split's texts; if a pair does not fit, the longer text is truncated."""
-    first: list[np.ndarray] = []
-    second: list[np.ndarray | None] = []
+    texts: list[list[np.ndarray]] = []
     truncated = 0
     encoded = tokenizer.encode_batch([row.text for row in split.examples])
     encoded_pairs = tokenizer.encode_batch([row.text_pair or "" for row in split.examples])
@@ -94,11 +70,14 @@ def pair_rows(split: Split, targets: np.ndarray, tokenizer: Tokenizer, max_seq_l
         is_pair = row.text_pair is not None
         a_size, b_size = fit(len(a), len(b) if is_pair else 0, max_seq_length - (3 if is_pair else 2))
         truncated += a_size < len(a) or b_size < len(b)
-        first.append(np.array(a[:a_size], np.int32))
-        second.append(np.array(b[:b_size], np.int32) if is_pair else None)
+        texts.append([np.array(ids, np.int32) for ids in ([a[:a_size], b[:b_size]] if is_pair else [a[:a_size]])])
     family.log_long(split, truncated, "inputs are truncated to", max_seq_length)
-    lengths = [len(a) + 2 + (0 if b is None else len(b) + 1) for a, b in zip(first, second, strict=True)]
-    return PairRows(first, second, targets, np.array(lengths, np.int32), (tokenizer.cls_id, tokenizer.sep_id))
+    lengths = np.array([sum(map(len, parts)) + len(parts) + 1 for parts in texts], np.int32)
+
+    def build(number: int) -> Row:
+        return family.join(tokenizer, *texts[number]) | {"target": targets[number], "weights": np.float32(1)}
+
+    return LazyRows(range(len(texts)), lengths, build)
 
 
 def fit(first: int, second: int, room: int) -> tuple[int, int]:
@@ -205,7 +184,7 @@ class Classification:
     def texts(self, examples: Sequence[Example]) -> list[str]:
         return [text for row in examples for text in (row.text, row.text_pair) if text]
 
-    def rows(self, split: Split, tokenizer: Tokenizer, config: TaskDataConfig) -> PairRows:
+    def rows(self, split: Split, tokenizer: Tokenizer, config: TaskDataConfig) -> LazyRows[int]:
         if self.regression:
             targets = np.array([row.label or 0.0 for row in split.examples], np.float32)
         else:
@@ -235,8 +214,7 @@ class Classification:
         else:
             predictions = [split.labels[int(np.argmax(row["probabilities"]))] for row in outputs]
             degenerate = family.is_constant(predictions)
-        labeled = all(row.is_labeled for row in split.examples)
-        return family.Score(self._metrics(predictions, split) if labeled else {}, predictions, degenerate)
+        return family.Score(self._metrics(predictions, split) if split.is_labeled else {}, predictions, degenerate)
 
     def _metrics(self, predictions: Sequence[Any], split: Split) -> dict[str, float]:
         """Metrics of predicted classes (by name) or numbers."""

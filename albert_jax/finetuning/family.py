@@ -4,8 +4,9 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +15,14 @@ from jax import Array
 from tqdm import tqdm
 
 from albert_jax.config import InputError
-from albert_jax.data.batches import Rows, eval_batches
+from albert_jax.data.batches import Row, Rows, eval_batches
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.finetuning.files import Source, TaskDataConfig
 from albert_jax.pretraining.objective import cross_entropy
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Batch = Mapping[str, Array]
 Outputs = dict[str, Array]
 RowOutputs = list[dict[str, np.ndarray]]
@@ -34,6 +36,11 @@ class Split(NamedTuple):
     examples: Sequence[Any]
     labels: tuple[str, ...] = ()
     """Names of the classes; empty for families without classes."""
+
+    @property
+    def is_labeled(self) -> bool:
+        """Whether the labels of all examples are known."""
+        return all(example.is_labeled for example in self.examples)
 
 
 class Score(NamedTuple):
@@ -134,6 +141,29 @@ def unique_ids(source: Source, examples: Iterator[Any]) -> Iterator[Any]:
             raise InputError(f"{source.name}: two questions have the id {example.id!r}; make ids unique")
         seen.add(example.id)
         yield example
+
+
+@dataclass(frozen=True)
+class LazyRows(Generic[T]):
+    """Rows that are built when they are read."""
+
+    items: Sequence[T]
+    lengths: np.ndarray
+    build: Callable[[T], Row]
+    """The row of an item."""
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, number: int) -> Row:
+        return self.build(self.items[number])
+
+
+def join(tokenizer: Tokenizer, *texts: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+    """`[CLS] text [SEP]` or `[CLS] text [SEP] pair [SEP]` from token ids, with the pair as segment 1."""
+    parts = [part for text in texts for part in (text, [tokenizer.sep_id])]
+    ids = np.concatenate([[tokenizer.cls_id], *parts], dtype=np.int32, casting="unsafe")
+    return {"input_ids": ids, "token_type_ids": (np.arange(len(ids)) >= len(texts[0]) + 2).astype(np.int32)}
 
 
 def apply_model(apply: Any, params: Any, batch: Batch, dropout_keys: Array | None, **inputs: Array) -> Outputs:

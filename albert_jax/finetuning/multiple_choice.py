@@ -1,6 +1,5 @@
 """Multiple choice: a passage, a question, and options, one of which is right.  RACE, MCTest, and files in RACE's format."""
 
-import functools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,10 +13,10 @@ import numpy as np
 from jax import Array
 
 from albert_jax.config import InputError, choice
-from albert_jax.data.batches import Row
+from albert_jax.data.batches import Row, collate
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.finetuning import family, files
-from albert_jax.finetuning.family import Split
+from albert_jax.finetuning.family import LazyRows, Split
 from albert_jax.finetuning.files import Record, Source, TaskDataConfig
 
 LETTERS = "ABCDEFGHIJ"
@@ -55,50 +54,6 @@ class Example(NamedTuple):
     def is_labeled(self) -> bool:
         """Whether the answer is known."""
         return self.answer is not None
-
-
-@dataclass(frozen=True)
-class ChoiceRows:
-    """`[CLS] passage [SEP] question and option [SEP]`, one input per option.
-
-    Question and option keep their end, the passage its beginning (google-research/albert race_utils.py).
-    """
-
-    examples: Sequence[Example]
-    passages: dict[str, np.ndarray]
-    options: list[list[np.ndarray]]
-    lengths: np.ndarray
-    max_seq_length: int
-    special: tuple[int, int]
-    """Ids of [CLS] and [SEP]."""
-
-    @functools.cached_property
-    def max_options(self) -> int:
-        """Every row is padded to this number of options, so that all batches have one shape, in all processes."""
-        return max(map(len, self.options))
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, item: int) -> Row:
-        example, options = self.examples[item], self.options[item]
-        cls_id, sep_id = self.special
-        ids = np.zeros((self.max_options, self.lengths[item]), np.int32)
-        types, mask = np.zeros_like(ids), np.zeros_like(ids)
-        for number, option in enumerate(options):
-            passage = self.passages[example.passage][: self.max_seq_length - 3 - len(option)]
-            row = np.concatenate([[cls_id], passage, [sep_id], option, [sep_id]])
-            ids[number, : len(row)] = row
-            types[number, len(passage) + 2 : len(row)] = 1
-            mask[number, : len(row)] = 1
-        return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "token_type_ids": types,
-            "choices": np.int32(len(options)),
-            "target": np.int32(example.answer or 0),
-            "weights": np.float32(1),
-        }
 
 
 def question_with_option(question: str, option: str) -> str:
@@ -139,7 +94,11 @@ class MultipleChoice:
         passages = {row.passage: None for row in examples}
         return [*passages, *(row.question for row in examples), *(text for row in examples for text in row.options)]
 
-    def rows(self, split: Split, tokenizer: Tokenizer, config: MultipleChoiceData) -> ChoiceRows:
+    def rows(self, split: Split, tokenizer: Tokenizer, config: MultipleChoiceData) -> LazyRows[int]:
+        """`[CLS] passage [SEP] question and option [SEP]`, one input per option.
+
+        Question and option keep their end, the passage its beginning (google-research/albert race_utils.py).
+        """
         option_limit = min(config.max_qa_length, config.max_seq_length - 3)
         texts = list({row.passage: None for row in split.examples})
         encoded = (np.array(ids, np.int32) for ids in tokenizer.encode_batch(texts))
@@ -160,8 +119,17 @@ class MultipleChoice:
         truncated = int(np.sum(lengths > config.max_seq_length))
         family.log_long(split, truncated, "passages are truncated so that the input has", config.max_seq_length)
         lengths = np.minimum(lengths, config.max_seq_length)
-        special = (tokenizer.cls_id, tokenizer.sep_id)
-        return ChoiceRows(split.examples, passages, options, lengths, config.max_seq_length, special)
+        # All rows are padded to one number of options, so that all batches have one shape, in all processes.
+        max_options = max(map(len, options))
+
+        def build(number: int) -> Row:
+            example, room = split.examples[number], config.max_seq_length - 3
+            passage = passages[example.passage]
+            inputs = [family.join(tokenizer, passage[: room - len(option)], option) for option in options[number]]
+            labels = {"choices": np.int32(len(inputs)), "target": np.int32(example.answer or 0)}
+            return collate(inputs, max_options, lengths[number]) | labels | {"weights": np.float32(1)}
+
+        return LazyRows(range(len(options)), lengths, build)
 
     def _logits(self, apply: Any, params: Any, batch: family.Batch, keys: Array | None) -> Array:
         """[B, options]."""
@@ -185,8 +153,7 @@ class MultipleChoice:
         self, split: Split, rows: Any, outputs: family.RowOutputs, tuned: Mapping[str, float] | None = None
     ) -> family.Score:
         chosen = [int(np.argmax(row["probabilities"])) for row in outputs]
-        labeled = all(row.is_labeled for row in split.examples)
-        metrics = _accuracies(split.examples, chosen) if labeled else {}
+        metrics = _accuracies(split.examples, chosen) if split.is_labeled else {}
         return family.Score(metrics, [LETTERS[number] for number in chosen], family.is_constant(chosen))
 
     def baseline(self, train: Split, dev: Split) -> dict[str, float]:

@@ -4,6 +4,7 @@ Contexts longer than the input are read in windows.  Answers are located by char
 exact substring of the context.
 """
 
+import functools
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from albert_jax.finetuning import family, files
 from albert_jax.finetuning.family import Split
 from albert_jax.finetuning.files import Record, Source, TaskDataConfig
 from albert_jax.finetuning.metrics import best_threshold, squad
-from albert_jax.finetuning.windows import Context, Window, WindowRows, locate, tokenize, windows
+from albert_jax.finetuning.windows import Context, Window, WindowRows, locate, tokenize, window_row, windows
 from albert_jax.pretraining.objective import cross_entropy
 
 log = logging.getLogger(__name__)
@@ -146,7 +147,8 @@ class QuestionAnswering:
             log.info("%s: %d of %d answers begin or end inside a token", split.name, inexact, len(split.examples))
         if outside:
             log.warning("%s: %d answers fit in no window; increase --data.max-seq-length", split.name, outside)
-        return WindowRows(rows, config, (tokenizer.cls_id, tokenizer.sep_id))
+        lengths = np.array([len(window.question) + window.size + 3 for window in rows], np.int32)
+        return WindowRows(rows, lengths, functools.partial(window_row, tokenizer), config)
 
     def loss(self, apply: Any, params: Any, batch: family.Batch, train: bool) -> tuple[Array, dict[str, Array]]:
         keys = batch["dropout_keys"] if train else None
@@ -192,11 +194,10 @@ class QuestionAnswering:
         predicted = {id_: best[0]["text"] if best else "" for id_, best in zip(ids, answers, strict=True)}
         null_odds = dict(zip(ids, odds, strict=True))
         gold = {row.id: [text for text, _ in row.answers] for row in split.examples}
-        labeled = all(row.is_labeled for row in split.examples)
         threshold: dict[str, float] = {}
         if self.unanswerable and tuned is not None:
             threshold = {"null_threshold": tuned["null_threshold"]}
-        elif self.unanswerable and labeled:
+        elif self.unanswerable and split.is_labeled:
             best_exact, _ = best_threshold(predicted, null_odds, gold, "exact")
             threshold = {
                 "best_exact": best_exact,
@@ -208,7 +209,7 @@ class QuestionAnswering:
             {"id": id_, "answer": predicted[id_], "null_odds": null_odds[id_], "n_best": n_best}
             for id_, n_best in zip(ids, answers, strict=True)
         ]
-        metrics = squad(predicted, gold) | threshold if labeled else {}
+        metrics = squad(predicted, gold) | threshold if split.is_labeled else {}
         return family.Score(metrics, predictions, family.is_constant(list(predicted.values())))
 
     def answers(
@@ -223,7 +224,7 @@ class QuestionAnswering:
         config: QuestionAnsweringData = rows.config
         candidates: list[dict[str, dict[str, Any]]] = [{} for _ in range(count)]
         null = [float("inf")] * count
-        for window, row in zip(rows.windows, outputs, strict=True):
+        for window, row in zip(rows.items, outputs, strict=True):
             start, end, score = row["start"], row["end"], row["score"]
             null[window.example] = min(null[window.example], float(row["null"]))
             valid = (score > MASKED / 2) & (end >= start) & (end - start < config.max_answer_length)

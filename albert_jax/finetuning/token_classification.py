@@ -1,5 +1,6 @@
 """Token classification: named entities in CoNLL columns (IOB1, IOB2 or IOBES).  A class per word; entities are spans."""
 
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from albert_jax.config import InputError
 from albert_jax.data.batches import Row
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.finetuning import family, files
-from albert_jax.finetuning.family import Split
+from albert_jax.finetuning.family import LazyRows, Split
 from albert_jax.finetuning.files import Record, Source, TaskDataConfig
 from albert_jax.finetuning.metrics import span_f1, spans, to_iob2
 from albert_jax.finetuning.prepared import records as prepared_records
@@ -57,26 +58,13 @@ class Part(NamedTuple):
     """[words]."""
 
 
-@dataclass(frozen=True)
-class PartRows:
+def part_row(tokenizer: Tokenizer, part: Part) -> Row:
     """`[CLS] words [SEP]`, with the label of a word on its first token."""
-
-    parts: list[Part]
-    special: tuple[int, int]
-    """Ids of [CLS] and [SEP]."""
-    lengths: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def __getitem__(self, item: int) -> Row:
-        part = self.parts[item]
-        cls_id, sep_id = self.special
-        ids = np.concatenate([[cls_id], part.ids, [sep_id]]).astype(np.int32)
-        targets, weights = np.zeros_like(ids), np.zeros(len(ids), np.float32)
-        targets[part.starts + 1] = part.targets
-        weights[part.starts + 1] = 1
-        return {"input_ids": ids, "token_type_ids": np.zeros_like(ids), "target": targets, "weights": weights}
+    row = family.join(tokenizer, part.ids)
+    targets, weights = np.zeros_like(row["input_ids"]), np.zeros(len(row["input_ids"]), np.float32)
+    targets[part.starts + 1] = part.targets
+    weights[part.starts + 1] = 1
+    return row | {"target": targets, "weights": weights}
 
 
 @dataclass(frozen=True)
@@ -115,7 +103,7 @@ class TokenClassification:
     def texts(self, examples: Sequence[Example]) -> list[str]:
         return [" ".join(row.words) for row in examples]
 
-    def rows(self, split: Split, tokenizer: Tokenizer, config: TaskDataConfig) -> PartRows:
+    def rows(self, split: Split, tokenizer: Tokenizer, config: TaskDataConfig) -> LazyRows[Part]:
         """The rows of a split.  Words are tokenized one by one, so that each token belongs to one word."""
         numbers = {label: number for number, label in enumerate(split.labels)}
         room = config.max_seq_length - 2
@@ -139,7 +127,7 @@ class TokenClassification:
                 first = end
         family.log_long(split, divided, "sentences are read in several parts of at most", config.max_seq_length)
         lengths = np.array([len(part.ids) + 2 for part in parts], np.int32)
-        return PartRows(parts, (tokenizer.cls_id, tokenizer.sep_id), lengths)
+        return LazyRows(parts, lengths, functools.partial(part_row, tokenizer))
 
     def loss(self, apply: Any, params: Any, batch: family.Batch, train: bool) -> tuple[Array, dict[str, Array]]:
         logits = family.apply_model(apply, params, batch, batch["dropout_keys"] if train else None)["logits"]
@@ -151,18 +139,19 @@ class TokenClassification:
         return {"label": jnp.argmax(probabilities, axis=-1), "probability": jnp.max(probabilities, axis=-1)}
 
     def score(
-        self, split: Split, rows: PartRows, outputs: family.RowOutputs, tuned: Mapping[str, float] | None = None
+        self, split: Split, rows: LazyRows[Part], outputs: family.RowOutputs, tuned: Mapping[str, float] | None = None
     ) -> family.Score:
         predictions = [tags for tags, _ in self.tags(split, rows, outputs)]
         degenerate = all(tag == "O" for tags in predictions for tag in tags)
-        labeled = all(row.is_labeled for row in split.examples)
-        metrics = span_f1(predictions, [row.tags for row in split.examples]) if labeled else {}
+        metrics = span_f1(predictions, [row.tags for row in split.examples]) if split.is_labeled else {}
         return family.Score(metrics, predictions, degenerate)
 
-    def tags(self, split: Split, rows: PartRows, outputs: family.RowOutputs) -> list[tuple[list[str], list[float]]]:
+    def tags(
+        self, split: Split, rows: LazyRows[Part], outputs: family.RowOutputs
+    ) -> list[tuple[list[str], list[float]]]:
         """For each sentence, the tag of every word in IOB2, and its probability."""
         sentences: list[tuple[list[str], list[float]]] = [([], []) for _ in split.examples]
-        for part, row in zip(rows.parts, outputs, strict=True):
+        for part, row in zip(rows.items, outputs, strict=True):
             tags, probabilities = sentences[part.example]
             tags += [split.labels[number] for number in row["label"][part.starts + 1].tolist()]
             probabilities += row["probability"][part.starts + 1].tolist()

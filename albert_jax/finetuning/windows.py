@@ -1,6 +1,5 @@
 """Contexts longer than the input, read in overlapping windows; answers are located by characters."""
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ import numpy as np
 
 from albert_jax.data.batches import Row
 from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.finetuning.family import LazyRows, join
 
 
 class Context(NamedTuple):
@@ -36,42 +36,23 @@ class Window(NamedTuple):
 
 
 @dataclass(frozen=True)
-class WindowRows:
-    """`[CLS] question [SEP] window [SEP]`; without an answer, `start` and `end` are the position of [CLS]."""
+class WindowRows(LazyRows[Window]):
+    """The rows of some windows."""
 
-    windows: list[Window]
     config: Any
     """The task's `QuestionAnsweringData`."""
-    special: tuple[int, int]
-    """Ids of [CLS] and [SEP]."""
 
-    @functools.cached_property
-    def lengths(self) -> np.ndarray:
-        """Number of tokens of each window, [windows]."""
-        return np.array([len(window.question) + window.size + 3 for window in self.windows], np.int32)
 
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def __getitem__(self, item: int) -> Row:
-        window = self.windows[item]
-        cls_id, sep_id = self.special
-        first = len(window.question) + 2
-        part = window.context.ids[window.start : window.start + window.size]
-        ids = np.concatenate([[cls_id], window.question, [sep_id], part, [sep_id]]).astype(np.int32)
-        answer_mask, best = np.zeros_like(ids), np.zeros_like(ids)
-        answer_mask[first : first + window.size] = 1
-        best[first : first + window.size] = window.best
-        start, end = (0, 0) if window.answer is None else (at - window.start + first for at in window.answer)
-        return {
-            "input_ids": ids,
-            "token_type_ids": (np.arange(len(ids)) >= first).astype(np.int32),
-            "answer_mask": answer_mask,
-            "best": best,
-            "start": np.int32(start),
-            "end": np.int32(end),
-            "weights": np.float32(1),
-        }
+def window_row(tokenizer: Tokenizer, window: Window) -> Row:
+    """`[CLS] question [SEP] window [SEP]`; without an answer, `start` and `end` are the position of [CLS]."""
+    row = join(tokenizer, window.question, window.context.ids[window.start : window.start + window.size])
+    answer_mask, best = np.zeros_like(row["input_ids"]), np.zeros_like(row["input_ids"])
+    first = len(window.question) + 2
+    answer_mask[first : first + window.size] = 1
+    best[first : first + window.size] = window.best
+    start, end = (0, 0) if window.answer is None else (at - window.start + first for at in window.answer)
+    labels = {"start": np.int32(start), "end": np.int32(end), "weights": np.float32(1)}
+    return row | {"answer_mask": answer_mask, "best": best} | labels
 
 
 def windows(example: int, question: np.ndarray, context: Context, room: int, stride: int) -> Iterator[Window]:

@@ -44,8 +44,7 @@ def classify(
     task = classification.Classification(regression=len(model.labels) == 1)
     config = classification.ClassificationData(task="text", max_seq_length=model.config.max_position_embeddings)
     examples = [classification.Example("", text, pair, None) for text, pair in zip(texts, pairs, strict=True)]
-    rows = task.rows(Split("", examples, model.labels), tokenizer, config)
-    outputs = _outputs(model, params, task, rows, config)
+    _, _, outputs = _evaluate(model, params, tokenizer, task, config, examples)
     if task.regression:
         return [{"score": float(row["score"])} for row in outputs]
     answers = []
@@ -73,12 +72,11 @@ def entities(
     texts = as_list(texts)
     words = [list(token_classification.WORDS.finditer(text)) for text in texts]
     examples = [token_classification.Example("", tuple(word.group() for word in matches), None) for matches in words]
-    task, split = token_classification.TokenClassification(), Split("", examples, model.labels)
+    task = token_classification.TokenClassification()
     config = token_classification.TokenClassificationData(
         task="ner", max_seq_length=model.config.max_position_embeddings
     )
-    rows = task.rows(split, tokenizer, config)
-    tagged = task.tags(split, rows, _outputs(model, params, task, rows, config))
+    tagged = task.tags(*_evaluate(model, params, tokenizer, task, config, examples))
     answers = []
     for text, matches, (tags, probabilities) in zip(texts, words, tagged, strict=True):
         found = []
@@ -129,8 +127,8 @@ def answer(
         for number, (question, context) in enumerate(zip(questions, contexts, strict=True))
     ]
     task = question_answering.QuestionAnswering(unanswerable=True)
-    rows = task.rows(Split("", examples), tokenizer, config)
-    candidates, null_odds = task.answers(len(examples), rows, _outputs(model, params, task, rows, config))
+    _, rows, outputs = _evaluate(model, params, tokenizer, task, config, examples)
+    candidates, null_odds = task.answers(len(examples), rows, outputs)
     results = []
     for found, odds in zip(candidates, null_odds, strict=True):
         best = found[:n_best]
@@ -159,19 +157,22 @@ def choose(
     ]
     task = multiple_choice.MultipleChoice()
     config = multiple_choice.MultipleChoiceData(task="race", max_seq_length=model.config.max_position_embeddings)
-    rows = task.rows(Split("", examples), tokenizer, config)
-    outputs = _outputs(model, params, task, rows, config)
+    _, _, outputs = _evaluate(model, params, tokenizer, task, config, examples)
     return [row["probabilities"][: len(one.options)].tolist() for row, one in zip(outputs, examples, strict=True)]
 
 
-def _outputs(model: Albert, params: Any, task: Any, rows: Any, config: TaskDataConfig) -> family.RowOutputs:
-    """What the task computes for each row."""
+def _evaluate(
+    model: Albert, params: Any, tokenizer: Tokenizer, task: Any, config: TaskDataConfig, examples: Sequence[Any]
+) -> tuple[Split, Any, family.RowOutputs]:
+    """The examples as a split, their rows, and what the task computes for each row."""
+    split = Split("", examples, model.labels)
+    rows = task.rows(split, tokenizer, config)
     batch_size = max(1, min(BATCH_SIZE, len(rows)))
     key = (model, type(task), config)
     if key not in _COMPILED:
         _COMPILED[key] = jax.jit(lambda params, batch: task.outputs(model.apply, params, batch, config))
-    return family.infer(_COMPILED[key], params, rows, batch_size, config.max_seq_length)
+    return split, rows, family.infer(_COMPILED[key], params, rows, batch_size, config.max_seq_length)
 
 
 _COMPILED: dict[Any, Callable[..., Any]] = {}
-"""Compiled functions of `_outputs`."""
+"""Compiled functions of `_evaluate`."""
