@@ -24,7 +24,7 @@ from albert_jax.cli import main
 from albert_jax.exchange import load as exchange
 from albert_jax.exchange.reshare import reshare
 from albert_jax.pretraining.run import PretrainConfig
-from albert_jax.reports import load_runs
+from albert_jax.reports import load_runs, paired_differences
 from albert_jax.training.run_folder import file_lock, read_metrics
 
 from .conftest import ROOT, digest, refused
@@ -103,7 +103,9 @@ def test_finished_failed_and_waiting_rows_are_shown(table: Path) -> None:
     assert "| after that | 0 of 2; 2 not begun | " in text
     assert (
         "2 seeds per row; every row sees the same number of tokens; 'unshared later' has 0.5 of the budget; "
-        "the training of the row that another one starts from is counted in both. Does a small table run?"
+        "the training of the row that another one starts from is counted in both; all rows use the learning rate 0.002, which "
+        "can be too high for shared layers alone, because their updates take effect at every pass (see --tune). "
+        "Does a small table run?"
     ) in text
     assert all((table / f"{name}.{suffix}").exists() for name in ("curves", "scores") for suffix in ("png", "svg"))
 
@@ -276,23 +278,28 @@ exec "$@"
 """
 
 
-def test_slurm(
-    words: Words, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Each unfinished run is one job; jobs wait for the rows that they start from; a job does its run."""
-    binaries, log, folder = tmp_path / "bin", tmp_path / "sbatch.log", tmp_path / "four"
+@pytest.fixture
+def sbatch_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with the dependencies of each job, which a stand-in for `sbatch` writes."""
+    binaries, log = tmp_path / "bin", tmp_path / "sbatch.log"
     binaries.mkdir()
     for name, text in {"sbatch": SBATCH.format(log=log), "srun": SRUN}.items():
         (binaries / name).write_text(text)
         (binaries / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{binaries}:{os.environ['PATH']}")
+    return log
+
+
+def test_slurm(words: Words, table: Path, tmp_path: Path, sbatch_log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each unfinished run is one job; jobs wait for the rows that they start from; a job does its run."""
+    folder = tmp_path / "four"
     shutil.copytree(table, folder)
     for row in ("shared", "unshared-later"):
         (folder / row / "seed-0" / "summary.json").unlink()
     command = words(folder, "--rows", "unshared later", "--launcher", "slurm")
     assert main([*command, "--slurm", "timeout_min=5", "--slurm", "slurm_partition=gpu"]) == 0
     assert capsys.readouterr().out.startswith("2 jobs: 100 101\n")
-    assert log.read_text().splitlines() == ["none", "dependency=afterany:100"]
+    assert sbatch_log.read_text().splitlines() == ["none", "dependency=afterany:100"]
     script = (folder / "slurm" / "100_submission.sh").read_text()
     assert "--partition=gpu" in script
     assert "--time=5" in script
@@ -303,6 +310,63 @@ def test_slurm(
     assert main(command) == 0
     assert capsys.readouterr().out.startswith("1 jobs: 102\n")  # the finished run is not sent again
     assert "--launcher slurm: " in refused([*command, "--slurm", "bicycles=5"], capsys)
+
+
+def test_slurm_jobs_wait_for_tuning(words: Words, tmp_path: Path, sbatch_log: Path) -> None:
+    """The tuning runs of a row wait for those of the row that it starts from; counted runs for all of them."""
+    command = words(tmp_path / "four", "--rows", "unshared later", "--launcher", "slurm")
+    assert main([*command, "--tune", "optim.learning_rate=0.001,0.002"]) == 0
+    tuned, start_tuned = "dependency=afterany:102:103:104", "dependency=afterany:100:101"
+    assert sbatch_log.read_text().splitlines() == ["none", "none", *[start_tuned] * 3, tuned]
+
+
+def test_a_tuned_table(words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every row runs at its selected value, and starts from the same seed, or the selected tuning run, of the other row.
+
+    A value that diverges is not selected, and the next launch repeats nothing.
+    """
+    folder = tmp_path / "four"
+    options = ("--rows", "unshared later", "--seeds", "2", "--tune", "optim.learning-rate=0.002,1e30")
+    command = words(folder, *options)
+    assert main(command) == 0
+    plan = load_plan(folder)
+    assert [row.tuned for row in plan.rows] == [{"optim.learning_rate": 0.002}] * 2
+    later = plan.row("unshared later")
+    tuning_run = plan.run_config(later, later.tuned)
+    start = exchange.read(tuning_run.init_from).weights
+    source = exchange.read(folder / "shared" / "tune-learning_rate-0.002").weights
+    unshared = reshare(source, sharing="none", num_hidden_layers=2).params
+    assert jax.tree.all(jax.tree.map(np.array_equal, start.params, unshared))
+    runs = load_runs(folder)
+    assert len(runs) == 4
+    assert runs["tuned: optim.learning_rate"].tolist() == [0.002] * 4
+    text = (folder / "table.md").read_text()
+    assert (
+        "every row runs at its own best optim.learning_rate, selected by the held-out MLM loss with seed 500000, "
+        in text
+    )
+    assert "|  | runs | learning_rate | parameters |" in text
+    loss = read(folder / "shared" / "tune-learning_rate-0.002" / "summary.json")["eval"]["mlm_loss"]
+    assert (
+        f"|  | learning_rate 0.002 | learning_rate 1e+30 |\n|---|---|---|\n| shared | **{loss:.3f}** | failed |" in text
+    )
+    assert (
+        "at the edge of the grid, so a wider grid may give a better value: shared (learning_rate 0.002); unshared"
+        in text
+    )
+    assert "failed: shared, learning_rate 1e+30: step " in text
+    differences = paired_differences(runs, "shared").set_index("metric")
+    assert differences.loc["mlm_loss", "seeds"] == 2
+
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/*/metrics.jsonl")}
+    capsys.readouterr()
+    assert main(command) == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*/*/metrics.jsonl")} == before
+    assert "run 1 of 4: shared, seed 0" in capsys.readouterr().err
+    message = refused(words(folder, *options[:-2]), capsys)
+    assert (
+        "row 'shared' runs with --tune optim.learning_rate=0.002,1e+30; give the same, or choose a different" in message
+    )
 
 
 def test_a_table_can_be_moved(table: Path, words: Words, tmp_path: Path) -> None:

@@ -197,7 +197,13 @@ def test_captions_name_what_is_not_equal() -> None:
     caption = resolve(table("unsharing")).caption
     assert "every row sees the same number of tokens; 'shared, first half' has 0.5 of the budget; " in caption
     assert caption.count("; the training of the row that another one starts from is counted in both. Can a model") == 1
-    assert "every row sees the same number of tokens. " in resolve(table("sharing")).caption
+    caption = resolve(table("sharing")).caption
+    assert (
+        "the same number of tokens; all rows use the learning rate 0.002, which can be too high for shared layers"
+        in caption
+    )
+    assert "all rows use the learning rate 0.002. " in resolve(table("dropout")).caption
+    assert "rate" not in resolve(table("optimizer")).caption
 
 
 def test_shares_and_starts() -> None:

@@ -52,7 +52,7 @@ ONLY = {
     "optax": {"training"},
     "jax": {"model", "training", "exchange", "pretraining", "finetuning", "bench", "plan", "inference"},
     "sklearn": {"finetuning", "pretraining"},
-    "scipy": {"finetuning", "pretraining"},
+    "scipy": {"finetuning", "pretraining", "reports"},
     "matplotlib": {"reports", "inference"},
     "submitit": {"ablation"},
     "safetensors": {"exchange"},

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from albert_jax.cli import main
-from albert_jax.reports import comparison, figures, load_runs
+from albert_jax.reports import comparison, figures, load_runs, paired_differences
 from albert_jax.reports.run import panels, plot_curves
 from albert_jax.reports.tables import duration, markdown_table, number, title, value_text
 
@@ -49,10 +50,51 @@ def test_runs_that_differ_only_in_the_seed_are_one_row(tmp_path: Path) -> None:
     rows = comparison.mean_and_std(runs)
     assert rows.loc["sharing all", "mlm_loss"] == 5.5
     assert rows.loc["sharing all", "mlm_loss std"] == pytest.approx(np.std([5, 6], ddof=1))
-    lines = comparison.comparison_table(comparison.read(tmp_path)).splitlines()
+    lines = comparison.comparison_table(comparison.read(tmp_path)).partition("\n\n")[0].splitlines()
     assert lines[0] == "|  | runs | parameters | MFLOP/token | tokens (M) | PFLOP | training (s) | MLM loss | MLM (%) |"
     assert lines[2] == "| sharing all | 2 | 1,000 | 2.0 | 0.00 | 6e-07 | 2 ± 0 | 5.500 ± 0.707 | 25.0 ± 0.0 |"
     assert lines[-1] == "| baseline |  |  |  |  |  |  |  | 10.0 |"
+
+
+def test_paired_differences(tmp_path: Path) -> None:
+    """Mean and interval are scipy's for a paired t test over the seeds that both rows have finished.
+
+    Fails if seeds are paired by position, or the interval is that of two independent samples.
+    """
+    losses = {"all": [5.0, 5.3, 4.6, 5.1, 5.2], "none": [4.8, 5.25, 4.5, 4.85, 5.0], "ffn": [5.1, 5.2, 4.7, 5.0, 5.3]}
+    for sharing, values in losses.items():
+        for seed, loss in enumerate(values):
+            if (sharing, seed) != ("none", 1):
+                metrics = {"mlm_loss": loss, "mlm_accuracy": 0.2, "sop_loss": loss}
+                write_run(tmp_path / f"{sharing}-{seed}", seed, metrics, sharing=sharing)
+    runs = load_runs(tmp_path)
+    reference, row = ([values[seed] for seed in (0, 2, 3, 4)] for values in (losses["all"], losses["none"]))
+    expected = stats.ttest_rel(row, reference)
+    found = paired_differences(runs, "sharing all").set_index(["row", "metric"])
+    line = found.loc[("sharing none", "mlm_loss")]
+    assert line["seeds"] == 4
+    assert line["difference"] == pytest.approx(np.mean(row) - np.mean(reference))
+    assert (line["low"], line["high"]) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert line["distinct"] == (expected.pvalue < 0.05) == True  # noqa: E712
+    assert not found.loc[("sharing ffn", "mlm_loss"), "distinct"]
+    assert found.loc[("sharing ffn", "mlm_accuracy"), ["difference", "low", "high", "distinct"]].tolist() == [
+        0,
+        0,
+        0,
+        0,
+    ]
+    assert set(found.index.get_level_values("metric")) == {"mlm_loss", "mlm_accuracy"}
+    text = comparison.comparison_table(comparison.read(tmp_path, "all"))
+    assert "Difference from 'sharing all': mean over the common seeds" in text
+    assert "makes no claim, because it has fewer than 5 common seeds" in text
+    assert "| sharing ffn | 5 | ≈ +0.020 [" in text
+    assert (
+        f"| sharing none | 4 | {line['difference']:.3f} [{line['low']:.3f}, {line['high']:.3f}] | ≈ +0.0 [+0.0, +0.0] |"
+        in text
+    )
+    only = comparison.comparison_table(comparison.read([tmp_path / "all-0", tmp_path / "ffn-0"]))
+    assert "| sharing ffn | 1 | +0.100 | +0.0 |" in only
+    assert "Difference" not in comparison.comparison_table(comparison.read([tmp_path / "all-0", tmp_path / "ffn-1"]))
 
 
 def test_a_new_metric_needs_no_entry(tmp_path: Path) -> None:
@@ -80,7 +122,7 @@ def test_report_writes_tables_and_figures(tmp_path: Path, capsys: pytest.Capture
     assert main(["report", *runs, "--output", str(output)]) == 0
     assert capsys.readouterr().out == (output / "table.md").read_text()
     names = {f"{name}.{suffix}" for name in ("curves", "scores") for suffix in ("png", "svg")}
-    assert {path.name for path in output.iterdir()} == names | {"table.md", "table.csv", "runs.csv"}
+    assert {path.name for path in output.iterdir()} == names | {"table.md", "table.csv", "differences.csv", "runs.csv"}
     assert len((output / "runs.csv").read_text().splitlines()) == 5
     assert len((output / "table.csv").read_text().splitlines()) == 3
     message = refused(["report", str(output), runs[0], "--output", str(tmp_path)], capsys)

@@ -13,6 +13,7 @@ from albert_jax.training.command import exit_code
 EXAMPLES = """\
   albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 3 --dry-run   # shows rows, counts and cost
   albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 3   # runs them; rerunning resumes
+  albert-jax ablate experiments/ablations/sharing.py --seeds 5 --tune optim.learning-rate=5e-4,1e-3,2e-3   # best rate per row
   albert-jax ablate experiments/ablations/sharing.py --scale small --data.source 'corpus/*.jsonl.gz' --data.vocab spiece.model
   albert-jax ablate experiments/ablations/depth.py --rows '6 layers from' --budget flops   # one row and those it starts from
   albert-jax ablate experiments/ablations/sharing.py --finetune 'experiments/finetune/sst2.py --data.dir glue/SST-2'
@@ -31,7 +32,13 @@ def add_ablation_commands(add_command: Callable[..., Parser]) -> None:
     parser.add_argument(
         "--scale", default="tiny", metavar="NAME", help="a file in the folder 'scales' beside the table (default tiny)"
     )
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds per row (default 1)")
+    text = "seeds per row (default 1; at least 5 for a table that makes a claim)"
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help=text)
+    text = """every row runs at its own best value of an optimizer setting, selected by held-out MLM loss with a seed that is not
+    counted (repeatable: all combinations)"""
+    parser.add_argument("--tune", action="append", default=[], metavar="FIELD=VALUE,VALUE", help=text)
+    text = "compare the other rows with the row whose label is TEXT or contains it (default: the first)"
+    parser.add_argument("--reference", default="", metavar="TEXT", help=text)
     text = """what all rows have in common: tokens (default), flops, time (steps are timed first) or params (widths are
     adjusted)"""
     parser.add_argument("--budget", default="tokens", metavar="NAME", help=text)
@@ -54,7 +61,7 @@ def ablate(arguments: argparse.Namespace) -> int:
     from albert_jax.ablation.run import ablate, submit
     from albert_jax.reports import comparison
 
-    names = ("scale", "seeds", "budget", "rows", "finetune", "run_dir", "overrides")
+    names = ("scale", "seeds", "budget", "rows", "tune", "reference", "finetune", "run_dir", "overrides")
     plan = planning.resolve(arguments.table, **{name: getattr(arguments, name) for name in names})
     if arguments.dry_run:
         print(cost.cost_table(plan))
@@ -69,7 +76,10 @@ def ablate(arguments: argparse.Namespace) -> int:
     code = exit_code(lambda: tables.append(ablate(plan)))
     for table in tables:
         print(comparison.comparison_table(table))
-        print(f"\ntable.md, table.csv, runs.csv, curves and scores (.png, .svg): {plan.run_dir}", file=sys.stderr)
+        print(
+            f"\ntable.md, table.csv, differences.csv, runs.csv, curves and scores (.png, .svg): {plan.run_dir}",
+            file=sys.stderr,
+        )
         failed = table.runs[table.runs["state"].str.startswith("failed")]
         code = int(failed["row"].isin([row.label for row in plan.rows]).any())
     return code

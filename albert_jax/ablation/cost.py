@@ -7,13 +7,14 @@ from albert_jax.ablation.budget import step_tokens
 from albert_jax.ablation.manifest import Plan
 from albert_jax.config import read_json
 from albert_jax.reports.tables import QUANTITIES, duration, markdown_table, value_text
+from albert_jax.reports.tuning import grid_points
 from albert_jax.training import devices
 
 
 def cost_table(plan: Plan) -> str:
     """Format a plan's rows with size and cost as Markdown, and estimate the time."""
     lines = []
-    total, remaining, speeds = 0.0, 0.0, []
+    total, remaining, speeds, tuning_runs = 0.0, 0.0, [], 0
     for row in plan.rows:
         steps = row.config.train.num_train_steps
         tokens = steps * step_tokens(row.config)
@@ -26,9 +27,11 @@ def cost_table(plan: Plan) -> str:
         }
         cells = [value_text(name, value) for name, value in values.items()]
         lines.append([row.label, f"{steps:,}", *cells, row.paper.get("parameters (M)")])
-        total += flops * plan.seeds
-        for seed in range(plan.seeds):
-            path = Path(plan.run_config(row, seed).run_dir, "summary.json")
+        points = grid_points(row.grid)
+        tuning_runs += len(points)
+        for number in (*points, *range(plan.seeds)):
+            total += flops
+            path = Path(plan.run_config(row, number).run_dir, "summary.json")
             if path.exists():
                 summary = read_json(path)
                 speeds.append(summary["tokens_per_second"] * summary["flops_per_token"])
@@ -36,7 +39,8 @@ def cost_table(plan: Plan) -> str:
                 remaining += flops
     titles = [QUANTITIES[name].title for name in values]
     table = markdown_table(["", "steps", *titles, "paper: parameters (M)"], lines)
-    runs = f"{len(plan.rows)} rows x {plan.seeds} seeds: {total / 1e15:,.3g} PFLOP in matrix products"
+    tuning = f" and {tuning_runs} tuning runs" if tuning_runs else ""
+    runs = f"{len(plan.rows)} rows x {plan.seeds} seeds{tuning}: {total / 1e15:,.3g} PFLOP in matrix products"
     if remaining != total:
         runs += f", {remaining / 1e15:,.3g} of them in unfinished runs"
     speed = devices.matmul_flops(plan.rows[0].config.model.dtype)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from albert_jax.ablation import tuning
 from albert_jax.ablation.budget import BUDGETS, WIDTH, row_flops, widened, with_steps
 from albert_jax.ablation.manifest import Plan, PlannedRow, load_plan
 from albert_jax.ablation.table import Ablation, At, Row, read_table, scale_names, slug
@@ -28,6 +29,7 @@ from albert_jax.finetuning.run import load_config as load_finetune_config
 from albert_jax.model.heads import Albert, num_params
 from albert_jax.pretraining.run import PretrainConfig
 from albert_jax.reports.comparison import MANIFEST
+from albert_jax.reports.paired import find_label
 
 SEED_OFFSET = 1_000_000
 """Added to the seed of a row that starts from another, because with the same seed it would read the same batches again."""
@@ -41,6 +43,8 @@ def resolve(
     budget: str = "tokens",
     overrides: Mapping[str, Any] | Sequence[str] = (),
     rows: Sequence[str] = (),
+    tune: Sequence[str] = (),
+    reference: str = "",
     finetune: Sequence[str] = (),
     run_dir: str = "",
 ) -> Plan:
@@ -53,6 +57,8 @@ def resolve(
       budget: an entry of `BUDGETS`.
       overrides: for all rows; dotted field -> value, or command-line words.
       rows: labels, or parts of labels, of the rows to run (default: all).
+      tune: fields of `optim` with values to try, such as "optim.learning_rate=5e-4,1e-3"; every row runs at its best combination.
+      reference: label, or a part of it, of the row with which the others are compared (default: the first); it runs too.
       finetune: arguments of `albert-jax finetune`, each as one string, to run from every row's parameters.
       run_dir: the table's folder (default: `runs/NAME-SCALE`).
 
@@ -73,7 +79,9 @@ def resolve(
     config = from_dict(PretrainConfig, base | {"run_dir": folder})
     configs = {label: _row_config(config, label, row, scale, path) for label, row in table.rows.items()}
     first = next(iter(table.rows))
-    chosen = _chosen_rows(table, rows)
+    reference = find_label("--reference", reference, list(table.rows)) if reference else ""
+    chosen = _chosen_rows(table, [*rows, reference] if rows and reference else rows)
+    texts = tuning.read_grid(tune, row_fields)
     if first not in chosen and budget == "time":
         chosen = [first, *chosen]  # the others are compared with it, so its step time is stored too
     configs = {label: configs[label] for label in dict.fromkeys((first, *chosen))}
@@ -89,11 +97,12 @@ def resolve(
         steps = config.train.num_train_steps * row.share * costs[first] / costs[label]
         one = with_steps(configs[label], config, steps)
         train = replace(one.train, seed=one.train.seed + SEED_OFFSET * len(_starts(table, label)))
+        one = replace(one, train=train)
         planned.append(
             PlannedRow(
                 label=label,
                 place=place,
-                config=replace(one, train=train),
+                config=one,
                 folder=slug(label),
                 start=row.start,
                 share=row.share,
@@ -101,9 +110,11 @@ def resolve(
                 flops_per_token=row_flops(one),
                 paper=dict(row.paper),
                 step_seconds=costs[label] if budget == "time" else 0.0,
+                grid=tuning.row_grid(texts, label, one),
             )
         )
-    plan = Plan(name, question, scale, budget, seeds, folder, tuple(planned), {}, to_dict(config) | {"run_dir": ""})
+    base = to_dict(config) | {"run_dir": ""}
+    plan = Plan(name, question, scale, budget, seeds, folder, tuple(planned), {}, base, reference)
     return replace(plan, finetune=_finetune_names(plan, finetune))
 
 

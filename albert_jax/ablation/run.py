@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from albert_jax.ablation.manifest import Plan, PlannedRow, load_plan
+from albert_jax.ablation import tuning
+from albert_jax.ablation.manifest import LOCK, Number, Plan, PlannedRow, load_plan, run_name
 from albert_jax.ablation.planning import finetune_config
 from albert_jax.config import InputError, check_writable, first_line, from_dict, read_json
 from albert_jax.data.prepare import prepare
@@ -25,22 +26,21 @@ from albert_jax.model.albert import AlbertConfig
 from albert_jax.pretraining import probes
 from albert_jax.pretraining.run import PretrainConfig, pretrain
 from albert_jax.reports import comparison, figures
-from albert_jax.reports.comparison import FAILURE, MANIFEST, PROBES, Comparison
+from albert_jax.reports.comparison import MANIFEST, PROBES, Comparison
 from albert_jax.reports.tables import duration
+from albert_jax.reports.tuning import grid_points, values_text
 from albert_jax.training import checkpoint, run_folder
 from albert_jax.training.loop import Interrupted
+from albert_jax.training.run_folder import FAILURE
 
 log = logging.getLogger(__name__)
-
-LOCK = "ablate.lock"
-"""File that locks a row or a table for a launch; each run has a separate lock."""
 
 START_CHANGES = ("sharing", "num_hidden_groups", "num_hidden_layers")
 """Fields of the model in which a row can differ from the row that it starts from."""
 
 
 def ablate(plan: Plan) -> Comparison:
-    """Run what is unfinished, one run after another: all rows with one seed, then all rows with the next.
+    """Run what is unfinished, one run after another: tuning runs, then all rows with one seed, then all rows with the next.
 
     A run that fails is recorded in its folder and tried again by the next launch.  A run that a different
     launch is running is skipped.
@@ -59,14 +59,14 @@ def ablate(plan: Plan) -> Comparison:
         data = finetune_config(plan, plan.rows[0], 0, words).data
         files.find(data, TASKS[data.task].splits)
     plan = claim(plan)
-    units = [(row, seed) for seed in range(plan.seeds) for row in plan.rows]
+    units = list(plan.numbers())
     begin, ran = time.monotonic(), 0
-    for number, (row, seed) in enumerate(units):
-        seconds = (time.monotonic() - begin) / max(1, ran) * (len(units) - number)
+    for place, (row, number) in enumerate(units):
+        seconds = (time.monotonic() - begin) / max(1, ran) * (len(units) - place)
         left = f"; about {duration(seconds)} left" if ran else ""
-        log.info("run %d of %d: %s, seed %d%s", number + 1, len(units), row.label, seed, left)
+        log.info("run %d of %d: %s, %s%s", place + 1, len(units), row.label, run_title(number), left)
         before = time.monotonic()
-        log.info("%s, seed %d: %s", row.label, seed, run_unit(plan.run_dir, row.label, seed))
+        log.info("%s, %s: %s", row.label, run_title(number), run_unit(plan.run_dir, row.label, number))
         ran += time.monotonic() - before > 1  # skipped runs are not counted in the estimate
     result = comparison.read(plan.run_dir)
     figures.write(result, Path(plan.run_dir))
@@ -77,7 +77,7 @@ def claim(plan: Plan) -> Plan:
     """Write the plan's `ablation.json`, with the rows and seeds of earlier launches in the same folder.
 
     Returns:
-      The plan; with the budget `time`, its rows as first planned.
+      The plan with the tuned values of its rows; with the budget `time`, its rows as first planned.
 
     Raises:
       InputError: the folder holds a different table, or runs with different configurations.
@@ -87,18 +87,21 @@ def claim(plan: Plan) -> Plan:
     with run_folder.file_lock(folder, LOCK, wait=True):
         merged = plan.merged(load_plan(folder)) if (folder / MANIFEST).exists() else plan
         if plan.budget == "time":
-            plan = dataclasses.replace(plan, rows=tuple(merged.row(row.label) for row in plan.rows))
-        for row in plan.rows:
-            for seed in range(plan.seeds):
-                config = plan.run_config(row, seed)
-                run_folder.check(Path(config.run_dir), "pretrain", config)
+            rows = [merged.row(row.label) for row in plan.rows]
+        else:
+            rows = [dataclasses.replace(row, tuned=merged.row(row.label).tuned) for row in plan.rows]
+        plan = dataclasses.replace(plan, rows=tuple(rows))
+        for row, number in plan.numbers():
+            config = plan.run_config(row, number)
+            run_folder.check(Path(config.run_dir), "pretrain", config)
+            if isinstance(number, int):
                 for words in plan.finetune.values():
-                    _check_tuned(finetune_config(plan, row, seed, words))
+                    _check_finetuned(finetune_config(plan, row, number, words))
         merged.save()
     return plan
 
 
-def _check_tuned(config: FinetuneConfig) -> None:
+def _check_finetuned(config: FinetuneConfig) -> None:
     """Check that a folder was not fine-tuned with different settings."""
     folder = Path(config.run_dir)
     if (folder / "config.json").exists():
@@ -107,8 +110,18 @@ def _check_tuned(config: FinetuneConfig) -> None:
         run_folder.check(folder, "finetune", dataclasses.replace(config, model=from_dict(AlbertConfig, model)))
 
 
-def run_unit(run_dir: str, label: str, seed: int) -> str:
+def run_title(number: Number) -> str:
+    """Name a run for the log."""
+    return f"seed {number}" if isinstance(number, int) else f"tuning with {values_text(number)}"
+
+
+def run_unit(run_dir: str, label: str, number: Number) -> str:
     """Run one row with one seed, and its fine-tuning, unless it is finished or a different process is running it.
+
+    Args:
+      run_dir: the table's folder.
+      label: of the row.
+      number: which of its runs; a tuning run is not fine-tuned.
 
     Returns:
       What happened, for the log.
@@ -116,23 +129,29 @@ def run_unit(run_dir: str, label: str, seed: int) -> str:
     Raises:
       Interrupted: a signal arrived; the state is saved.
     """
-    plan = load_plan(run_dir)
-    row = plan.row(label)
-    config = plan.run_config(row, seed)
+    plan = tuning.select(run_dir, label)
+    row, is_counted = plan.row(label), isinstance(number, int)
+    if row.tuned and not is_counted:
+        return "already tuned"
+    if row.start and not is_counted:
+        plan = tuning.select(run_dir, row.start)
+    config = plan.run_config(row, number)
     folder = Path(config.run_dir)
     with run_folder.file_lock(folder, LOCK) as is_ours:
         if not is_ours:
             return "running in a different launch"
-        if row.start and not _is_finished(parent := plan.run_config(plan.row(row.start), seed)):
-            return f"not begun: '{row.start}', from which it starts, is not finished ({parent.run_dir})"
-        tuned = [finetune_config(plan, row, seed, words) for words in plan.finetune.values()]
-        was_finished = all(_is_finished(one) for one in (config, *tuned))
-        (folder / FAILURE).unlink(missing_ok=True)
         try:
+            if reason := _not_begun(plan, row, number):
+                return f"not begun: {reason}"
+            finetuning = []
+            if isinstance(number, int):
+                finetuning = [finetune_config(plan, row, number, words) for words in plan.finetune.values()]
+            was_finished = all(_is_finished(one) for one in (config, *finetuning))
+            (folder / FAILURE).unlink(missing_ok=True)
             if not _is_finished(config):
-                _write_start(plan, row, seed)
+                _write_start(plan, row, number)
                 pretrain(config)
-            for one in tuned:
+            for one in finetuning:
                 if not _is_finished(one):
                     finetune(one)
         except Interrupted:
@@ -140,11 +159,27 @@ def run_unit(run_dir: str, label: str, seed: int) -> str:
         except Exception as error:  # the other rows continue, whatever went wrong here, such as a lack of memory
             message = _failure_message(error)
             run_folder.write_json(folder / FAILURE, {"error": message, "traceback": traceback.format_exc()})
-            log.warning("%s, seed %d failed, the other runs continue: %s", label, seed, message)
+            log.warning("%s, %s failed, the other runs continue: %s", label, run_title(number), message)
             return "failed"
-        if not Path(run_dir, PROBES).exists():
+        if is_counted and not Path(run_dir, PROBES).exists():
             run_folder.write_json(Path(run_dir, PROBES), probe(plan, config))
     return "already finished" if was_finished else "finished"
+
+
+def _not_begun(plan: Plan, row: PlannedRow, number: Number) -> str:
+    """Say which run or tuning a run waits for; empty if it can begin.
+
+    Raises:
+      InputError: all runs of that tuning failed.
+    """
+    if isinstance(number, int) and (reason := tuning.check_selected(plan, row)):
+        return reason
+    if row.start:
+        if not isinstance(number, int) and (reason := tuning.check_selected(plan, plan.row(row.start))):
+            return reason
+        if not _is_finished(start := plan.start_config(row, number)):
+            return f"'{row.start}', from which it starts, is not finished ({start.run_dir})"
+    return ""
 
 
 def _is_finished(config: Any) -> bool:
@@ -165,11 +200,11 @@ def probe(plan: Plan, config: PretrainConfig) -> dict[str, Any]:
         return {"error": _failure_message(error)}
 
 
-def _write_start(plan: Plan, row: PlannedRow, seed: int) -> None:
+def _write_start(plan: Plan, row: PlannedRow, number: Number) -> None:
     """Write the parameters that a run starts from: those of row `row.start`, with this row's sharing and depth."""
-    folder = Path(plan.run_config(row, seed).run_dir)
+    folder = Path(plan.run_config(row, number).run_dir)
     if row.start and not (folder / "start").exists() and not checkpoint.has_checkpoint(str(folder / "checkpoints")):
-        source = plan.run_config(plan.row(row.start), seed).run_dir
+        source = plan.start_config(row, number).run_dir
         changes = {name: getattr(row.config.model, name) for name in START_CHANGES}
         convert(source, folder / "start", to="albert_jax", **changes)
 
@@ -177,8 +212,8 @@ def _write_start(plan: Plan, row: PlannedRow, seed: int) -> None:
 def submit(plan: Plan, options: Mapping[str, Any]) -> list[str]:
     """Send each unfinished run to Slurm as one job, through submitit.
 
-    A job whose row starts from a different row waits for that one's job.  A job that finds its run finished or running ends at
-    once, so a second launch does no harm.
+    A job waits for the jobs that tune its row and for that of the run from which it starts.  A job that finds its run finished or
+    running ends at once, so a second launch does no harm.
 
     Args:
       plan: what to run.
@@ -201,19 +236,23 @@ def submit(plan: Plan, options: Mapping[str, Any]) -> list[str]:
     except (RuntimeError, NameError, TypeError, ValueError) as error:
         raise InputError(f"--launcher slurm: {first_line(error)}") from None
     plan = claim(plan)
-    jobs: dict[tuple[str, int], str] = {}
-    for seed in range(plan.seeds):
-        for row in plan.rows:
-            if plan.finetune or not _is_finished(plan.run_config(row, seed)):
-                before = jobs.get((row.start, seed))
-                waits = {"dependency": f"afterany:{before}"} if before else {}
-                executor.update_parameters(slurm_additional_parameters=waits)
-                jobs[row.label, seed] = executor.submit(run_job, plan.run_dir, row.label, seed).job_id
+    jobs: dict[tuple[str, str], str] = {}
+    for row, number in plan.numbers():
+        is_counted = isinstance(number, int)
+        if _is_finished(plan.run_config(row, number)) and not (is_counted and plan.finetune):
+            continue
+        tuned = row if is_counted else plan.row(row.start) if row.start else None
+        needed = [(tuned.label, run_name(values)) for values in grid_points(tuned.grid)] if tuned else []
+        needed += [(row.start, run_name(number))] if is_counted else []
+        before = [jobs[key] for key in needed if key in jobs]
+        waits = {"dependency": f"afterany:{':'.join(before)}"} if before else {}
+        executor.update_parameters(slurm_additional_parameters=waits)
+        jobs[row.label, run_name(number)] = executor.submit(run_job, plan.run_dir, row.label, number).job_id
     return list(jobs.values())
 
 
-def run_job(run_dir: str, label: str, seed: int) -> str:
+def run_job(run_dir: str, label: str, number: Number) -> str:
     """Run `run_unit` in a Slurm job and log to the job's output."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("albert_jax").setLevel(logging.INFO)
-    return run_unit(run_dir, label, seed)
+    return run_unit(run_dir, label, number)

@@ -21,6 +21,10 @@ def add_report_commands(add_command: Callable[..., Parser]) -> None:
     )
     parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a run, a table, or a folder of runs")
     text = "folder for the files (default: 'report' for several DIRs, else the table's folder)"
+    reference = (
+        "compare the other rows with the row whose label is TEXT or contains it (default: the table's, or the first)"
+    )
+    parser.add_argument("--reference", default="", metavar="TEXT", help=reference)
     parser.add_argument("--output", type=Path, metavar="DIR", help=text)
 
 
@@ -39,8 +43,11 @@ def report(arguments: argparse.Namespace) -> int:
             print(run.summary_table(summary))
     else:
         output = arguments.output or (Path("report") if others else folder)
-        result = comparison.read(arguments.folders)
+        result = comparison.read(arguments.folders, arguments.reference)
         figures.write(result, output)
         print(comparison.comparison_table(result))
-        print(f"\ntable.md, table.csv, runs.csv, curves and scores (.png, .svg): {output}", file=sys.stderr)
+        print(
+            f"\ntable.md, table.csv, differences.csv, runs.csv, curves and scores (.png, .svg): {output}",
+            file=sys.stderr,
+        )
     return 0

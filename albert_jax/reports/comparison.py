@@ -12,19 +12,15 @@ from typing import Any
 
 import pandas as pd
 
-from albert_jax.config import InputError, flat, read_json
-from albert_jax.reports.tables import QUANTITIES, markdown_table, title, value_text
-from albert_jax.training.run_folder import MAY_CHANGE_ON_RESUME, read_metrics, without_location
+from albert_jax.config import InputError, flat, override, read_json
+from albert_jax.reports import paired, tuning
+from albert_jax.reports.tables import CONFIG, PAPER, QUANTITIES, TUNED, markdown_table, title, value_columns, value_text
+from albert_jax.training.run_folder import FAILURE, MAY_CHANGE_ON_RESUME, read_metrics, without_location
 
 MANIFEST = "ablation.json"
 """The plan of an ablation table, in the table's folder."""
-FAILURE = "failure.json"
-"""Why the last attempt of a run failed, in the run's folder."""
 PROBES = "probes.json"
 """The result of `probes.probe`, in the table's folder."""
-
-CONFIG, PAPER = "config: ", "paper: "
-"""Prefixes of columns: configuration fields in which the runs differ, and values that the paper prints."""
 
 Folders = str | Path | Iterable[str | Path]
 Run = tuple[dict[str, Any], pd.DataFrame]
@@ -43,6 +39,10 @@ class Comparison:
     baseline: Mapping[str, float]
     """Metrics of the trivial baseline."""
     probes: Mapping[str, Any]
+    reference: str
+    """The row with which the others are compared."""
+    tuning: str
+    """The losses of the tuning runs as Markdown."""
 
 
 def load_runs(folders: Folders) -> pd.DataFrame:
@@ -53,8 +53,9 @@ def load_runs(folders: Folders) -> pd.DataFrame:
 
     Returns:
       The columns `row` (label), `run` (folder name), `folder`, `seed`, `state`; `config: FIELD` for each field in which the
-      runs differ; `paper: NAME` for values that the paper prints; then every number in the run's summary, such as `mlm_loss`,
-      and `TASK METRIC` for each fine-tuned task.  A run that starts from another includes that one's tokens, FLOPs and time.
+      runs differ; `tuned: FIELD` for values that were selected by tuning; `paper: NAME` for values that the paper prints; then
+      every number in the run's summary, such as `mlm_loss`, and `TASK METRIC` for each fine-tuned task.  A run that starts from
+      another includes that one's tokens, FLOPs and time, and has its seed.
 
     Raises:
       InputError: a folder contains no runs.
@@ -62,8 +63,16 @@ def load_runs(folders: Folders) -> pd.DataFrame:
     return read(folders).runs
 
 
-def read(folders: Folders) -> Comparison:
-    """Load runs with their curves, caption, baseline and probes; arguments as for `load_runs`."""
+def read(folders: Folders, reference: str = "") -> Comparison:
+    """Load runs with their curves, caption, baseline, probes and tuning.
+
+    Args:
+      folders: as for `load_runs`.
+      reference: the row with which the others are compared: its label or a part of it (default: the table's, or the first).
+
+    Raises:
+      InputError: a folder contains no runs, or `reference` names no row or several.
+    """
     paths = [Path(folders)] if isinstance(folders, (str, Path)) else [Path(folder) for folder in folders]
     tables = list(dict.fromkeys(path.parent for folder in paths for path in _find(folder, MANIFEST)))
     single = _single_runs(paths, tables)
@@ -90,7 +99,17 @@ def read(folders: Folders) -> Comparison:
         caption=" ".join(plan["caption"] for plan in plans),
         baseline=summaries[0]["baseline"] if summaries else {},
         probes=probes[-1] if probes else {},
+        reference=_reference(reference, runs, plans[0] if len(plans) == 1 else {}),
+        tuning="\n\n".join(filter(None, map(tuning.tuning_table, tables, plans))),
     )
+
+
+def _reference(text: str, runs: pd.DataFrame, plan: Mapping[str, Any]) -> str:
+    """The label that `text` names, else the reference of the plan, else the first label."""
+    labels = list(runs["row"].unique())
+    if text:
+        return paired.find_label("--reference", text, labels)
+    return plan.get("reference") or labels[0]
 
 
 def _find(folder: Path, name: str) -> list[Path]:
@@ -114,9 +133,14 @@ def _planned_runs(table: Path, plan: dict[str, Any], prefix: str) -> list[Run]:
     for row in plan["rows"]:
         planned = {name: row[name] for name in ("parameters", "flops_per_token")}
         planned |= {f"{PAPER}{name}": value for name, value in row["paper"].items()}
+        tuned = row.get("tuned", {})
+        planned |= {f"{TUNED}{name}": value for name, value in tuned.items()}
+        config = override(row["config"], tuned)
         for seed in range(plan["seeds"]):
-            line, curve = _read_run(table / row["folder"] / f"seed-{seed}", row["config"], tuple(plan["finetune"]))
-            line = {"row": f"{prefix}{row['label']}"} | planned | line | {"seed": line["seed"] + seed}
+            line, curve = _read_run(table / row["folder"] / f"seed-{seed}", config, tuple(plan["finetune"]))
+            # Rows that start from others have larger seeds, so that they read new batches.
+            line |= {"row": f"{prefix}{row['label']}", "seed": plan["base"]["train"]["seed"] + seed}
+            line = planned | line
             if (row["start"], seed) in runs:
                 start_line, start_curve = runs[row["start"], seed]
                 for name in {"tokens", "seconds", "flops"} & line.keys():
@@ -146,7 +170,10 @@ def _varies(column: pd.Series) -> bool:
 
 def _column_order(name: str) -> int:
     first = ("row", "run", "folder", "seed", "state")
-    return first.index(name) if name in first else 5 if name.startswith(CONFIG) else 6 if name.startswith(PAPER) else 7
+    if name in first:
+        return first.index(name)
+    prefixes = (CONFIG, TUNED, PAPER)
+    return next((len(first) + n for n, prefix in enumerate(prefixes) if name.startswith(prefix)), len(first) + 3)
 
 
 def _read_run(folder: Path, config: dict[str, Any], tasks: Sequence[str] = ()) -> Run:
@@ -201,20 +228,18 @@ def _state(folder: Path, config: dict[str, Any], curve: pd.DataFrame, tasks: Seq
     return f"at step {curve['step'].max() if len(curve) else 0} of {config['train']['num_train_steps']}"
 
 
-def value_columns(runs: pd.DataFrame) -> list[str]:
-    """The numeric result columns of `load_runs`: quantities first, then metrics."""
-    names = [name for name in runs.select_dtypes("number") if name != "seed" and not name.startswith((CONFIG, PAPER))]
-    return [name for name in QUANTITIES if name in names] + [name for name in names if name not in QUANTITIES]
-
-
 def mean_and_std(runs: pd.DataFrame) -> pd.DataFrame:
-    """Average over seeds: one line per row, with `runs` (how many are finished), `NAME` and `NAME std` of every value."""
+    """Average over seeds: one line per row.
+
+    Returns:
+      The columns `runs` (how many are finished), `tuned: FIELD`, `NAME` and `NAME std` of every value, and `paper: NAME`.
+    """
     groups = runs.groupby("row", sort=False)
     values = value_columns(runs)
     mean, std = groups[values].mean(), groups[values].std().add_suffix(" std")
     both = pd.concat([mean, std], axis="columns")[[column for name in values for column in (name, f"{name} std")]]
-    paper = groups[[name for name in runs if name.startswith(PAPER)]].first()
-    return pd.concat([groups["state"].agg(_states).rename("runs"), both, paper], axis="columns")
+    tuned, paper = (groups[[name for name in runs if name.startswith(prefix)]].first() for prefix in (TUNED, PAPER))
+    return pd.concat([groups["state"].agg(_states).rename("runs"), tuned, both, paper], axis="columns")
 
 
 def _states(states: pd.Series) -> str:
@@ -226,19 +251,26 @@ def _states(states: pd.Series) -> str:
 
 
 def comparison_table(comparison: Comparison) -> str:
-    """Format a comparison as Markdown: mean ± standard deviation over seeds, and the paper's values."""
+    """Format a comparison as Markdown.
+
+    The first table has the mean ± standard deviation over seeds, and the paper's values; the second has the differences from the
+    reference row, the third the losses of the tuning runs.
+    """
     runs = comparison.runs
     rows, values = mean_and_std(runs), value_columns(runs)
-    paper = [name for name in rows if name.startswith(PAPER)]
+    tuned, paper = ([name for name in rows if name.startswith(prefix)] for prefix in (TUNED, PAPER))
     lines = []
     for label, row in rows.iterrows():
         cells = [_cell(name, row[name], row[f"{name} std"]) for name in values]
-        lines.append([label, row["runs"], *cells, *("" if pd.isna(row[name]) else f"{row[name]:g}" for name in paper)])
+        given = {name: "" if pd.isna(row[name]) else f"{row[name]:g}" for name in (*tuned, *paper)}
+        lines.append([label, row["runs"], *(given[name] for name in tuned), *cells, *(given[name] for name in paper)])
     if any(name in comparison.baseline for name in values):
         baseline = [value_text(name, comparison.baseline.get(name)) for name in values]
-        lines.append(["baseline", "", *baseline, *[""] * len(paper)])
-    parts = [comparison.caption, markdown_table(["", "runs", *map(title, values), *paper], lines)]
-    parts.append(_probe_sentence(comparison.probes))
+        lines.append(["baseline", "", *[""] * len(tuned), *baseline, *[""] * len(paper)])
+    header = ["", "runs", *(tuning.short_name(name) for name in tuned), *map(title, values), *paper]
+    parts = [comparison.caption, markdown_table(header, lines)]
+    parts.append(paired.differences_table(paired.paired_differences(runs, comparison.reference), comparison.reference))
+    parts += [comparison.tuning, _probe_sentence(comparison.probes)]
     failed = runs[runs["state"].str.startswith("failed: ")]
     parts.append("\n".join(f"failed: {run.row}, {run.run}: {run.state[8:]}" for run in failed.itertuples()))
     return "\n\n".join(part for part in parts if part)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from albert_jax.reports.comparison import Comparison, comparison_table, mean_and_std, value_columns
-from albert_jax.reports.tables import QUANTITIES, metric_label
+from albert_jax.reports.comparison import Comparison, comparison_table, mean_and_std
+from albert_jax.reports.paired import paired_differences
+from albert_jax.reports.tables import QUANTITIES, metric_label, value_columns
 from albert_jax.training.run_folder import write_text
 
 if TYPE_CHECKING:
@@ -104,10 +105,12 @@ def draw_scores(runs: pd.DataFrame, baseline: Mapping[str, float]) -> "Figure | 
 
 
 def write(comparison: Comparison, folder: Path) -> None:
-    """Write `table.md`, `table.csv` (a line per row), `runs.csv` (a line per run), `curves` and `scores` (PNG and SVG)."""
+    """Write `table.md`, `table.csv` (a line per row), `differences.csv`, `runs.csv` (a line per run), `curves` and `scores`."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "table.md", comparison_table(comparison) + "\n")
     write_text(folder / "table.csv", mean_and_std(comparison.runs).to_csv())
+    differences = paired_differences(comparison.runs, comparison.reference)
+    write_text(folder / "differences.csv", differences.to_csv(index=False))
     write_text(folder / "runs.csv", comparison.runs.to_csv(index=False))
     figures = {
         "curves": draw_curves(comparison.curves, comparison.baseline),

@@ -2,7 +2,13 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CONFIG, TUNED, PAPER = "config: ", "tuned: ", "paper: "
+"""Prefixes of columns: fields in which the runs differ, fields whose value was selected by tuning, and what the paper prints."""
 
 
 class Quantity(NamedTuple):
@@ -27,6 +33,18 @@ QUANTITIES = {
     "skipped_updates": Quantity("skipped updates", 1, ",.0f"),
 }
 """Size and cost of a run, by their names in `summary.json`; all other values are metrics."""
+
+
+def value_columns(runs: "pd.DataFrame") -> list[str]:
+    """The numeric result columns of `load_runs`: quantities first, then metrics."""
+    prefixes = (CONFIG, TUNED, PAPER)
+    names = [name for name in runs.select_dtypes("number") if name != "seed" and not name.startswith(prefixes)]
+    return [name for name in QUANTITIES if name in names] + [name for name in names if name not in QUANTITIES]
+
+
+def scores(names: Iterable[str]) -> list[str]:
+    """The metrics that a comparison is about: the masked-LM loss, and all that are neither a loss nor a quantity."""
+    return [name for name in names if name == "mlm_loss" or not (name in QUANTITIES or name.endswith("_loss"))]
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

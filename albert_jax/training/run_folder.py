@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 PACKAGES = ("albert_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece")
 
+FAILURE = "failure.json"
+"""Why the last attempt of an ablation's run failed, in the run's folder."""
+
 MAY_CHANGE_ON_RESUME = (
     "run_dir",
     "data.cache_dir",

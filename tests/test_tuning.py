@@ -1,0 +1,163 @@
+"""Tuning of ablation tables: which options are accepted, which values are selected, and that a selection is final."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from albert_jax.ablation import tuning
+from albert_jax.ablation.cost import cost_table
+from albert_jax.ablation.manifest import Plan, load_plan
+from albert_jax.ablation.planning import resolve
+from albert_jax.reports.tuning import grid_points, tuning_table
+from albert_jax.training.optim import AdamW
+
+from .conftest import ROOT, assert_input_error, refused
+
+FOLDER = ROOT / "experiments" / "ablations"
+SHARING = str(FOLDER / "sharing.py")
+LABELS = ["all-shared (1 group)", "not-shared (12 groups)"]
+RATES = "optim.learning_rate=5e-4,1e-3,2e-3"
+
+
+def planned(folder: Path, *tune: str, rows: list[str] = LABELS, **options: Any) -> Plan:
+    return resolve(SHARING, rows=rows, run_dir=str(folder), tune=tune, **options)
+
+
+def end(plan: Plan, label: str, losses: dict[float, float | None]) -> None:
+    """Write the end of tuning runs: rate -> loss, or None for a failure."""
+    row = plan.row(label)
+    for rate, loss in losses.items():
+        folder = Path(plan.run_config(row, {"optim.learning_rate": rate}).run_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        name, content = (
+            ("failure.json", {"error": "loss is nan"})
+            if loss is None
+            else ("summary.json", {"eval": {"mlm_loss": loss}})
+        )
+        (folder / name).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("tune", "message"),
+    [
+        (["optim.learning_rate"], "--tune optim.learning_rate: expected FIELD=VALUE,VALUE such as optim.learning_rate=5e-4"),
+        (["optim.learning_rate=1e-3"], "--tune optim.learning_rate=1e-3: expected FIELD=VALUE,VALUE such as"),
+        ([RATES, RATES], "--tune optim.learning_rate is given twice; list all values in one option"),
+        (["optim.learning_rate=1e-3,0.001"], "optim.learning_rate: a value is listed twice"),
+        (["optim.learning_rate=1e-3,fast"], "--tune: row 'all-shared (1 group)': optim.learning_rate: expected float, got 'fast'"),
+        (["optim.learning_rate=1e-3,-1"], "optim.learning_rate must be finite and > 0, got -1.0"),
+        (["optim.lerning_rate=1,2"], "unknown key 'optim.lerning_rate'; did you mean 'learning_rate'?"),
+        (["optim.optimizer.adam_learning_rate=1,2"], "row 'all-shared (1 group)': unknown key 'optim.optimizer.adam_learning_rate'"),
+        (["optim.num_warmup_steps=5,1000"], "optim.num_warmup_steps (1000) must be < train.num_train_steps (500)"),
+        (["optim.schedule=linear,cosine"], "optim.schedule: only numbers can be tuned; make rows of other fields"),
+        (["optim.optimizer=lamb,adamw"], "optim.optimizer: only numbers can be tuned; make rows of other fields"),
+        (["model.hidden_size=64,128"], "--tune model.hidden_size: only numbers of the section optim can be tuned"),
+    ],
+)  # fmt: skip
+def test_refused(tune: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in refused(
+        ["ablate", SHARING, "--dry-run", *(word for text in tune for word in ("--tune", text))], capsys
+    )
+
+
+def test_a_field_of_the_rows_is_refused() -> None:
+    """Also if only a different row sets it."""
+    assert_input_error(
+        lambda: resolve(str(FOLDER / "optimizer.py"), tune=[RATES]),
+        "--tune optim.learning_rate: rows of the table set it",
+    )
+
+
+def test_values_and_seeds_of_tuning_runs(tmp_path: Path) -> None:
+    """All combinations; values have the type of their field; the seed is none that any number of counted runs uses."""
+    plan = planned(tmp_path, "optim.optimizer.beta2=0.98,0.999", "optim.num-warmup-steps=5,10", seeds=3)
+    row = plan.rows[1]
+    points = grid_points(row.grid)
+    assert len(points) == 4
+    configs = [plan.run_config(row, point) for point in points]
+    chosen = []
+    for config in configs:
+        assert isinstance(config.optim.optimizer, AdamW)
+        chosen.append((config.optim.optimizer.beta2, config.optim.num_warmup_steps))
+        assert 3 <= config.train.seed < 1_000_000
+        same = dataclasses.replace(config, optim=row.config.optim, run_dir=row.config.run_dir, train=row.config.train)
+        assert same == row.config
+    assert chosen == [(0.98, 5), (0.98, 10), (0.999, 5), (0.999, 10)]
+    assert [Path(config.run_dir).name for config in configs][1] == "tune-beta2-0.98-num_warmup_steps-10"
+    assert [number for _, number in plan.numbers()][:10] == [*points, *points, 0, 0]
+
+
+def test_the_best_value_is_selected_once(tmp_path: Path) -> None:
+    """By the lowest loss, when all tuning runs have ended; a failed one counts as worst.
+
+    Fails if a selection changes when a loss does, or if counted runs do not use it.
+    """
+    plan = planned(tmp_path, RATES, seeds=2)
+    plan.save()
+    shared, unshared = LABELS
+    end(plan, shared, {0.0005: 5.1, 0.001: 5.0})
+    stored = tuning.select(str(tmp_path), shared)
+    assert stored.row(shared).tuned == {}
+    assert "tune-learning_rate-0.002" in tuning.check_selected(stored, stored.row(shared))
+    end(plan, shared, {0.002: None})
+    stored = tuning.select(str(tmp_path), shared)
+    assert stored == load_plan(tmp_path)
+    assert [row.tuned for row in stored.rows] == [{"optim.learning_rate": 0.001}, {}]
+    config = stored.run_config(stored.row(shared), 1)
+    assert (config.optim.learning_rate, config.train.seed) == (0.001, 1)
+    assert Path(config.run_dir).name == "seed-1"
+
+    end(plan, unshared, {0.0005: 5.0, 0.001: 4.9, 0.002: 4.5})
+    end(plan, shared, {0.0005: 1.0})
+    for label in LABELS:
+        stored = tuning.select(str(tmp_path), label)
+    assert [row.tuned["optim.learning_rate"] for row in stored.rows] == [0.001, 0.002]
+    text = tuning_table(tmp_path, json.loads((tmp_path / "ablation.json").read_text()))
+    assert f"| {shared} | 1.000 | **5.000** | failed |" in text
+    assert f"| {unshared} | 5.000 | 4.900 | **4.500** |" in text
+    assert text.count("edge of the grid") == 1
+    assert f"better value: {unshared} (learning_rate 0.002)." in text
+    assert planned(tmp_path, RATES).merged(stored).rows == stored.rows
+
+
+def test_a_row_whose_tuning_runs_all_fail_cannot_run(tmp_path: Path) -> None:
+    plan = planned(tmp_path, RATES)
+    plan.save()
+    end(plan, LABELS[0], {0.0005: None, 0.001: None, 0.002: None})
+    stored = tuning.select(str(tmp_path), LABELS[0])
+    assert_input_error(
+        lambda: tuning.check_selected(stored, stored.rows[0]), "all tuning runs failed; the first: loss is nan"
+    )
+
+
+def test_launches_in_one_folder(tmp_path: Path) -> None:
+    """Different rows may have different grids, but a row has one grid, and all rows of a table are tuned or none."""
+    first = planned(tmp_path, RATES, rows=LABELS[:1], reference=LABELS[0])
+    other = "optim.learning_rate=1e-3,4e-3"
+    merged = planned(tmp_path, other, rows=LABELS[1:]).merged(first)
+    assert [row.grid["optim.learning_rate"] for row in merged.rows] == [[0.0005, 0.001, 0.002], [0.001, 0.004]]
+    assert merged.reference == LABELS[0]
+    message = f"row '{LABELS[0]}' runs with --tune optim.learning_rate=0.0005,0.001,0.002; give the same, or choose"
+    for again in (planned(tmp_path, other), planned(tmp_path), planned(tmp_path, rows=LABELS[1:])):
+        assert_input_error(lambda again=again: again.merged(first), message)  # type: ignore[misc]
+    assert_input_error(lambda: first.merged(planned(tmp_path)), f"row '{LABELS[0]}' runs without --tune; give the same")
+
+
+def test_cost_and_caption(tmp_path: Path) -> None:
+    """Tuning runs are counted in the cost, and the reference runs although it is not named by `rows`."""
+    plan = planned(tmp_path, RATES, rows=["2 groups"], reference="not-shared (", seeds=5)
+    assert [row.label for row in plan.rows] == [LABELS[1], "2 groups"]
+    assert plan.reference == LABELS[1]
+    text = cost_table(plan)
+    single = plan.rows[0].flops_per_token * plan.rows[0].config.train.num_train_steps * 32 * 64
+    assert f"2 rows x 5 seeds and 6 tuning runs: {16 * single / 1e15:,.3g} PFLOP in matrix products" in text
+    assert (
+        "; every row runs at its own best optim.learning_rate, selected by the held-out MLM loss with seed 500000"
+        in text
+    )
+    assert_input_error(
+        lambda: planned(tmp_path, reference="E = H"), "--reference: several labels contain 'E = H'; the labels"
+    )
