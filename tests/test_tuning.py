@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from albert_jax.ablation import tuning
+from albert_jax.ablation.budget import step_tokens
 from albert_jax.ablation.cost import cost_table
 from albert_jax.ablation.manifest import Plan, load_plan
 from albert_jax.ablation.planning import resolve
@@ -19,11 +20,13 @@ from .conftest import ROOT, assert_input_error, refused
 FOLDER = ROOT / "experiments" / "ablations"
 SHARING = str(FOLDER / "sharing.py")
 LABELS = ["all-shared (1 group)", "not-shared (12 groups)"]
+SETUP = {"optim.optimizer": "adamw", "optim.num_warmup_steps": 50, "train.num_train_steps": 500}
+"""Whatever the scale `tiny` has."""
 RATES = "optim.learning_rate=5e-4,1e-3,2e-3"
 
 
 def planned(folder: Path, *tune: str, rows: list[str] = LABELS, **options: Any) -> Plan:
-    return resolve(SHARING, rows=rows, run_dir=str(folder), tune=tune, **options)
+    return resolve(SHARING, rows=rows, run_dir=str(folder), tune=tune, overrides=SETUP, **options)
 
 
 def end(plan: Plan, label: str, losses: dict[float, float | None]) -> None:
@@ -58,8 +61,9 @@ def end(plan: Plan, label: str, losses: dict[float, float | None]) -> None:
     ],
 )  # fmt: skip
 def test_refused(tune: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [("--tune", text) for text in tune] + [(f"--{name}", str(value)) for name, value in SETUP.items()]
     assert message in refused(
-        ["ablate", SHARING, "--dry-run", *(word for text in tune for word in ("--tune", text))], capsys
+        ["ablate", SHARING, "--dry-run", *(word for option in options for word in option)], capsys
     )
 
 
@@ -152,7 +156,7 @@ def test_cost_and_caption(tmp_path: Path) -> None:
     assert [row.label for row in plan.rows] == [LABELS[1], "2 groups"]
     assert plan.reference == LABELS[1]
     text = cost_table(plan)
-    single = plan.rows[0].flops_per_token * plan.rows[0].config.train.num_train_steps * 32 * 64
+    single = plan.rows[0].flops_per_token * step_tokens(plan.rows[0].config) * 500
     assert f"2 rows x 5 seeds and 6 tuning runs: {16 * single / 1e15:,.3g} PFLOP in matrix products" in text
     assert (
         "; every row runs at its own best optim.learning_rate, selected by the held-out MLM loss with seed 500000"
