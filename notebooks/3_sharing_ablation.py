@@ -54,7 +54,7 @@ plan = resolve(
     "../experiments/ablations/sharing.py",
     scale="tiny",
     seeds=SEEDS,
-    rows=["all-shared (1 group)", "not-shared (12 groups)"],
+    rows=["all-shared", "not-shared"],
     overrides={
         "model.scan_unroll": 1,  # compiles faster, runs slower
         "train.num_train_steps": STEPS,

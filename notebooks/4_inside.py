@@ -32,8 +32,8 @@ from albert_jax.model.heads import init_params
 
 # %%
 folders = {
-    "all shared": Path("runs/notebook/all-shared-1-group/seed-0"),
-    "nothing shared": Path("runs/notebook/not-shared-12-groups/seed-0"),
+    "all shared": Path("runs/notebook/all-shared/seed-0"),
+    "nothing shared": Path("runs/notebook/not-shared/seed-0"),
 }
 assert all(folder.exists() for folder in folders.values()), "run 3_sharing_ablation first: it trains them"
 

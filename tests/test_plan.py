@@ -35,6 +35,7 @@ SMALL = [
     *("--model.vocab-size", "512", "--model.embedding-size", "32", "--model.hidden-size", "64"),
     *("--model.num-hidden-layers", "2", "--model.num-attention-heads", "4", "--model.intermediate-size", "256"),
     *("--model.scan-unroll", "1"),
+    *("--optim.optimizer", "lamb"),
 ]
 
 

@@ -82,6 +82,17 @@ def test_killed_and_resumed_is_bitwise_straight(short: Words, straight: Path, tm
     assert summaries[0]["tokens"] == summaries[1]["tokens"]
 
 
+def test_muon_resumes_bitwise(short: Words, tmp_path: Path) -> None:
+    """Fails if the momentum of kernels, or the state of the other parameters, were lost."""
+    muon = {"optim__optimizer": "muon", "optim__learning_rate": 0.005}
+    assert main(short(tmp_path / "straight", **muon)) == 0
+    run_dir = Path(shutil.copytree(tmp_path / "straight", tmp_path / "run"))
+    shutil.rmtree(run_dir / "checkpoints/12")
+    (run_dir / "summary.json").unlink()
+    assert main(short(run_dir, **muon)) == 0
+    assert digest(run_dir, 12) == digest(tmp_path / "straight", 12)
+
+
 def test_digest_sees_differences(short: Words, straight: Path, tmp_path: Path) -> None:
     """The comparison can fail: another seed and another step have other digests."""
     assert main(short(tmp_path / "other", train__seed=1)) == 0

@@ -81,7 +81,7 @@ def resolve(
     first = next(iter(table.rows))
     reference = find_label("--reference", reference, list(table.rows)) if reference else ""
     chosen = _chosen_rows(table, [*rows, reference] if rows and reference else rows)
-    texts = tuning.read_grid(tune, row_fields)
+    texts = tuning.read_grid(tune)
     if first not in chosen and budget == "time":
         chosen = [first, *chosen]  # the others are compared with it, so its step time is stored too
     configs = {label: configs[label] for label in dict.fromkeys((first, *chosen))}

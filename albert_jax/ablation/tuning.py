@@ -1,7 +1,7 @@
 """Tuning: try several values of optimizer settings in every row, and select each row's best."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +12,14 @@ from albert_jax.reports.tuning import grid_points, tuning_loss
 from albert_jax.training import run_folder
 
 
-def read_grid(options: Sequence[str], row_fields: Collection[str]) -> dict[str, list[str]]:
+def read_grid(options: Sequence[str]) -> dict[str, list[str]]:
     """Read the options `--tune FIELD=VALUE,VALUE`: field -> the texts of its values.
 
     Only settings of the optimizer can be tuned, because they change neither the model nor the data nor the cost of a step.
+    The selected value replaces one that a row sets.
 
     Raises:
-      InputError: an option is malformed, or a row sets the field.
+      InputError: an option is malformed.
     """
     grid: dict[str, list[str]] = {}
     for option in options:
@@ -32,8 +33,6 @@ def read_grid(options: Sequence[str], row_fields: Collection[str]) -> dict[str, 
             raise InputError(
                 f"--tune {name}: only numbers of the section optim can be tuned; make rows of other fields"
             )
-        if name in row_fields:
-            raise InputError(f"--tune {name}: rows of the table set it; remove it from the rows, or do not tune it")
         grid[name] = values
     return grid
 

@@ -1,6 +1,6 @@
 """How many times should the one layer run, and does a deep model need to start from a shallower one?
 
-    albert-jax ablate experiments/ablations/depth.py --scale tiny --seeds 3
+    albert-jax ablate experiments/ablations/depth.py --scale tiny --seeds 5
 
 Paper (Table 11, appendix A.1): with the width of ALBERT-large, 1, 3, 6, 12, 24 and 48 layers reach 52.9, 71.2, 77.2, 81.5,
 82.1 and 81.8 on average.  Each model starts from the previous one ("3 layers from 1" here), because the deepest do not

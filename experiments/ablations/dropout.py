@@ -1,6 +1,6 @@
 """Does dropout help or hurt masked language modeling?
 
-    albert-jax ablate experiments/ablations/dropout.py --scale tiny --seeds 3
+    albert-jax ablate experiments/ablations/dropout.py --scale tiny --seeds 5
 
 Paper (Table 8, section 4.8): after a million steps, the largest model is better without dropout (90.7 against 90.4), because
 it does not overfit.  The rows with only attention or only hidden dropout are not in the paper.

@@ -1,6 +1,6 @@
 """What share of the pieces should be masked, and in which units?
 
-    albert-jax ablate experiments/ablations/masking.py --scale tiny --seeds 3
+    albert-jax ablate experiments/ablations/masking.py --scale tiny --seeds 5
 
 Not in the paper, which masks 15 % in spans of up to three whole words and does not say what that gains.  All rows are evaluated
 with that masking, whatever they train on.
@@ -8,6 +8,8 @@ Results: not run yet.
 """
 
 from albert_jax.ablation import Ablation, Row, at
+
+PAPER = {"objective.masked_lm_prob": 0.15, "objective.ngram": 3, "objective.do_whole_word_mask": True}
 
 
 def rate(percent: int) -> Row:
@@ -26,5 +28,9 @@ ablation = Ablation(
         "20 %": rate(20),
         "30 %": rate(30),
         "40 %": rate(40),
+    },
+    base={
+        scale: PAPER | {"objective.max_predictions_per_seq": count}
+        for scale, count in {"tiny": 10, "small": 20}.items()
     },
 )

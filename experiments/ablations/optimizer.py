@@ -1,22 +1,24 @@
-"""Which optimizer learns best at which batch size: LAMB as released, LAMB of optax, or AdamW?
+"""Which optimizer learns best at which batch size: LAMB as released, LAMB of optax, AdamW, or Muon?
 
-    albert-jax ablate experiments/ablations/optimizer.py --scale tiny --seeds 3
+    albert-jax ablate experiments/ablations/optimizer.py --scale tiny --seeds 5 --rows 'batch x 1' \
+        --tune optim.learning_rate=5e-4,1e-3,2e-3,5e-3,1e-2
 
-Not in the paper, which uses LAMB with batches of 4096.  All rows see the same number of tokens, and learning rates grow with the
-square root of the batch size.  At the scale's own batch size, the rates are: at `paper`, the paper's for LAMB and RoBERTa's for
-AdamW; at `small`, the same scaled down; at `tiny`, the best of two or three that were tried (experiments/LOG.md).
+Not in the paper, which uses LAMB with batches of 4096.  All rows see the same number of tokens.  --tune selects each row's learning
+rate; without it, rates grow with the square root of the batch size, and at the scale's own batch size they are, at `paper`, the
+paper's for LAMB and RoBERTa's for AdamW; at `small`, guesses; at `tiny`, the best of a few that were tried (experiments/LOG.md).
 Results: not run yet.
 """
 
 from albert_jax.ablation import Ablation, Row, at
 
-BATCHES = {"tiny": 32, "small": 256, "paper": 4096}
+BATCHES = {"tiny": 32, "small": 128, "paper": 4096}
 RATES = {
-    "lamb": {"tiny": 0.01, "small": 4.4e-4, "paper": 0.00176},
-    "optax_lamb": {"tiny": 0.01, "small": 4.4e-4, "paper": 0.00176},
-    "adamw": {"tiny": 0.002, "small": 3e-4, "paper": 6e-4},
+    "lamb": {"tiny": 0.005, "small": 0.005, "paper": 0.00176},
+    "optax_lamb": {"tiny": 0.005, "small": 0.005, "paper": 0.00176},
+    "adamw": {"tiny": 0.001, "small": 0.001, "paper": 6e-4},
+    "muon": {"tiny": 0.005, "small": 0.005, "paper": 0.002},
 }
-NAMES = {"lamb": "LAMB as released", "optax_lamb": "LAMB of optax", "adamw": "AdamW"}
+NAMES = {"lamb": "LAMB as released", "optax_lamb": "LAMB of optax", "adamw": "AdamW", "muon": "Muon"}
 
 
 def at_batch(optimizer: str, factor: float) -> Row:

@@ -1,6 +1,6 @@
 """What does a model learn from sentence-order prediction (SOP), from next-sentence prediction (NSP), and from neither?
 
-    albert-jax ablate experiments/ablations/sentence_objective.py --scale tiny --seeds 3
+    albert-jax ablate experiments/ablations/sentence_objective.py --scale tiny --seeds 5
 
 Paper (Table 5, section 4.6): a model trained on NSP solves NSP (90.5 %) but not SOP (52.0 %); one trained on SOP solves SOP
 (86.5 %) and much of NSP (78.9 %), and is better on downstream tasks (80.1, against 79.2 with NSP and 79.0 with neither).  All

@@ -1,6 +1,6 @@
 """Can a model be trained with shared layers first and unshared layers later?
 
-    albert-jax ablate experiments/ablations/unsharing.py --scale tiny --seeds 3
+    albert-jax ablate experiments/ablations/unsharing.py --scale tiny --seeds 5
 
 Not in the paper.  The rows with "then" start from the model after the first half of the budget, and train for the second half
 with a new learning rate schedule.  "shared, then shared" does not unshare, and so separates the effect of the new schedule from
