@@ -19,7 +19,7 @@ import pytest
 from albert_jax.ablation import budget
 from albert_jax.ablation.manifest import load_plan
 from albert_jax.ablation.planning import resolve
-from albert_jax.ablation.run import LOCK, run_unit
+from albert_jax.ablation.run import LOCK, run_one
 from albert_jax.cli import main
 from albert_jax.exchange import load as exchange
 from albert_jax.exchange.reshare import reshare
@@ -168,9 +168,9 @@ def test_a_run_that_a_different_launch_holds_is_left_to_it(table: Path, tmp_path
     shutil.copytree(table, folder)
     (folder / "shared" / "seed-0" / "summary.json").unlink()
     with file_lock(folder / "shared" / "seed-0", LOCK):
-        assert run_unit(str(folder), "shared", 0) == "running in a different launch"
+        assert run_one(str(folder), "shared", 0) == "running in a different launch"
     assert states(folder)["shared"] == ["at step 4 of 4", "finished"]
-    assert run_unit(str(folder), "shared", 0) == "finished"
+    assert run_one(str(folder), "shared", 0) == "finished"
     assert states(folder)["shared"] == ["finished"] * 2
 
 

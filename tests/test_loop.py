@@ -184,13 +184,9 @@ def test_start_from_given_parameters(tmp_path: Path) -> None:
     """They replace the random ones; a run that has checkpoints ignores them."""
     given = {"kernel": np.full((toy.INPUTS, toy.OUTPUTS), 2.0, np.float32), "bias": np.ones(toy.OUTPUTS, np.float32)}
     run = functools.partial(toy.train, optim={"learning_rate": 1e-30}, num_train_steps=1)
-    original = loop.run
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy, "run", functools.partial(original, initial=lambda: given))
-        state, _ = run(tmp_path)
-        np.testing.assert_array_equal(state.params["kernel"], given["kernel"])
-        patch.setattr(toy, "run", functools.partial(original, initial=pytest.fail))
-        run(tmp_path)
+    state, _ = run(tmp_path, initial=lambda: given)
+    np.testing.assert_array_equal(state.params["kernel"], given["kernel"])
+    run(tmp_path, initial=pytest.fail)
 
 
 def test_loss_that_is_not_finite(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from albert_jax.training.loop import TrainConfig, run
+from albert_jax.training import loop
+from albert_jax.training.loop import Run, TrainConfig
 from albert_jax.training.optim import OptimConfig, Optimizer, make_optimizer
 from albert_jax.training.partition import Layout, make_mesh
 from albert_jax.training.step import TrainState, Workload
@@ -65,6 +66,7 @@ def train(
     optimizer: Callable[[], Optimizer] | None = None,
     optim: dict[str, Any] | None = None,
     fields: dict[str, Any] | None = None,
+    initial: Callable[[], Any] | None = None,
     **config: Any,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Train 12 steps, with a checkpoint and an evaluation every 4.
@@ -75,6 +77,7 @@ def train(
       optimizer: returns the optimizer; by default the one that `optim`, fields of `OptimConfig`, selects.
       optim: fields of `OptimConfig`.
       fields: of `Workload`.
+      initial: of `Run`.
       config: fields of `TrainConfig`.
     """
     settings = {
@@ -88,7 +91,8 @@ def train(
     made = OptimConfig(**({"num_warmup_steps": 1, "learning_rate": 0.01} | (optim or {})))
     chosen = optimizer() if optimizer else make_optimizer(made, train_config.num_train_steps, lambda path: False)
     layout = Layout(make_mesh("any", devices), sharding)
-    return run(train_config, workload(**(fields or {})), chosen, layout, run_dir)
+    (result,) = loop.train([Run(train_config, workload(**(fields or {})), run_dir, initial)], chosen, layout)
+    return result
 
 
 def flat(state: TrainState) -> np.ndarray:

@@ -46,6 +46,8 @@ def add_ablation_commands(add_command: Callable[..., Parser]) -> None:
     parser.add_argument("--rows", action="append", default=[], metavar="TEXT", help=text)
     text = "arguments of 'albert-jax finetune', quoted; fine-tunes every row (repeatable)"
     parser.add_argument("--finetune", action="append", default=[], metavar="ARGUMENTS", help=text)
+    text = "train the seeds of a row in one program; on CPUs it is slower than one seed after another, the default"
+    parser.add_argument("--parallel-seeds", action="store_true", help=text)
     parser.add_argument("--run-dir", default="", metavar="DIR", help="folder of the table (default runs/TABLE-SCALE)")
     parser.add_argument("--dry-run", action="store_true", help="only show rows, parameter counts and cost")
     text = "here: one run after another (default); slurm: a Slurm job per run"
@@ -67,13 +69,13 @@ def ablate(arguments: argparse.Namespace) -> int:
         print(cost.cost_table(plan))
         return 0
     if arguments.launcher == "slurm":
-        jobs = submit(plan, dict(_slurm_option(text) for text in arguments.slurm))
+        jobs = submit(plan, dict(_slurm_option(text) for text in arguments.slurm), arguments.parallel_seeds)
         print(f"{len(jobs)} jobs: {' '.join(jobs)}\nalbert-jax report {plan.run_dir}   shows their progress")
         return 0
     if arguments.slurm:
         raise InputError("--slurm needs --launcher slurm")
     tables: list[Any] = []
-    code = exit_code(lambda: tables.append(ablate(plan)))
+    code = exit_code(lambda: tables.append(ablate(plan, arguments.parallel_seeds)))
     for table in tables:
         print(comparison.comparison_table(table))
         print(

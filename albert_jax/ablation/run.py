@@ -4,12 +4,13 @@ Finished runs are skipped, and a failed run is recorded while the others continu
 which the system releases when a process dies, so several launches can share a table and no lock is ever stale.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from albert_jax.finetuning.run import FinetuneConfig, finetune
 from albert_jax.finetuning.tasks import TASKS
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.pretraining import probes
-from albert_jax.pretraining.run import PretrainConfig, pretrain
+from albert_jax.pretraining.run import PretrainConfig, cannot_be_parallel, pretrain, pretrain_seeds
 from albert_jax.reports import comparison, figures
 from albert_jax.reports.comparison import MANIFEST, PROBES, Comparison
 from albert_jax.reports.tables import duration
@@ -39,8 +40,8 @@ START_CHANGES = ("sharing", "num_hidden_groups", "num_hidden_layers")
 """Fields of the model in which a row can differ from the row that it starts from."""
 
 
-def ablate(plan: Plan) -> Comparison:
-    """Run what is unfinished, one run after another: tuning runs, then all rows with one seed, then all rows with the next.
+def ablate(plan: Plan, parallel_seeds: bool = False) -> Comparison:
+    """Run what is unfinished, in the order of `units`.
 
     A run that fails is recorded in its folder and tried again by the next launch.  A run that a different
     launch is running is skipped.
@@ -59,18 +60,27 @@ def ablate(plan: Plan) -> Comparison:
         data = finetune_config(plan, plan.rows[0], 0, words).data
         files.find(data, TASKS[data.task].splits)
     plan = claim(plan)
-    units = list(plan.numbers())
+    planned = units(plan, parallel_seeds)
     begin, ran = time.monotonic(), 0
-    for place, (row, number) in enumerate(units):
-        seconds = (time.monotonic() - begin) / max(1, ran) * (len(units) - place)
+    for place, (row, numbers) in enumerate(planned):
+        seconds = (time.monotonic() - begin) / max(1, ran) * (len(planned) - place)
         left = f"; about {duration(seconds)} left" if ran else ""
-        log.info("run %d of %d: %s, %s%s", place + 1, len(units), row.label, run_title(number), left)
+        titles = ", ".join(map(run_title, numbers))
+        log.info("run %d of %d: %s, %s%s", place + 1, len(planned), row.label, titles, left)
         before = time.monotonic()
-        log.info("%s, %s: %s", row.label, run_title(number), run_unit(plan.run_dir, row.label, number))
+        run_unit(plan.run_dir, row.label, numbers)
         ran += time.monotonic() - before > 1  # skipped runs are not counted in the estimate
     result = comparison.read(plan.run_dir)
     figures.write(result, Path(plan.run_dir))
     return result
+
+
+def units(plan: Plan, parallel_seeds: bool) -> list[tuple[PlannedRow, Sequence[Number]]]:
+    """Group all runs: each alone, or tuning runs alone and then all seeds of a row together."""
+    if not parallel_seeds:
+        return [(row, [number]) for row, number in plan.numbers()]
+    tuning_runs = [(row, [number]) for row, number in plan.numbers() if not isinstance(number, int)]
+    return [*tuning_runs, *((row, range(plan.seeds)) for row in plan.rows)]
 
 
 def claim(plan: Plan) -> Plan:
@@ -115,7 +125,52 @@ def run_title(number: Number) -> str:
     return f"seed {number}" if isinstance(number, int) else f"tuning with {values_text(number)}"
 
 
-def run_unit(run_dir: str, label: str, number: Number) -> str:
+def run_unit(run_dir: str, label: str, numbers: Sequence[Number]) -> None:
+    """Run some runs of a row, several seeds in one program, and log what happened.
+
+    Raises:
+      Interrupted: a signal arrived; the state is saved.
+    """
+    if len(numbers) > 1:
+        _train_together(run_dir, label, numbers)
+    for number in numbers:
+        log.info("%s, %s: %s", label, run_title(number), run_one(run_dir, label, number))
+
+
+def _train_together(run_dir: str, label: str, numbers: Sequence[Number]) -> None:
+    """Train the unfinished seeds of a row that are at the same step in one program; other runs are left to `run_one`.
+
+    If the program fails, for instance because one seed diverges or the states do not fit into memory, `run_one` resumes each
+    seed alone.
+    """
+    plan = tuning.select(run_dir, label)
+    row = plan.row(label)
+    if reason := cannot_be_parallel(row.config):
+        log.info("%s: one seed after another, because of %s", label, reason)
+        return
+    try:
+        with contextlib.ExitStack() as locks:
+            groups: dict[int | None, list[Number]] = {}
+            for number in numbers:
+                folder = Path(plan.run_config(row, number).run_dir)
+                is_ours = locks.enter_context(run_folder.file_lock(folder, LOCK))
+                if is_ours and not _is_finished(plan.run_config(row, number)) and not _not_begun(plan, row, number):
+                    groups.setdefault(checkpoint.newest_step(folder / "checkpoints"), []).append(number)
+            for group in groups.values():
+                if len(group) > 1:
+                    log.info("%s: one program trains %s", label, ", ".join(map(run_title, group)))
+                    for number in group:
+                        _write_start(plan, row, number)
+                    pretrain_seeds([plan.run_config(row, number) for number in group])
+    except Interrupted:
+        raise
+    except Exception as error:
+        log.warning(
+            "%s: cannot train its seeds in one program, so one after another: %s", label, _failure_message(error)
+        )
+
+
+def run_one(run_dir: str, label: str, number: Number) -> str:
     """Run one row with one seed, and its fine-tuning, unless it is finished or a different process is running it.
 
     Args:
@@ -209,8 +264,8 @@ def _write_start(plan: Plan, row: PlannedRow, number: Number) -> None:
         convert(source, folder / "start", to="albert_jax", **changes)
 
 
-def submit(plan: Plan, options: Mapping[str, Any]) -> list[str]:
-    """Send each unfinished run to Slurm as one job, through submitit.
+def submit(plan: Plan, options: Mapping[str, Any], parallel_seeds: bool = False) -> list[str]:
+    """Send each unfinished unit of `units` to Slurm as one job, through submitit.
 
     A job waits for the jobs that tune its row and for that of the run from which it starts.  A job that finds its run finished or
     running ends at once, so a second launch does no harm.
@@ -218,6 +273,7 @@ def submit(plan: Plan, options: Mapping[str, Any]) -> list[str]:
     Args:
       plan: what to run.
       options: of the jobs, in submitit's names: `timeout_min` (default 5), `gpus_per_node`, `slurm_partition` and others.
+      parallel_seeds: see `units`.
 
     Returns:
       The ids of the jobs.
@@ -237,22 +293,23 @@ def submit(plan: Plan, options: Mapping[str, Any]) -> list[str]:
         raise InputError(f"--launcher slurm: {first_line(error)}") from None
     plan = claim(plan)
     jobs: dict[tuple[str, str], str] = {}
-    for row, number in plan.numbers():
-        is_counted = isinstance(number, int)
-        if _is_finished(plan.run_config(row, number)) and not (is_counted and plan.finetune):
+    for row, numbers in units(plan, parallel_seeds):
+        is_counted = isinstance(numbers[0], int)
+        if all(_is_finished(plan.run_config(row, number)) for number in numbers) and not (is_counted and plan.finetune):
             continue
         tuned = row if is_counted else plan.row(row.start) if row.start else None
         needed = [(tuned.label, run_name(values)) for values in grid_points(tuned.grid)] if tuned else []
-        needed += [(row.start, run_name(number))] if is_counted else []
-        before = [jobs[key] for key in needed if key in jobs]
+        needed += [(row.start, run_name(number)) for number in numbers] if is_counted else []
+        before = dict.fromkeys(jobs[key] for key in needed if key in jobs)
         waits = {"dependency": f"afterany:{':'.join(before)}"} if before else {}
         executor.update_parameters(slurm_additional_parameters=waits)
-        jobs[row.label, run_name(number)] = executor.submit(run_job, plan.run_dir, row.label, number).job_id
-    return list(jobs.values())
+        job = executor.submit(run_job, plan.run_dir, row.label, numbers).job_id
+        jobs |= {(row.label, run_name(number)): job for number in numbers}
+    return list(dict.fromkeys(jobs.values()))
 
 
-def run_job(run_dir: str, label: str, number: Number) -> str:
+def run_job(run_dir: str, label: str, numbers: Sequence[Number]) -> None:
     """Run `run_unit` in a Slurm job and log to the job's output."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("albert_jax").setLevel(logging.INFO)
-    return run_unit(run_dir, label, number)
+    run_unit(run_dir, label, numbers)

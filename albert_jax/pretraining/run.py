@@ -2,7 +2,8 @@
 
 import functools
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,38 @@ def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[st
       InputError: the configuration, the data or the folder cannot be used.
       loop.Interrupted: a signal arrived; the state is saved.
     """
-    run_dir = Path(config.run_dir).expanduser()
+    return pretrain_seeds([config], allow_data_change)[0]
+
+
+def pretrain_seeds(configs: Sequence[PretrainConfig], allow_data_change: bool = False) -> list[dict[str, Any]]:
+    """Like `pretrain`, for runs that one program trains at the same time (`jax.vmap`), each in its folder.
+
+    Up to rounding, each run is the one that `pretrain` trains alone, and either can resume it.
+
+    Args:
+      configs: they differ only in `run_dir`, `train.seed` and `init_from`.  The states of all runs are in memory at once.
+      allow_data_change: resume although the data has changed.
+
+    Returns:
+      The content of each `summary.json`.
+
+    Raises:
+      InputError: also if the newest checkpoints of the runs are of different steps.
+      loop.Interrupted: a signal arrived; all states are saved.
+    """
+    config, *others = configs
+    for other in others:
+        train = replace(other.train, seed=config.train.seed)
+        if replace(other, run_dir=config.run_dir, init_from=config.init_from, train=train) != config:
+            raise InputError(
+                f"{other.run_dir} differs from {config.run_dir} in more than the seed; train it separately"
+            )
+        if reason := cannot_be_parallel(config):
+            raise InputError(f"{config.run_dir}: {reason}")
+    run_dirs = [Path(one.run_dir).expanduser() for one in configs]
     mesh = job.open_mesh(config)
-    run_folder.check(run_dir, "pretrain", config)
+    for run_dir, one in zip(run_dirs, configs, strict=True):
+        run_folder.check(run_dir, "pretrain", one)
     with processes.main_first():  # the other processes find the prepared data on the shared file system
         prepared = prepare(config.data, config.model.vocab_size)
         length = config.objective.max_seq_length
@@ -105,25 +135,19 @@ def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[st
         heldout = loader.open_split(prepared, "heldout", length)
         counts = token_counts(prepared)
     fingerprints = {"data": prepared.fingerprint, "vocab": prepared.tokenizer.sha256}
-    job.check_agreement(config, fingerprints)
+    for one in configs:
+        job.check_agreement(one, fingerprints)
     check_enough_rows(rows, config.train.global_batch_size)
-    start_batches = functools.partial(
-        loader.bucketed_batches if config.length_buckets else loader.train_batches,
-        rows,
-        config.train.global_batch_size,
-        config.train.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    initial = functools.partial(_initial_params, config, prepared) if config.init_from else None
-    if initial is not None and not checkpoint.has_checkpoint(loop.checkpoint_folder(config.train, run_dir)):
-        initial()  # report an unsuitable source before the run folder is written
+    initials = [functools.partial(_initial_params, one, prepared) if one.init_from else None for one in configs]
+    for run_dir, initial in zip(run_dirs, initials, strict=True):
+        if initial is not None and not checkpoint.has_checkpoint(loop.checkpoint_folder(config.train, run_dir)):
+            initial()  # report an unsuitable source before the run folder is written
     log.info(
         "%d sequences of up to %d tokens, %d held out; %s on %d %s",
         len(rows),
         length,
         len(heldout),
-        run_dir,
+        ", ".join(map(str, run_dirs)),
         mesh.size,
         jax.default_backend(),
     )
@@ -140,29 +164,52 @@ def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[st
         config.max_eval_steps,
         config.eval_draws,
     )
-    summary = job.run_job(
+    workload, optimizer, layout = training_parts(config, vocabulary, mesh, evaluate)
+    runs = []
+    for run_dir, one, initial in zip(run_dirs, configs, initials, strict=True):
+        start_batches = functools.partial(
+            loader.bucketed_batches if config.length_buckets else loader.train_batches,
+            rows,
+            config.train.global_batch_size,
+            one.train.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        runs.append(loop.Run(one.train, replace(workload, batches=start_batches), run_dir, initial))
+    summaries = job.run_jobs(
         "pretrain",
-        config,
-        *training_parts(config, vocabulary, mesh, start_batches, evaluate),
+        configs,
+        runs,
+        optimizer,
+        layout,
         fingerprints=fingerprints,
         write_vocabulary=functools.partial(
             tokenizer_json.write_vocabulary, prepared.tokenizer, config.model.max_position_embeddings
         ),
         model_facts={"sentence_classes": model.sentence_classes},
-        initial=initial,
         allow_data_change=allow_data_change,
     )
-    finish(run_dir, summary, processes.is_main())
-    return summary
+    for run_dir, summary in zip(run_dirs, summaries, strict=True):
+        finish(run_dir, summary, processes.is_main())
+    return summaries
+
+
+def cannot_be_parallel(config: PretrainConfig) -> str:
+    """Why one program cannot train several seeds of this run; empty if it can."""
+    if config.length_buckets:
+        return "length_buckets: the batches of different seeds have different widths; train the seeds separately"
+    if config.train.checkpoint_dir:
+        return "train.checkpoint_dir: several seeds cannot share one folder of checkpoints"
+    return ""
 
 
 def training_parts(
-    config: PretrainConfig, vocabulary: Vocabulary, mesh: Mesh, batches: Any = None, evaluate: Any = None
+    config: PretrainConfig, vocabulary: Vocabulary, mesh: Mesh, evaluate: Any = None
 ) -> tuple[Workload, Optimizer, Layout]:
-    """The workload, optimizer and layout of a run.  Only `loop.run` needs `batches` and `evaluate` (see `Workload`)."""
+    """The workload, optimizer and layout of a run.  Only `loop.train` needs `evaluate`, and batches (see `Workload`)."""
     model = pretraining_model(config.model, config.objective)
     layout = Layout(mesh, config.mesh.sharding, stacked_shapes(model))
-    workload = pretraining_workload(model, config.objective, vocabulary, layout, batches, evaluate)
+    workload = pretraining_workload(model, config.objective, vocabulary, layout, evaluate=evaluate)
     return workload, make_optimizer(config.optim, config.train.num_train_steps, is_stacked), layout
 
 

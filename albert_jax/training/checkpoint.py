@@ -258,10 +258,15 @@ class Best:
         self._checkpoints.close()
 
 
-def has_checkpoint(folder: str | Path) -> bool:
-    """Whether a folder contains a complete checkpoint; a partial one of a killed process does not count."""
+def newest_step(folder: str | Path) -> int | None:
+    """The newest complete checkpoint in a folder, if any; a partial one of a killed process does not count."""
     path = _absolute(folder)
-    return any(_is_complete(path / str(step)) for step in _steps(path))
+    return max((step for step in _steps(path) if _is_complete(path / str(step))), default=None)
+
+
+def has_checkpoint(folder: str | Path) -> bool:
+    """Whether a folder contains a complete checkpoint."""
+    return newest_step(folder) is not None
 
 
 def restore_params(folder: str | Path, target: Any) -> Any:

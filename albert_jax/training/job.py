@@ -1,5 +1,6 @@
 """Run a training job in its run folder; pretraining and fine-tuning use `run_job`."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,55 +48,63 @@ def run_job(
     optimizer: Optimizer,
     layout: Layout,
     *,
+    initial: Callable[[], Params] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Call `run_jobs` for one run, and return the content of its `summary.json`."""
+    run = loop.Run(config.train, workload, Path(config.run_dir).expanduser(), initial)
+    return run_jobs(job, [config], [run], optimizer, layout, **options)[0]
+
+
+def run_jobs(
+    job: str,
+    configs: Sequence[Any],
+    runs: Sequence[loop.Run],
+    optimizer: Optimizer,
+    layout: Layout,
+    *,
     fingerprints: dict[str, str],
     write_vocabulary: Callable[[Path], Any],
     model_facts: dict[str, Sequence[str]] | None = None,
-    initial: Callable[[], Params] | None = None,
     conclude: Callable[[Path], dict[str, Any]] | None = None,
     allow_data_change: bool = False,
-) -> dict[str, Any]:
-    """Train in the run folder, or resume the run that it holds, and write `summary.json`.
+) -> list[dict[str, Any]]:
+    """Train runs as one program, or resume those that their folders hold, and write each `summary.json`.
 
     If there are several processes, all of them call this with the same arguments.
 
     Args:
       job: the subcommand.
-      config: the resolved configuration, with the fields `run_dir` and `train`.
-      workload, optimizer, layout, initial: see `loop.run`.
+      configs: the resolved configuration of each run, with the fields `run_dir` and `train`.
+      runs, optimizer, layout: see `loop.train`.
       fingerprints: of the data and the vocabulary.
-      write_vocabulary: writes the tokenizer files into the run folder.
+      write_vocabulary: writes the tokenizer files into a run folder.
       model_facts: entries of `config.json` that are needed to load the model, besides its configuration.
-      conclude: called after training in every process; returns more entries of the summary.
+      conclude: called for each folder after training in every process; returns more entries of the summary.
       allow_data_change: resume although the fingerprints have changed.
 
     Returns:
-      The content of `summary.json`.
+      The content of each `summary.json`.
 
     Raises:
-      InputError: the folder belongs to a different job or configuration, or the data has changed.
+      InputError: a folder belongs to a different job or configuration, or the data has changed.
       loop.Interrupted: a signal arrived; the state is saved.
     """
-    run_dir = Path(config.run_dir).expanduser()
-    values = to_dict(config)
     is_main = processes.is_main()
-    with run_folder.locked(run_dir, config.train.checkpoint_dir, is_main):
-        if is_main:
-            run_folder.claim(run_dir, job, values, fingerprints, model_facts or {}, allow_data_change)
-            write_vocabulary(run_dir)
-        if workload.select or not config.train.checkpoint_dir:  # otherwise only process 0 uses the run folder
-            processes.check_shared(run_dir / "config.json")
-        _, summary = loop.run(
-            config.train,
-            workload,
-            optimizer,
-            layout,
-            run_dir,
-            initial=initial,
-            fingerprints=fingerprints,
-            allow_data_change=allow_data_change,
-        )
-        if conclude is not None:
-            summary |= conclude(run_dir)
-        if is_main:
-            run_folder.write_json(run_dir / "summary.json", summary)
-    return summary
+    with contextlib.ExitStack() as locks:
+        for config, run in zip(configs, runs, strict=True):
+            locks.enter_context(run_folder.locked(run.run_dir, config.train.checkpoint_dir, is_main))
+            if is_main:
+                run_folder.claim(run.run_dir, job, to_dict(config), fingerprints, model_facts or {}, allow_data_change)
+                write_vocabulary(run.run_dir)
+            if run.workload.select or not config.train.checkpoint_dir:  # otherwise only process 0 uses the run folder
+                processes.check_shared(run.run_dir / "config.json")
+        results = loop.train(runs, optimizer, layout, fingerprints=fingerprints, allow_data_change=allow_data_change)
+        summaries = []
+        for run, (_, summary) in zip(runs, results, strict=True):
+            if conclude is not None:
+                summary |= conclude(run.run_dir)
+            if is_main:
+                run_folder.write_json(run.run_dir / "summary.json", summary)
+            summaries.append(summary)
+    return summaries

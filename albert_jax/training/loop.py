@@ -3,14 +3,16 @@
 import contextlib
 import logging
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from albert_jax.config import InputError, check_fields, choice, first_line
 from albert_jax.training import partition, processes
@@ -18,6 +20,7 @@ from albert_jax.training.checkpoint import Best, Checkpoints
 from albert_jax.training.optim import Optimizer
 from albert_jax.training.partition import Layout
 from albert_jax.training.progress import Meter
+from albert_jax.training.stacking import make_take, stack, stacked_batches
 from albert_jax.training.step import (
     TRAIN_PARAMS,
     Params,
@@ -93,121 +96,202 @@ class Interrupted(Exception):
         """Exit code.  0 for SIGTERM: a preempted job that saved has succeeded."""
 
 
-def run(
-    config: TrainConfig,
-    workload: Workload,
+@dataclass(frozen=True)
+class Run:
+    """A run, as the train loop sees it."""
+
+    config: TrainConfig
+    """Length, batch and intervals."""
+    workload: Workload
+    """Model, data and loss."""
+    run_dir: Path
+    """The run folder, shared by all processes (unless `checkpoint_dir` is set and `workload.select` is empty)."""
+    initial: Callable[[], Params] | None = None
+    """Returns parameters to start from, on the host or any device; None: `workload.init`."""
+
+
+def train(
+    runs: Sequence[Run],
     optimizer: Optimizer,
     layout: Layout,
-    run_dir: Path,
     *,
-    initial: Callable[[], Params] | None = None,
     fingerprints: Mapping[str, str] | None = None,
     allow_data_change: bool = False,
-) -> tuple[TrainState, dict[str, Any]]:
-    """Train in `run_dir` until `num_train_steps`.
+) -> list[tuple[TrainState, dict[str, Any]]]:
+    """Train a run, or several runs as one program, until `num_train_steps`.
 
-    The run starts from its newest intact checkpoint; without one, from the parameters `initial()` if given, else from
-    `workload.init`.  Each iteration takes a batch, does a step, logs, and, when due, evaluates and saves.
+    A run starts from its newest intact checkpoint; without one, from its initial parameters.  Each iteration takes a batch,
+    does a step, logs, and, when due, evaluates and saves.
 
     Args:
-      config: length, batch and intervals.
-      workload: model, data and loss.
+      runs: they differ only in seed, batches, folder and initial parameters.  Each reads the batches and writes the log and
+        checkpoints that it would alone, so that it can be resumed alone or in a program of different runs.
       optimizer: the update rule.
       layout: the devices, and how the state is sharded.
-      run_dir: the run folder, shared by all processes (unless `checkpoint_dir` is set and `workload.select` is empty).
-      initial: returns parameters to start from, on the host or any device.
       fingerprints: of the data, stored with each checkpoint.
       allow_data_change: resume from a checkpoint with different fingerprints.
 
     Returns:
-      The last state; and a summary: its evaluation, `Meter.summary`, `parameters` (their number), and, if the workload selects
-      by a metric, `best`: the step and metrics of the best evaluation.
+      For each run, the last state; and a summary: its evaluation, `Meter.summary`, `parameters` (their number), and, if the
+      workload selects by a metric, `best`: the step and metrics of the best evaluation.
 
     Raises:
-      InputError: the loss is not finite (that step is not saved), a step does not fit into memory, or the disk is full.
+      InputError: a loss is not finite (that step is not saved), a step does not fit into memory, the disk is full, or the
+        newest intact checkpoints of the runs are of different steps.
       Interrupted: some process received a signal; the state is saved.
     """
-    mesh = layout.mesh
-    seed = as_argument(config.seed, mesh)
+    mesh, num_seeds = layout.mesh, len(runs)
+    config, workload = runs[0].config, runs[0].workload
     shapes = state_shapes(workload, optimizer, layout)
-    step_fn = make_step(workload, optimizer, layout, config.gradient_accumulation)
-    eval_params = make_eval_params(optimizer, shapes)
-    with contextlib.ExitStack() as stack:
-        folder = checkpoint_folder(config, run_dir)
-        checkpoints = stack.enter_context(
-            closing(Checkpoints(folder, config.keep_checkpoints, config.keep_every, fingerprints))
-        )
-        watchdog = stack.enter_context(closing(processes.Watchdog(config.watchdog_seconds)))
-
-        restored = checkpoints.restore(checkpoint_target(optimizer, shapes), allow_data_change)
-        if restored is not None:
-            state, progress = from_checkpoint(restored[0]), restored[1]
-            log.info("resuming after step %d", int(state.step))
-        else:
-            with explain_out_of_memory(config, mesh.size):
-                state, progress = make_init(workload, optimizer, layout)(seed), {}
-            if initial is not None:
-                state = state._replace(params=jax.device_put(initial(), shardings(shapes.params)))
-        start = int(state.step)
+    seeds = as_argument([run.config.seed for run in runs] if num_seeds > 1 else config.seed, mesh)
+    step_fn = make_step(workload, optimizer, layout, config.gradient_accumulation, num_seeds)
+    eval_params, take = make_eval_params(optimizer, shapes), make_take(shapes, num_seeds)
+    with contextlib.ExitStack() as exits:
+        sessions = [_Session(run, fingerprints, exits) for run in runs]
+        watchdog = exits.enter_context(closing(processes.Watchdog(config.watchdog_seconds)))
+        init = make_init(workload, optimizer, layout)
+        with explain_out_of_memory(config, mesh.size):
+            state = stack(
+                [session.first_state(optimizer, shapes, init, mesh, allow_data_change) for session in sessions]
+            )
+        start, *others = np.unique(jax.device_get(state.step)).tolist()
+        if others:
+            raise InputError(
+                f"{runs[0].run_dir.parent}: the newest intact checkpoints of the runs are of different steps "
+                f"({start} and {others[0]}); train these runs separately"
+            )
         if start < config.num_train_steps:
             stores_both = TRAIN_PARAMS in checkpoint_target(optimizer, shapes)  # trained and averaged parameters
-            checkpoints.check_space([shapes, shapes.params] if stores_both else shapes)
-        meter = stack.enter_context(closing(Meter(config, run_dir, start, progress, workload.flops_per_token, mesh)))
-        best = stack.enter_context(closing(Best(run_dir / "best"))) if workload.select else None
+            sessions[0].checkpoints.check_space([[shapes, shapes.params] if stores_both else shapes] * num_seeds)
+        for number, session in enumerate(sessions):
+            session.open_log(start, mesh, number, num_seeds)
 
-        def evaluate(step: int) -> dict[str, Any]:
+        def evaluate(step: int) -> list[dict[str, Any]]:
+            evaluations = []
+            for number, session in enumerate(sessions):
+                watchdog.feed()
+                with explain_out_of_memory(config, mesh.size, "an evaluation"):
+                    evaluations.append(session.evaluate(step, eval_params(take(state, number))))
             watchdog.feed()
-            params = eval_params(state)
-            with explain_out_of_memory(config, mesh.size, "an evaluation"):
-                evaluation: dict[str, Any] = workload.evaluate(params)
-            watchdog.feed()
-            if step not in meter.log.evaluated:
-                meter.evaluation(step, evaluation)
-            if best is not None:
-                best.offer(step, workload.select, params, evaluation["eval"])
-            return evaluation
+            return evaluations
 
-        signals = stack.enter_context(processes.caught_signals())
+        @contextlib.contextmanager
+        def paused() -> Iterator[None]:
+            with contextlib.ExitStack() as pauses:
+                for session in sessions:
+                    pauses.enter_context(session.meter.paused())
+                yield
+
+        signals = exits.enter_context(processes.caught_signals())
         due = start > 0 and start % config.eval_every == 0
         # A signal stopped the run before its evaluation.
-        if due and processes.everywhere(start not in meter.log.evaluated):
+        if due and processes.everywhere(any(start not in session.meter.log.evaluated for session in sessions)):
             evaluate(start)
         compiled: dict[Any, Any] = {}  # by shapes of the batch
         signal_arrays: dict[int, Array] = {}
-        batches = partition.prefetch(mesh, workload.batches(start))
+        batches = partition.prefetch(
+            mesh, stacked_batches([run.workload.batches(start) for run in runs]), num_seeds=num_seeds
+        )
         for step in range(start + 1, config.num_train_steps + 1):
             watchdog.feed()
             batch = next(batches)
             signum = signals[0] if signals else 0
             if signum not in signal_arrays:
                 signal_arrays[signum] = partition.device_values(mesh, signum)
-            arguments = (batch, seed, signal_arrays[signum])
+            arguments = (batch, seeds, signal_arrays[signum])
             shape = tuple(sorted((name, rows.shape) for name, rows in batch.items()))
             with explain_out_of_memory(config, mesh.size, "a step", compiled.get(shape)):
                 if shape not in compiled:
-                    with meter.paused():
+                    with paused():
                         compiled[shape] = step_fn.lower(state, *arguments).compile()
-                        meter.compiled(compiled[shape])
+                        for session in sessions:
+                            session.meter.compiled(compiled[shape])
                         watchdog.feed()
                 with jax.transfer_guard("disallow"):
                     state, metrics = compiled[shape](state, *arguments)
-                meter.add(step, metrics, batch)
-            stop, last = meter.signal, step == config.num_train_steps
+                for session in sessions:
+                    session.meter.add(step, metrics, batch)
+            stop, last = sessions[0].meter.signal, step == config.num_train_steps
             if step % config.eval_every == 0 and not (last or stop):
-                with meter.paused():
+                with paused():
                     evaluate(step)
             if step % config.checkpoint_every == 0 or last or stop:
-                with meter.paused():
-                    checkpoints.save(step, to_checkpoint(state, eval_params(state)), meter.state())
-                    watchdog.feed()
+                with paused():
+                    for number, session in enumerate(sessions):
+                        session.save(step, run_state := take(state, number), eval_params(run_state))
+                        watchdog.feed()
             if stop and not last:
-                checkpoints.finish(step)
+                for session in sessions:
+                    session.checkpoints.finish(step)
                 raise Interrupted(stop, step)
-        checkpoints.finish(config.num_train_steps)
-        summary = evaluate(config.num_train_steps) | meter.summary()
-        if best is not None:
-            summary["best"] = {"step": best.step} | best.metrics
-    return state, summary | {"parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params))}
+        for session in sessions:
+            session.checkpoints.finish(config.num_train_steps)
+        summaries = [
+            evaluation | session.summary()
+            for evaluation, session in zip(evaluate(config.num_train_steps), sessions, strict=True)
+        ]
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+    return [(take(state, number), summary | {"parameters": parameters}) for number, summary in enumerate(summaries)]
+
+
+class _Session:
+    """The checkpoints, log and best parameters of one run.
+
+    Args:
+      run: the run.
+      fingerprints: of the data.
+      exits: closes the files.
+    """
+
+    def __init__(self, run: Run, fingerprints: Mapping[str, str] | None, exits: contextlib.ExitStack) -> None:
+        config = run.config
+        folder = checkpoint_folder(config, run.run_dir)
+        self.run, self.exits = run, exits
+        self.checkpoints = exits.enter_context(
+            closing(Checkpoints(folder, config.keep_checkpoints, config.keep_every, fingerprints))
+        )
+        self.progress: dict[str, Any] = {}
+
+    def first_state(
+        self, optimizer: Optimizer, shapes: TrainState, init: Callable[..., Any], mesh: Mesh, allow_data_change: bool
+    ) -> TrainState:
+        """The state of the newest intact checkpoint, or the initial one."""
+        restored = self.checkpoints.restore(checkpoint_target(optimizer, shapes), allow_data_change)
+        if restored is not None:
+            state, self.progress = from_checkpoint(restored[0]), restored[1]
+            log.info("resuming after step %d", int(state.step))
+            return state
+        state = init(as_argument(self.run.config.seed, mesh))
+        if self.run.initial is not None:
+            state = state._replace(params=jax.device_put(self.run.initial(), shardings(shapes.params)))
+        return state
+
+    def open_log(self, start: int, mesh: Mesh, number: int, num_seeds: int) -> None:
+        """Open the log, and the best parameters if the workload selects any."""
+        run = self.run
+        flops = run.workload.flops_per_token
+        self.meter = self.exits.enter_context(
+            closing(Meter(run.config, run.run_dir, start, self.progress, flops, mesh, number, num_seeds))
+        )
+        self.best = self.exits.enter_context(closing(Best(run.run_dir / "best"))) if run.workload.select else None
+
+    def evaluate(self, step: int, params: Params) -> dict[str, Any]:
+        """Evaluate, log it, and keep the parameters if they are the best."""
+        evaluation: dict[str, Any] = self.run.workload.evaluate(params)
+        if step not in self.meter.log.evaluated:
+            self.meter.evaluation(step, evaluation)
+        if self.best is not None:
+            self.best.offer(step, self.run.workload.select, params, evaluation["eval"])
+        return evaluation
+
+    def save(self, step: int, state: TrainState, eval_params: Params) -> None:
+        """Start to write a checkpoint."""
+        self.checkpoints.save(step, to_checkpoint(state, eval_params), self.meter.state())
+
+    def summary(self) -> dict[str, Any]:
+        """Totals, and the best evaluation."""
+        best = {} if self.best is None else {"best": {"step": self.best.step} | self.best.metrics}
+        return self.meter.summary() | best
 
 
 def checkpoint_folder(config: TrainConfig, run_dir: Path) -> str:

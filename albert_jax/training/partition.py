@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from albert_jax.config import InputError, check_fields, choice, first_line
 from albert_jax.training.optim import path_names
+from albert_jax.training.stacking import stacked_sharding
 
 DATA = "data"
 """Name of the mesh axis."""
@@ -189,9 +190,10 @@ def check_batch_size(
         )
 
 
-def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, Array]:
+def put_batch(mesh: Mesh, batch: dict[str, np.ndarray], num_seeds: int = 1) -> dict[str, Array]:
     """Make global arrays, sharded by rows, from the rows of this process."""
-    return {name: jax.make_array_from_process_local_data(by_rows(mesh), rows) for name, rows in batch.items()}
+    sharding = stacked_sharding(by_rows(mesh), num_seeds)
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
 
 def device_values(mesh: Mesh, value: int) -> Array:
@@ -209,11 +211,13 @@ def local_rows(batch: dict[str, Array]) -> dict[str, np.ndarray]:
     }
 
 
-def prefetch(mesh: Mesh, batches: Iterator[dict[str, np.ndarray]], ahead: int = 2) -> Iterator[dict[str, Array]]:
+def prefetch(
+    mesh: Mesh, batches: Iterator[dict[str, np.ndarray]], ahead: int = 2, num_seeds: int = 1
+) -> Iterator[dict[str, Array]]:
     """Transfer batches to the devices, `ahead` batches before they are used."""
     queue: list[dict[str, Array]] = []
     for batch in batches:
-        queue.append(put_batch(mesh, batch))
+        queue.append(put_batch(mesh, batch, num_seeds))
         if len(queue) > ahead:
             yield queue.pop(0)
     yield from queue

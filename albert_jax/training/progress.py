@@ -42,6 +42,8 @@ class Meter:
       progress: `state()` of the checkpoint that the run resumes from; empty at step 0.
       flops_per_token: matmul FLOPs of a training step per token.
       mesh: the devices, for their peak FLOP/s.
+      number, num_seeds: the index of the run, and how many runs the program trains.  Each run is charged an equal share of
+        the time, so that tokens per second and MFU are those of the device, and the seconds of all runs add up.
     """
 
     def __init__(
@@ -52,11 +54,14 @@ class Meter:
         progress: dict[str, Any],
         flops_per_token: float,
         mesh: Mesh,
+        number: int = 0,
+        num_seeds: int = 1,
     ) -> None:
         self.config, self.run_dir, self.flops_per_token = config, run_dir, flops_per_token
+        self.number, self.num_seeds = number, num_seeds
         self.peak = peak_flops(mesh)
         self.log = MetricsLog(run_dir, start, processes.is_main())
-        interactive = sys.stderr.isatty() and processes.is_main()
+        interactive = sys.stderr.isatty() and processes.is_main() and number == 0
         self.bar = tqdm(total=config.num_train_steps, initial=start, unit=" steps", disable=not interactive)
         self.signal = 0
         """The signal that some process had received when the last step that was read began; the same in all processes."""
@@ -105,17 +110,23 @@ class Meter:
         """Totals of the run over all launches; `seconds` excludes compilation, evaluation and saving."""
         totals = dict(self.totals)
         timed_tokens, seconds = totals.pop("timed_tokens"), totals["seconds"]
-        return totals | {
-            "steps": self.config.num_train_steps,
-            "tokens_per_second": timed_tokens / seconds if seconds else 0.0,
-            "flops_per_token": self.flops_per_token,
-        }
+        return (
+            totals
+            | {
+                "steps": self.config.num_train_steps,
+                "tokens_per_second": timed_tokens / seconds if seconds else 0.0,
+                "flops_per_token": self.flops_per_token,
+            }
+            | ({"parallel_seeds": self.num_seeds} if self.num_seeds > 1 else {})
+        )
 
     def _read(self, pending: tuple[int, dict[str, Any], Batch] | None) -> None:
         if pending is None:
             return
         step, metrics, batch = pending
-        values = {name: value.astype(np.float64) for name, value in jax.device_get(metrics).items()}
+        # Each array is fetched once: JAX caches what it has fetched, so the other runs of the program read that.
+        host = jax.device_get(metrics).items()
+        values = {name: (x if self.num_seeds == 1 else x[self.number]).astype(np.float64) for name, x in host}
         norms = values.pop("grad_norms")
         self.signal = max(self.signal, int(values.pop("signal")))
         if not all(math.isfinite(values[name][0]) for name in ("loss", "grad_norm")):
@@ -140,6 +151,8 @@ class Meter:
         """Save what is needed to find out why a step went wrong; return where it is."""
         process = f"-process-{jax.process_index()}" if jax.process_count() > 1 else ""
         path = self.run_dir / f"nonfinite-step-{step}{process}.npz"
+        if self.num_seeds > 1:
+            batch = {name: rows[self.number] for name, rows in batch.items()}
         arrays: dict[str, Any] = {name: value[0] for name, value in values.items()} | partition.local_rows(batch)
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)  # with checkpoint_dir, only process 0 may have this folder
@@ -149,7 +162,7 @@ class Meter:
         return f"its batch and the norm of each gradient are in {path}"
 
     def _end_window(self, step: int) -> None:
-        elapsed = time.perf_counter() - (self.window_start or 0)
+        elapsed = (time.perf_counter() - (self.window_start or 0)) / self.num_seeds
         means = {name: total / weight for name, (total, weight) in self.sums.items() if weight > 0 and name != "tokens"}
         loss = means.pop("loss")
         line = {"train/loss": float(loss)} | {f"train/{name}": float(means[name]) for name in sorted(means)}
@@ -172,4 +185,4 @@ class Meter:
 
     def _print(self, line: str) -> None:
         with tqdm.external_write_mode(file=sys.stderr):  # above the progress bar
-            log.info(line)
+            log.info("%s%s", f"{self.run_dir.name}  " if self.num_seeds > 1 else "", line)

@@ -1,7 +1,7 @@
 """The pure training step and the state that it updates.  It is independent of model, data and objective; every job uses it."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from albert_jax.training import partition
+from albert_jax.training import partition, stacking
 from albert_jax.training.optim import Optimizer, trained_params
 from albert_jax.training.partition import Layout
 
@@ -78,14 +78,15 @@ def make_init(workload: Workload, optimizer: Optimizer, layout: Layout) -> Any:
     return jax.jit(functools.partial(_initial_state, workload, optimizer), out_shardings=out_shardings)
 
 
-def as_argument(seed: int, mesh: Mesh) -> Array:
-    """A seed as an argument of jitted functions.  As a constant, each seed would need its own compilation."""
+def as_argument(seed: int | Sequence[int], mesh: Mesh) -> Array:
+    """A seed, or several, as an argument of jitted functions.  As a constant, each seed would need its own compilation."""
     return jax.device_put(np.uint32(seed), partition.replicated(mesh))
 
 
-def make_step(workload: Workload, optimizer: Optimizer, layout: Layout, micro_batches: int) -> Any:
+def make_step(workload: Workload, optimizer: Optimizer, layout: Layout, micro_batches: int, num_seeds: int = 1) -> Any:
     """The jitted step (state, global batch, seed, signals) -> (state, metrics).
 
+    With several seeds, all but `signals` have a leading axis [K] for the seeds: see `stacking.py`.
     It draws the examples once, all-reduces the gradients once, and updates once.  `signals` [devices] is the signal that each
     device's process has received, 0 for none; the metric `signal` is the largest.  So all processes learn of a signal with the
     metrics of the same step, and stop after the same step.
@@ -113,11 +114,11 @@ def make_step(workload: Workload, optimizer: Optimizer, layout: Layout, micro_ba
             metrics["skipped"] = skipped
         return TrainState(params, opt_state, state.step + 1), metrics
 
-    state_shardings = shardings(state_shapes(workload, optimizer, layout))
+    state_shardings = shardings(stacking.stacked_shapes(state_shapes(workload, optimizer, layout), num_seeds))
     replicated, by_rows = partition.replicated(layout.mesh), partition.by_rows(layout.mesh)
     return jax.jit(
-        step,
-        in_shardings=(state_shardings, by_rows, replicated, by_rows),
+        stacking.vmapped(step, num_seeds, in_axes=(0, 0, 0, None)),
+        in_shardings=(state_shardings, stacking.stacked_sharding(by_rows, num_seeds), replicated, by_rows),
         out_shardings=(state_shardings, replicated),
         donate_argnums=0,
     )
