@@ -1,5 +1,6 @@
 """Runs of ablation tables: finished rows are kept, failed rows are shown, unfinished rows resume, no run is run twice."""
 
+import itertools
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from albert_jax.ablation.run import LOCK, run_one
 from albert_jax.cli import main
 from albert_jax.exchange import load as exchange
 from albert_jax.exchange.reshare import reshare
+from albert_jax.model.tree import leaves
 from albert_jax.pretraining.run import PretrainConfig
 from albert_jax.reports import load_runs, paired_differences
 from albert_jax.training.run_folder import file_lock, read_metrics
@@ -179,6 +181,42 @@ def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
         assert (first, second) == (True, False)
     with file_lock(tmp_path) as third:
         assert third
+
+
+def test_parallel_seeds_equal_separate_runs(
+    table: Path, words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All parameters and logged metrics, with dropout, up to rounding; also of rows that start from others.
+
+    A process that is killed while it saves leaves seeds at different steps: they are resumed in programs of their own.
+    """
+    folder = tmp_path / "four"
+    command = words(folder, "--seeds", "2", "--parallel-seeds")
+
+    def compare() -> None:
+        for row, seed in itertools.product(("shared", "unshared-later"), ("seed-0", "seed-1")):
+            runs = [one / row / seed for one in (folder, table)]
+            params = [leaves(exchange.read(run).weights.params) for run in runs]
+            for path, value in params[1].items():
+                np.testing.assert_allclose(params[0][path], value, rtol=1e-4, atol=1e-5)
+            records = [
+                [value for record in read_metrics(run) for name, value in record.items() if "speed" not in name]
+                for run in runs
+            ]
+            np.testing.assert_allclose(*records, rtol=1e-4)
+            assert {path.name for path in runs[1].iterdir()} == {path.name for path in runs[0].iterdir()}
+
+    assert main(command) == 1
+    log = capsys.readouterr().err
+    assert "shared: one program trains seed 0, seed 1" in log
+    assert "fails: cannot train its seeds in one program, so one after another: nowhere.model" in log
+    compare()
+    for seed in (0, 1):
+        (folder / "shared" / f"seed-{seed}" / "summary.json").unlink()
+    shutil.rmtree(folder / "shared" / "seed-1" / "checkpoints" / "4")
+    assert main([*command, "--rows", "shared"]) == 0
+    assert "one program" not in capsys.readouterr().err.partition("unshared later")[0]
+    compare()
 
 
 @pytest.mark.long

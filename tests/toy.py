@@ -1,6 +1,7 @@
 """A run of the real train loop on a model that compiles in a blink: linear regression with noise drawn inside the step."""
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from albert_jax.training.step import TrainState, Workload
 ROWS, INPUTS, OUTPUTS = 16, 8, 256
 
 
-def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
-    """This process' rows of the batches after `start`; a batch depends on its step alone."""
+def batches(start: int, seed: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    """This process' rows of the batches after `start`; a batch depends only on seed and step."""
     rows = ROWS // jax.process_count()
     while True:
-        inputs = np.random.default_rng(start).normal(size=(ROWS, INPUTS)).astype(np.float32)
+        inputs = np.random.default_rng([start, seed]).normal(size=(ROWS, INPUTS)).astype(np.float32)
         yield {"inputs": inputs[rows * jax.process_index() :][:rows]}
         start += 1
 
@@ -58,8 +59,14 @@ def workload(**fields: Any) -> Workload:
     return Workload(**(functions | fields))
 
 
-def train(
-    run_dir: Path,
+def train(run_dir: Path, *, seed: int = 0, **options: Any) -> tuple[TrainState, dict[str, Any]]:
+    """Train one run; the options are those of `train_seeds`."""
+    (result,) = train_seeds({seed: run_dir}, **options)
+    return result
+
+
+def train_seeds(
+    run_dirs: Mapping[int, Path],
     *,
     devices: int = 1,
     sharding: str = "none",
@@ -68,11 +75,11 @@ def train(
     fields: dict[str, Any] | None = None,
     initial: Callable[[], Any] | None = None,
     **config: Any,
-) -> tuple[TrainState, dict[str, Any]]:
-    """Train 12 steps, with a checkpoint and an evaluation every 4.
+) -> list[tuple[TrainState, dict[str, Any]]]:
+    """Train 12 steps in one program, with a checkpoint and an evaluation every 4.
 
     Args:
-      run_dir: the run folder.
+      run_dirs: seed -> run folder.
       devices, sharding: of the mesh.
       optimizer: returns the optimizer; by default the one that `optim`, fields of `OptimConfig`, selects.
       optim: fields of `OptimConfig`.
@@ -87,12 +94,19 @@ def train(
         "eval_every": 4,
         "checkpoint_every": 4,
     }
-    train_config = TrainConfig(**(settings | config))
+    runs = [
+        Run(
+            TrainConfig(**(settings | config), seed=seed),
+            workload(**({"batches": functools.partial(batches, seed=seed)} | (fields or {}))),
+            run_dir,
+            initial,
+        )
+        for seed, run_dir in run_dirs.items()
+    ]
     made = OptimConfig(**({"num_warmup_steps": 1, "learning_rate": 0.01} | (optim or {})))
-    chosen = optimizer() if optimizer else make_optimizer(made, train_config.num_train_steps, lambda path: False)
+    chosen = optimizer() if optimizer else make_optimizer(made, runs[0].config.num_train_steps, lambda path: False)
     layout = Layout(make_mesh("any", devices), sharding)
-    (result,) = loop.train([Run(train_config, workload(**(fields or {})), run_dir, initial)], chosen, layout)
-    return result
+    return loop.train(runs, chosen, layout)
 
 
 def flat(state: TrainState) -> np.ndarray:

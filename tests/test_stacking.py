@@ -1,0 +1,108 @@
+"""Several seeds in one program: each run is the one that a program of its own trains."""
+
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from albert_jax.config import InputError
+from albert_jax.training.loop import Interrupted
+from albert_jax.training.run_folder import read_metrics
+
+from . import toy
+
+SEEDS = (0, 3)
+HARD: dict[str, Any] = {
+    "optim": {"max_grad_norm": 0.1, "optimizer": "lamb", "skip_spikes": 1.01},
+    "gradient_accumulation": 2,
+}
+"""Settings whose effect depends on norms: of all gradients (clipping, spikes) and of each parameter (trust ratios)."""
+
+
+def folders(root: Path) -> dict[int, Path]:
+    return {seed: root / f"seed-{seed}" for seed in SEEDS}
+
+
+def metrics(run_dir: Path) -> list[dict[str, float]]:
+    """The log without speeds."""
+    return [{k: v for k, v in record.items() if "speed" not in k} for record in read_metrics(run_dir)]
+
+
+def assert_near(run_dir: Path, separate_dir: Path) -> None:
+    """The logs of two runs are equal up to rounding."""
+    records, wanted = metrics(run_dir), metrics(separate_dir)
+    assert [list(record) for record in records] == [list(record) for record in wanted]
+    for record, other in zip(records, wanted, strict=True):
+        np.testing.assert_allclose(list(record.values()), list(other.values()), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def separate(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, Path], dict[int, np.ndarray]]:
+    """The folder and the last state of each seed in a program of its own."""
+    run_dirs = folders(tmp_path_factory.mktemp("separate"))
+    return run_dirs, {seed: toy.flat(toy.train(folder, seed=seed, **HARD)[0]) for seed, folder in run_dirs.items()}
+
+
+@pytest.mark.parametrize(("devices", "sharding"), [(1, "none"), (2, "none"), (2, "parameters")])
+def test_one_program_equals_separate_runs(
+    devices: int, sharding: str, separate: tuple[dict[int, Path], dict[int, np.ndarray]], tmp_path: Path
+) -> None:
+    """Parameters, optimizer state, log and totals.
+
+    Fails if norms are taken over both seeds, or both read the batches or the noise of one seed.
+    """
+    results = toy.train_seeds(folders(tmp_path), devices=devices, sharding=sharding, **HARD)
+    for (seed, run_dir), (state, summary) in zip(folders(tmp_path).items(), results, strict=True):
+        np.testing.assert_allclose(toy.flat(state), separate[1][seed], rtol=1e-5, atol=1e-6)
+        assert_near(run_dir, separate[0][seed])
+        assert summary["parallel_seeds"] == 2
+        assert summary["tokens"] == 12 * toy.ROWS
+    assert not np.allclose(separate[1][0], separate[1][3], rtol=0.1)
+
+
+def test_an_interrupted_program_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same program gives the same bits, and a program of one seed the same numbers up to rounding."""
+    straight = [toy.flat(state) for state, _ in toy.train_seeds(folders(tmp_path / "straight"), **HARD)]
+    usual_batches = toy.batches
+
+    def batches(start: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
+        for number, batch in enumerate(usual_batches(start, seed), start + 1):
+            if (seed, number) == (3, 7):  # read two steps ahead, noticed one step late
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    run_dirs = folders(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(toy, "batches", batches)
+        with pytest.raises(Interrupted, match="saved after step 6"):
+            toy.train_seeds(run_dirs, **HARD)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    alone, _ = toy.train(tmp_path / "copy" / "seed-3", seed=3, **HARD)
+    np.testing.assert_allclose(toy.flat(alone), straight[1], rtol=1e-5, atol=1e-6)
+    resumed = [toy.flat(state) for state, _ in toy.train_seeds(run_dirs, **HARD)]
+    np.testing.assert_array_equal(resumed, straight)
+    for seed in SEEDS:
+        assert metrics(run_dirs[seed]) == metrics(tmp_path / "straight" / f"seed-{seed}")
+    shutil.rmtree(run_dirs[0] / "checkpoints/12")
+    with pytest.raises(InputError, match=r"are of different steps \(8 and 12\); train these runs separately"):
+        toy.train_seeds(run_dirs, **HARD)
+
+
+def test_a_seed_that_diverges_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder gets its own batch; the program stops."""
+    usual_batches = toy.batches
+
+    def batches(start: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
+        for number, batch in enumerate(usual_batches(start, seed), start + 1):
+            yield {"inputs": np.full_like(batch["inputs"], np.inf)} if (seed, number) == (3, 7) else batch
+
+    monkeypatch.setattr(toy, "batches", batches)
+    with pytest.raises(InputError, match=r"step 7: loss is .*seed-3/nonfinite-step-7\.npz"):
+        toy.train_seeds(folders(tmp_path))
+    with np.load(tmp_path / "seed-3/nonfinite-step-7.npz") as dump:
+        assert dump["inputs"].shape == (toy.ROWS, toy.INPUTS)
+        assert np.isinf(dump["inputs"]).all()
