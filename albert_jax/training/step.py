@@ -80,7 +80,7 @@ def make_init(workload: Workload, optimizer: Optimizer, layout: Layout) -> Any:
 
 def as_argument(seed: int | Sequence[int], mesh: Mesh) -> Array:
     """A seed, or several, as an argument of jitted functions.  As a constant, each seed would need its own compilation."""
-    return jax.device_put(np.uint32(seed), partition.replicated(mesh))
+    return jax.device_put(np.asarray(seed, np.uint32), partition.replicated(mesh))
 
 
 def make_step(workload: Workload, optimizer: Optimizer, layout: Layout, micro_batches: int, num_seeds: int = 1) -> Any:
