@@ -127,6 +127,23 @@ def test_the_best_value_is_selected_once(tmp_path: Path) -> None:
     assert planned(tmp_path, RATES).merged(stored).rows == stored.rows
 
 
+def test_tuning_runs_of_a_row_that_starts_from_a_tuned_row(tmp_path: Path) -> None:
+    """They start from the selected tuning run of the other row; counted runs from its run with the same seed."""
+    plan = resolve(
+        str(FOLDER / "depth.py"), rows=["3 layers from 1"], run_dir=str(tmp_path), tune=[RATES], overrides=SETUP
+    )
+    plan.save()
+    end(plan, "1 layer", {0.0005: 5.1, 0.001: 5.0, 0.002: 5.2})
+    plan = tuning.select(str(tmp_path), "1 layer")
+    row = plan.row("3 layers from 1")
+    starts = [Path(plan.start_config(row, number).run_dir) for number in ({"optim.learning_rate": 0.002}, 1)]
+    assert [start.relative_to(tmp_path) for start in starts] == [
+        Path("1-layer/tune-learning_rate-0.001"),
+        Path("1-layer/seed-1"),
+    ]
+    assert plan.run_config(row, {"optim.learning_rate": 0.002}).train.seed == 1_500_000
+
+
 def test_a_row_whose_tuning_runs_all_fail_cannot_run(tmp_path: Path) -> None:
     plan = planned(tmp_path, RATES)
     plan.save()
