@@ -191,6 +191,8 @@ def test_load_of_nothing(tmp_path: Path, folder: Path) -> None:
     assert not has_checkpoint(folder)
     with pytest.raises(InputError, match="no checkpoint in this folder"):
         restore_params(tmp_path / "none", TARGET["params"])
+    with pytest.raises(InputError, match=r"no checkpoint at step 3; there are 1, 2"):
+        restore_params(folder, TARGET["params"], step=3)
 
 
 def test_load_of_a_different_shape(folder: Path) -> None:

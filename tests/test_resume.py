@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
+import albert_jax
 from albert_jax.cli import main
 from albert_jax.exchange import huggingface
 from albert_jax.exchange.convert import convert
@@ -91,6 +93,15 @@ def test_muon_resumes_bitwise(short: Words, tmp_path: Path) -> None:
     (run_dir / "summary.json").unlink()
     assert main(short(run_dir, **muon)) == 0
     assert digest(run_dir, 12) == digest(tmp_path / "straight", 12)
+
+
+def test_load_reads_the_checkpoint_that_is_named(straight: Path) -> None:
+    """Fails if the newest checkpoint were read instead."""
+    first, last, newest = (
+        jax.tree.leaves(albert_jax.load(straight / path)[1]) for path in ("checkpoints/6", "checkpoints/12", "")
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(last, newest, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(first, last, strict=True))
 
 
 def test_digest_sees_differences(short: Words, straight: Path, tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ def load(
 
     Args:
       source: a Hugging Face folder; a hub id such as `albert/albert-base-v2`, or `...@revision` (needs the extra `hub`);
-        the folder, tar archive or path of one of Google's checkpoints; or a run folder of albert_jax.
+        the folder, tar archive or path of one of Google's checkpoints; a run folder of albert_jax; or one checkpoint of a
+        run, such as `runs/tiny/checkpoints/1000`.
       vocab: a SentencePiece model, if the source has none.
       init_missing: initialize the pretraining heads that the source lacks; otherwise the model does not have them.
       allow_pickle: read `pytorch_model.bin` if there are no other weights.  torch reads it, and accepts only tensors.
@@ -125,14 +126,17 @@ def read(
 
 
 def _from_folder(folder: Path, vocab: str | Path, allow_pickle: bool) -> Source:
-    config, run_config = folder / "config.json", folder.parent / "config.json"
+    config = folder / "config.json"
     if config.is_file():
         stored = read_json(config)
         if "job" in stored:
             return _from_run(folder, stored, vocab, RUN_FOLDERS)
         return Source("huggingface", huggingface.read(folder, allow_pickle), tokenizer_json.read(folder, vocab))
-    if folder.name in RUN_FOLDERS and run_config.is_file() and "job" in (stored := read_json(run_config)):
-        return _from_run(folder.parent, stored, vocab, (folder.name,))
+    step = int(folder.name) if folder.name.isdigit() else None
+    subfolder = folder if step is None else folder.parent
+    run_config = subfolder.parent / "config.json"
+    if subfolder.name in RUN_FOLDERS and run_config.is_file() and "job" in (stored := read_json(run_config)):
+        return _from_run(subfolder.parent, stored, vocab, (subfolder.name,), step)
     if prefix := tf1.find_prefix(folder):
         return _from_tf1(prefix, vocab)
     raise InputError(
@@ -146,8 +150,10 @@ def _from_tf1(prefix: Path, vocab: str | Path) -> Source:
     return Source("tf1", weights, Tokenizer(vocabulary) if vocabulary else None)
 
 
-def _from_run(folder: Path, stored: dict[str, Any], vocab: str | Path, subfolders: Sequence[str]) -> Source:
-    """Read the first of `subfolders` that holds a checkpoint; for a fine-tuned run, the best parameters."""
+def _from_run(
+    folder: Path, stored: dict[str, Any], vocab: str | Path, subfolders: Sequence[str], step: int | None = None
+) -> Source:
+    """Read the checkpoint at `step`, or the newest, of the first of `subfolders` that holds one."""
     from albert_jax.training import checkpoint  # Orbax takes seconds to import
 
     path, table = folder / "config.json", stored.get("config")
@@ -169,7 +175,7 @@ def _from_run(folder: Path, stored: dict[str, Any], vocab: str | Path, subfolder
         raise InputError(f"{path}: {error}") from None
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), param_shapes(model))
-    params = jax.tree.map(np.asarray, checkpoint.restore_params(checkpoints, target))
+    params = jax.tree.map(np.asarray, checkpoint.restore_params(checkpoints, target, step))
     return Source("run", Weights(model, params), tokenizer_json.read(folder, vocab))
 
 

@@ -176,7 +176,7 @@ class Checkpoints:
         """
         if not _steps(self.folder):
             return None
-        step, state, meta, corrupted = _read_newest_intact(self.folder, target, together=True)
+        step, state, meta, corrupted = _read_newest_intact(self.folder, target, _steps(self.folder), together=True)
         self.quarantine(corrupted)
         changed = differences(meta["data"], self.data) if meta["data"] and self.data else []
         if changed and not allow_data_change:
@@ -269,36 +269,42 @@ def has_checkpoint(folder: str | Path) -> bool:
     return newest_step(folder) is not None
 
 
-def restore_params(folder: str | Path, target: Any) -> Any:
-    """Read the parameters of the newest intact checkpoint in `folder`.
+def restore_params(folder: str | Path, target: Any, step: int | None = None) -> Any:
+    """Read the parameters of the newest intact checkpoint in `folder`, or of the one at `step`.
 
     Corrupted checkpoints are logged and not renamed, since the run may belong to somebody else or be in progress.
 
     Args:
       folder: a path, or a bucket's address.
       target: the shape and sharding of each parameter.
+      step: None for the newest intact checkpoint.
 
     Raises:
-      InputError: no checkpoint is intact, or a parameter's shape differs from `target`.
+      InputError: no checkpoint is intact, there is none at `step`, or a parameter's shape differs from `target`.
     """
     path = _absolute(folder)
     if not _steps(path):
         raise InputError(f"{folder}: no checkpoint in this folder")
-    step, tree, _, corrupted = _read_newest_intact(path, {"params": target}, together=False)
+    if step is not None and step not in _steps(path):
+        raise InputError(
+            f"{folder}: no checkpoint at step {step}; there are {', '.join(map(str, sorted(_steps(path))))}"
+        )
+    steps = _steps(path) if step is None else [step]
+    newest, tree, _, corrupted = _read_newest_intact(path, {"params": target}, steps, together=False)
     for bad, reason in corrupted.items():
-        log.warning("%s: checkpoint %d is corrupted (%s); using checkpoint %d instead", folder, bad, reason, step)
+        log.warning("%s: checkpoint %d is corrupted (%s); using checkpoint %d instead", folder, bad, reason, newest)
     return tree["params"]
 
 
 def _read_newest_intact(
-    folder: epath.Path, target: Any, together: bool
+    folder: epath.Path, target: Any, steps: list[int], together: bool
 ) -> tuple[int, Any, dict[str, Any], dict[int, str]]:
-    """The newest intact step, its arrays and metadata, and why newer steps were passed over.
+    """The newest intact one of `steps`, its arrays and metadata, and why newer steps were passed over.
 
     If `together`, all processes read, and they agree on the step.
     """
     corrupted: dict[int, str] = {}
-    for step in sorted(_steps(folder), reverse=True):
+    for step in sorted(steps, reverse=True):
         read, reason = attempt(functools.partial(_read, folder / str(step), target))
         if together and not processes.everywhere(read is not None):
             read, reason = None, reason or "another process cannot read it"
