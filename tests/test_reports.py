@@ -50,10 +50,13 @@ def test_runs_that_differ_only_in_the_seed_are_one_row(tmp_path: Path) -> None:
     rows = comparison.mean_and_std(runs)
     assert rows.loc["sharing all", "mlm_loss"] == 5.5
     assert rows.loc["sharing all", "mlm_loss std"] == pytest.approx(np.std([5, 6], ddof=1))
-    lines = comparison.comparison_table(comparison.read(tmp_path)).partition("\n\n")[0].splitlines()
-    assert lines[0] == "|  | runs | parameters | MFLOP/token | tokens (M) | PFLOP | training (s) | MLM loss | MLM (%) |"
-    assert lines[2] == "| sharing all | 2 | 1,000 | 2.0 | 0.00 | 6e-07 | 2 ± 0 | 5.500 ± 0.707 | 25.0 ± 0.0 |"
-    assert lines[-1] == "| baseline |  |  |  |  |  |  |  | 10.0 |"
+    parts = comparison.comparison_table(comparison.read(tmp_path)).split("\n\n")
+    means, costs = parts[0].splitlines(), parts[-1].splitlines()
+    assert means[0] == "|  | runs | parameters | MLM loss | MLM (%) |"
+    assert means[2] == "| sharing all | 2 | 1,000 | 5.500 ± 0.707 | 25.0 ± 0.0 |"
+    assert means[-1] == "| baseline |  |  |  | 10.0 |"
+    assert costs[0] == "| cost | MFLOP/token | tokens (M) | PFLOP | training (s) |"
+    assert costs[2] == "| sharing all | 2.0 | 0.00 | 6e-07 | 2 ± 0 |"
 
 
 def test_paired_differences(tmp_path: Path) -> None:
@@ -89,11 +92,11 @@ def test_paired_differences(tmp_path: Path) -> None:
     assert "makes no claim, because it has fewer than 5 common seeds" in text
     assert "| sharing ffn | 5 | ≈ +0.020 [" in text
     assert (
-        f"| sharing none | 4 | {line['difference']:.3f} [{line['low']:.3f}, {line['high']:.3f}] | ≈ +0.0 [+0.0, +0.0] |"
+        f"| sharing none | 4 | {line['difference']:.3f} [{line['low']:.3f}, {line['high']:.3f}] | ≈ 0.0 [0.0, 0.0] |"
         in text
     )
     only = comparison.comparison_table(comparison.read([tmp_path / "all-0", tmp_path / "ffn-0"]))
-    assert "| sharing ffn | 1 | +0.100 | +0.0 |" in only
+    assert "| sharing ffn | 1 | +0.100 | 0.0 |" in only
     assert "Difference" not in comparison.comparison_table(comparison.read([tmp_path / "all-0", tmp_path / "ffn-1"]))
 
 
@@ -102,8 +105,8 @@ def test_a_new_metric_needs_no_entry(tmp_path: Path) -> None:
     metrics = {"mlm_loss": 5.0, "sso_accuracy": 0.4, "sso_loss": 1.1}
     write_run(tmp_path / "a", metrics=metrics)
     table = comparison.comparison_table(comparison.read(tmp_path / "a"))
-    assert "| MLM loss | SSO (%) | SSO loss |" in table
-    assert "| 5.000 | 40.0 | 1.100 |" in table
+    assert "| MLM loss | SSO (%) |" in table
+    assert "| 5.000 | 40.0 |" in table
     assert list(panels({f"eval/{name}" for name in metrics})) == ["mlm_loss", "sso_accuracy", "sso_loss", "loss"]
     assert list(panels({"eval/f1", "eval/f1_PER", "eval/best_f1_threshold"})) == ["f1", "loss"]
 
@@ -121,10 +124,16 @@ def test_report_writes_tables_and_figures(tmp_path: Path, capsys: pytest.Capture
     output = tmp_path / "compared"
     assert main(["report", *runs, "--output", str(output)]) == 0
     assert capsys.readouterr().out == (output / "table.md").read_text()
-    names = {f"{name}.{suffix}" for name in ("curves", "scores") for suffix in ("png", "svg")}
+    names = {f"{name}.{suffix}" for name in ("curves", "differences", "scores") for suffix in ("png", "svg")}
     assert {path.name for path in output.iterdir()} == names | {"table.md", "table.csv", "differences.csv", "runs.csv"}
     assert len((output / "runs.csv").read_text().splitlines()) == 5
     assert len((output / "table.csv").read_text().splitlines()) == 3
+    assert main(["report", *runs, "--output", str(output), "--rows", "tanh", "--reference", "tanh"]) == 0
+    assert len((output / "runs.csv").read_text().splitlines()) == 3
+    message = refused(["report", *runs, "--rows", "gelu"], capsys)
+    assert message == "--rows: no label contains 'gelu'; the labels are act relu; act tanh"
+    message = refused(["report", *runs, "--reference", "act"], capsys)
+    assert message == "--reference: several labels contain 'act': act relu; act tanh"
     message = refused(["report", str(output), runs[0], "--output", str(tmp_path)], capsys)
     assert f"{output}: contains no run and no table of runs" in message
 

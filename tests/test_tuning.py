@@ -180,5 +180,5 @@ def test_cost_and_caption(tmp_path: Path) -> None:
         in text
     )
     assert_input_error(
-        lambda: planned(tmp_path, reference="E = H"), "--reference: several labels contain 'E = H'; the labels"
+        lambda: planned(tmp_path, reference="E = H"), "--reference: several labels contain 'E = H': all-shared, E = H; "
     )

@@ -79,7 +79,7 @@ def ablate(arguments: argparse.Namespace) -> int:
     for table in tables:
         print(comparison.comparison_table(table))
         print(
-            f"\ntable.md, table.csv, differences.csv, runs.csv, curves and scores (.png, .svg): {plan.run_dir}",
+            f"\ntables (.md, .csv) and figures (.png, .svg): {plan.run_dir}",
             file=sys.stderr,
         )
         failed = table.runs[table.runs["state"].str.startswith("failed")]

@@ -29,7 +29,7 @@ from albert_jax.finetuning.run import load_config as load_finetune_config
 from albert_jax.model.heads import Albert, num_params
 from albert_jax.pretraining.run import PretrainConfig
 from albert_jax.reports.comparison import MANIFEST
-from albert_jax.reports.paired import find_label
+from albert_jax.reports.tables import find_label, match_labels
 
 SEED_OFFSET = 1_000_000
 """Added to the seed of a row that starts from another, because with the same seed it would read the same batches again."""
@@ -165,10 +165,7 @@ def _chosen_rows(table: Ablation, words: Sequence[str]) -> list[str]:
     labels = list(table.rows)
     chosen = set() if words else set(labels)
     for word in words:
-        matches = [label for label in labels if label == word] or [label for label in labels if word in label]
-        if not matches:
-            raise InputError(f"--rows: no label contains '{word}'; the labels are {'; '.join(labels)}")
-        for label in matches:
+        for label in match_labels("--rows", word, labels):
             chosen |= {label, *_starts(table, label)}
     return [label for label in labels if label in chosen]
 

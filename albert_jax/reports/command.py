@@ -9,7 +9,8 @@ from albert_jax.config import Parser, read_json
 
 EXAMPLES = """\
   albert-jax report runs/tiny   # draws curves.png, prints the last numbers
-  albert-jax report runs/sharing-tiny   # table.md, table.csv, runs.csv, curves and scores (.png, .svg) of a table
+  albert-jax report runs/sharing-tiny   # writes tables and figures of an ablation table
+  albert-jax report runs/sharing-tiny --rows all-shared --rows not-shared --output few   # a figure with few lines
   albert-jax report runs/a runs/b --output compared   # compares any runs; those that differ only in the seed are one row
 """
 
@@ -20,11 +21,11 @@ def add_report_commands(add_command: Callable[..., Parser]) -> None:
         "report DIR...", report, "Show the results of a run or of an ablation table, or compare runs.", EXAMPLES
     )
     parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a run, a table, or a folder of runs")
+    text = "only rows whose label is TEXT or contains it (repeatable)"
+    parser.add_argument("--rows", action="append", default=[], metavar="TEXT", help=text)
+    text = "compare the other rows with the row whose label is TEXT or contains it (default: the table's, or the first)"
+    parser.add_argument("--reference", default="", metavar="TEXT", help=text)
     text = "folder for the files (default: 'report' for several DIRs, else the table's folder)"
-    reference = (
-        "compare the other rows with the row whose label is TEXT or contains it (default: the table's, or the first)"
-    )
-    parser.add_argument("--reference", default="", metavar="TEXT", help=reference)
     parser.add_argument("--output", type=Path, metavar="DIR", help=text)
 
 
@@ -43,11 +44,11 @@ def report(arguments: argparse.Namespace) -> int:
             print(run.summary_table(summary))
     else:
         output = arguments.output or (Path("report") if others else folder)
-        result = comparison.read(arguments.folders, arguments.reference)
+        result = comparison.read(arguments.folders, arguments.reference, arguments.rows)
         figures.write(result, output)
         print(comparison.comparison_table(result))
         print(
-            f"\ntable.md, table.csv, differences.csv, runs.csv, curves and scores (.png, .svg): {output}",
+            f"\ntables (.md, .csv) and figures (.png, .svg): {output}",
             file=sys.stderr,
         )
     return 0

@@ -14,7 +14,19 @@ import pandas as pd
 
 from albert_jax.config import InputError, flat, override, read_json
 from albert_jax.reports import paired, tuning
-from albert_jax.reports.tables import CONFIG, PAPER, QUANTITIES, TUNED, markdown_table, title, value_columns, value_text
+from albert_jax.reports.tables import (
+    CONFIG,
+    PAPER,
+    QUANTITIES,
+    TUNED,
+    find_label,
+    markdown_table,
+    match_labels,
+    scores,
+    title,
+    value_columns,
+    value_text,
+)
 from albert_jax.training.run_folder import FAILURE, MAY_CHANGE_ON_RESUME, read_metrics, without_location
 
 MANIFEST = "ablation.json"
@@ -63,15 +75,16 @@ def load_runs(folders: Folders) -> pd.DataFrame:
     return read(folders).runs
 
 
-def read(folders: Folders, reference: str = "") -> Comparison:
+def read(folders: Folders, reference: str = "", rows: Sequence[str] = ()) -> Comparison:
     """Load runs with their curves, caption, baseline, probes and tuning.
 
     Args:
       folders: as for `load_runs`.
       reference: the row with which the others are compared: its label or a part of it (default: the table's, or the first).
+      rows: labels, or parts of labels, of the rows to keep (default: all).
 
     Raises:
-      InputError: a folder contains no runs, or `reference` names no row or several.
+      InputError: a folder contains no runs, a text in `rows` names no row, or `reference` names no row or several.
     """
     paths = [Path(folders)] if isinstance(folders, (str, Path)) else [Path(folder) for folder in folders]
     tables = list(dict.fromkeys(path.parent for folder in paths for path in _find(folder, MANIFEST)))
@@ -85,6 +98,11 @@ def read(folders: Folders, reference: str = "") -> Comparison:
         loaded = _planned_runs(table, plan, f"{plan['name']}: " if len(tables) > 1 else "") + loaded
     runs = pd.DataFrame([line for line, _ in loaded])
     _label_single_runs(runs)
+    if rows:
+        labels = list(runs["row"].unique())
+        kept = {label for text in rows for label in match_labels("--rows", text, labels)}
+        runs = runs[runs["row"].isin(kept)]
+        loaded = [(line, curve) for line, curve in loaded if line["folder"] in set(runs["folder"])]
     fixed = [name for name in runs if name.startswith(CONFIG) and not _varies(runs[name])]
     runs = runs.drop(columns=fixed).sort_index(
         axis="columns", key=lambda names: names.map(_column_order), kind="stable"
@@ -108,8 +126,9 @@ def _reference(text: str, runs: pd.DataFrame, plan: Mapping[str, Any]) -> str:
     """The label that `text` names, else the reference of the plan, else the first label."""
     labels = list(runs["row"].unique())
     if text:
-        return paired.find_label("--reference", text, labels)
-    return plan.get("reference") or labels[0]
+        return find_label("--reference", text, labels)
+    stored = plan.get("reference")
+    return stored if stored in labels else labels[0]
 
 
 def _find(folder: Path, name: str) -> list[Path]:
@@ -253,11 +272,13 @@ def _states(states: pd.Series) -> str:
 def comparison_table(comparison: Comparison) -> str:
     """Format a comparison as Markdown.
 
-    The first table has the mean ± standard deviation over seeds, and the paper's values; the second has the differences from the
-    reference row, the third the losses of the tuning runs.
+    The tables are: metrics, as mean ± standard deviation over seeds, beside the paper's values; differences from the reference
+    row; losses of tuning runs; costs.
     """
     runs = comparison.runs
-    rows, values = mean_and_std(runs), value_columns(runs)
+    rows, columns = mean_and_std(runs), value_columns(runs)
+    values = [name for name in columns if name == "parameters" or name in scores(columns)]
+    costs = [name for name in QUANTITIES if name in columns and name != "parameters"]
     tuned, paper = ([name for name in rows if name.startswith(prefix)] for prefix in (TUNED, PAPER))
     lines = []
     for label, row in rows.iterrows():
@@ -270,7 +291,9 @@ def comparison_table(comparison: Comparison) -> str:
     header = ["", "runs", *(tuning.short_name(name) for name in tuned), *map(title, values), *paper]
     parts = [comparison.caption, markdown_table(header, lines)]
     parts.append(paired.differences_table(paired.paired_differences(runs, comparison.reference), comparison.reference))
-    parts += [comparison.tuning, _probe_sentence(comparison.probes)]
+    parts.append(comparison.tuning)
+    lines = [[label, *(_cell(name, row[name], row[f"{name} std"]) for name in costs)] for label, row in rows.iterrows()]
+    parts += [markdown_table(["cost", *map(title, costs)], lines), _probe_sentence(comparison.probes)]
     failed = runs[runs["state"].str.startswith("failed: ")]
     parts.append("\n".join(f"failed: {run.row}, {run.run}: {run.state[8:]}" for run in failed.itertuples()))
     return "\n\n".join(part for part in parts if part)

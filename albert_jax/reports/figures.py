@@ -8,15 +8,15 @@ import pandas as pd
 
 from albert_jax.reports.comparison import Comparison, comparison_table, mean_and_std
 from albert_jax.reports.paired import paired_differences
-from albert_jax.reports.tables import QUANTITIES, metric_label, value_columns
+from albert_jax.reports.tables import QUANTITIES, metric_label, scores, value_columns
 from albert_jax.training.run_folder import write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BAND_OPACITY = 0.1
-"""Opacity of a band; a dozen bands may overlap."""
+MAX_BANDS = 6
+"""With more rows, bands would hide each other; the last evaluation has an error bar instead."""
 
 MAX_METRICS = 6
 """Maximum number of metrics in the figure of scores."""
@@ -26,7 +26,7 @@ AXES = {"parameters": ("parameters (M)", 1e-6), "flops": ("training FLOPs", 1.0)
 
 
 def draw_curves(curves: pd.DataFrame, baseline: Mapping[str, float]) -> "Figure | None":
-    """Draw each held-out metric during training: the mean over a row's seeds, with a band of one standard deviation.
+    """Draw the `scores` during training: the mean over a row's seeds, with a band of one standard deviation for a few rows.
 
     Args:
       curves: see `Comparison`.
@@ -37,13 +37,14 @@ def draw_curves(curves: pd.DataFrame, baseline: Mapping[str, float]) -> "Figure 
     """
     from matplotlib.figure import Figure
 
-    metrics = [name.removeprefix("eval/") for name in curves if name.startswith("eval/") and "threshold" not in name]
+    names = [name.removeprefix("eval/") for name in curves if name.startswith("eval/") and "threshold" not in name]
+    metrics = scores(names)
     if not metrics:
         return None
     x, label = ("step", "step") if curves["tokens"].isna().any() else ("tokens", "tokens, with padding")
-    colors = _colors(curves)
+    styles = _styles(curves)
     height = -(-len(metrics) // 2)
-    figure = Figure(figsize=(11, 3.4 * height + 0.3 * len(colors) / 3), layout="constrained")
+    figure = Figure(figsize=(11, 3.4 * height + 0.3 * len(styles) / 3), layout="constrained")
     grid = figure.subplots(height, 2, squeeze=False).flatten()
     for unused in grid[len(metrics) :]:
         unused.remove()
@@ -51,13 +52,17 @@ def draw_curves(curves: pd.DataFrame, baseline: Mapping[str, float]) -> "Figure 
         evaluated = curves.dropna(subset=f"eval/{name}")
         for row, records in evaluated.groupby("row", sort=False):
             points = records.groupby(x)[f"eval/{name}"].agg(["mean", "std"]).fillna(0.0)
-            axes.plot(points.index, points["mean"], "o-", ms=3, lw=1.3, color=colors[row], label=row)
-            low, high = points["mean"] - points["std"], points["mean"] + points["std"]
-            axes.fill_between(points.index, low, high, color=colors[row], alpha=BAND_OPACITY, lw=0)
+            axes.plot(points.index, points["mean"], lw=1.5, ms=4, label=row, **styles[row])
+            if len(styles) <= MAX_BANDS:
+                low, high = points["mean"] - points["std"], points["mean"] + points["std"]
+                axes.fill_between(points.index, low, high, color=styles[row]["color"], alpha=0.15, lw=0)
+            else:
+                last = points.iloc[-1]
+                axes.errorbar(last.name, last["mean"], last["std"], capsize=2, color=styles[row]["color"])
         _draw_baseline(axes, baseline, name)
         axes.set(xlabel=label, ylabel=f"{metric_label(name)}, held out")
         axes.grid(alpha=0.3)
-    _add_legend(figure, grid[0], len(colors))
+    _add_legend(figure, grid[0], len(styles))
     return figure
 
 
@@ -80,7 +85,7 @@ def draw_scores(runs: pd.DataFrame, baseline: Mapping[str, float]) -> "Figure | 
     drawn, left_out = metrics[:MAX_METRICS], metrics[MAX_METRICS:]
     rows = mean_and_std(runs).dropna(subset=metrics, how="all")
     columns = {name: axis for name, axis in AXES.items() if name in rows}
-    colors = _colors(runs)
+    styles = _styles(runs)
     figure = Figure(figsize=(12, 3.2 * len(drawn) + 0.3 * len(rows) / 3), layout="constrained")
     grid = figure.subplots(len(drawn), len(columns), squeeze=False, sharey="row")
     for panels, metric in zip(grid, drawn, strict=True):
@@ -88,7 +93,7 @@ def draw_scores(runs: pd.DataFrame, baseline: Mapping[str, float]) -> "Figure | 
             across = rows[name] * scale
             for row, value in rows[metric].dropna().items():
                 std = rows[f"{metric} std"].fillna(0.0)[row]
-                axes.errorbar(across[row], value, std, fmt="o", ms=5, capsize=2, color=colors[row], label=row)
+                axes.errorbar(across[row], value, std, ls="none", ms=5, capsize=2, label=row, **styles[row])
             _draw_baseline(axes, baseline, metric)
             axes.set(xlabel=label)
             if across.max() > 3 * across.min() > 0:
@@ -104,8 +109,40 @@ def draw_scores(runs: pd.DataFrame, baseline: Mapping[str, float]) -> "Figure | 
     return figure
 
 
+def draw_differences(differences: pd.DataFrame, reference: str) -> "Figure | None":
+    """Draw each row's difference from the reference row, with its 95 % confidence interval; gray if the interval contains 0.
+
+    Args:
+      differences: see `paired_differences`.
+      reference: label of the reference row.
+
+    Returns:
+      None if no row has an interval.
+    """
+    from matplotlib.figure import Figure
+
+    paired = differences.dropna(subset="low")
+    if paired.empty:
+        return None
+    metrics, labels = paired["metric"].unique(), list(paired["row"].unique())
+    figure = Figure(figsize=(2 + 3 * len(metrics), 1.2 + 0.3 * len(labels)), layout="constrained")
+    grid = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
+    for axes, metric in zip(grid, metrics, strict=True):
+        for line in paired[paired["metric"] == metric].itertuples():
+            color = "C0" if line.distinct else "gray"
+            half = line.high - line.difference
+            axes.errorbar(line.difference, labels.index(line.row), xerr=half, fmt="o", ms=5, capsize=3, color=color)
+        axes.axvline(0, color="black", lw=1)
+        axes.set(xlabel=metric_label(metric))
+        axes.grid(alpha=0.3)
+    grid[0].set_yticks(range(len(labels)), labels)
+    grid[0].set_ylim(len(labels) - 0.5, -0.5)
+    figure.suptitle(f"difference from '{reference}', with 95 % confidence interval", fontsize=10)
+    return figure
+
+
 def write(comparison: Comparison, folder: Path) -> None:
-    """Write `table.md`, `table.csv` (a line per row), `differences.csv`, `runs.csv` (a line per run), `curves` and `scores`."""
+    """Write `table.md`, `table.csv` (a line per row), `runs.csv` (a line per run), `differences.csv`, and the figures."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "table.md", comparison_table(comparison) + "\n")
     write_text(folder / "table.csv", mean_and_std(comparison.runs).to_csv())
@@ -114,6 +151,7 @@ def write(comparison: Comparison, folder: Path) -> None:
     write_text(folder / "runs.csv", comparison.runs.to_csv(index=False))
     figures = {
         "curves": draw_curves(comparison.curves, comparison.baseline),
+        "differences": draw_differences(differences, comparison.reference),
         "scores": draw_scores(comparison.runs, comparison.baseline),
     }
     for name, figure in figures.items():
@@ -122,13 +160,12 @@ def write(comparison: Comparison, folder: Path) -> None:
                 figure.savefig(folder / f"{name}.{suffix}", dpi=150)
 
 
-def _colors(table: pd.DataFrame) -> dict[Any, Any]:
-    """Row label -> color."""
-    from matplotlib import colormaps
-
-    rows = table["row"].unique()
-    palette = colormaps["tab10" if len(rows) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
-    return {row: palette[number % len(palette)] for number, row in enumerate(rows)}
+def _styles(table: pd.DataFrame) -> dict[Any, dict[str, Any]]:
+    """Row label -> color and marker; the marker changes after ten rows."""
+    return {
+        row: {"color": f"C{number % 10}", "marker": "os^D"[number // 10 % 4]}
+        for number, row in enumerate(table["row"].unique())
+    }
 
 
 def _draw_baseline(axes: "Axes", baseline: Mapping[str, float], name: str) -> None:

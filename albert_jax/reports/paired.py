@@ -1,12 +1,10 @@
 """Compare rows with a reference row, seed by seed."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 from scipy import stats
 
-from albert_jax.config import InputError
 from albert_jax.reports.tables import markdown_table, scores, title, value_columns, value_text
 
 CONFIDENCE = 0.95
@@ -57,33 +55,22 @@ def differences_table(differences: pd.DataFrame, reference: str) -> str:
         lines.append([label, " to ".join(map(str, counts)), *(cells.get(metric) for metric in metrics)])
     caption = (
         f"Difference from '{reference}': mean over the common seeds [{100 * CONFIDENCE:.0f} % confidence interval, paired t "
-        "test, not corrected for the number of rows].  ≈: the interval contains 0, so the row cannot be distinguished from "
+        "test, not corrected for the number of rows]. ≈: the interval contains 0, so the row cannot be distinguished from "
         "the reference."
     )
     if paired["seeds"].min() < CLAIM_SEEDS:
-        caption += f"  This table makes no claim, because it has fewer than {CLAIM_SEEDS} common seeds."
+        caption += f" This table makes no claim, because it has fewer than {CLAIM_SEEDS} common seeds."
     return f"{caption}\n\n{markdown_table(['', 'seeds', *map(title, metrics)], lines)}"
 
 
 def _cell(line: Any) -> str:
     def signed(value: float) -> str:
         text = value_text(line.metric, value)
+        if not text.strip("-0."):
+            return text.removeprefix("-")  # rounded to 0
         return text if text.startswith("-") else f"+{text}"
 
     if line.seeds < 2:
         return signed(line.difference)
     mark = "" if line.distinct else "≈ "
     return f"{mark}{signed(line.difference)} [{signed(line.low)}, {signed(line.high)}]"
-
-
-def find_label(option: str, text: str, labels: Sequence[str]) -> str:
-    """The label that equals `text`, or the only one that contains it.
-
-    Raises:
-      InputError: no label or several contain `text`; names `option`.
-    """
-    matches = [label for label in labels if label == text] or [label for label in labels if text in label]
-    if len(matches) != 1:
-        several = f"several labels contain '{text}'" if matches else f"no label contains '{text}'"
-        raise InputError(f"{option}: {several}; the labels are {'; '.join(labels)}")
-    return matches[0]

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from albert_jax.config import InputError
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -45,6 +47,30 @@ def value_columns(runs: "pd.DataFrame") -> list[str]:
 def scores(names: Iterable[str]) -> list[str]:
     """The metrics that a comparison is about: the masked-LM loss, and all that are neither a loss nor a quantity."""
     return [name for name in names if name == "mlm_loss" or not (name in QUANTITIES or name.endswith("_loss"))]
+
+
+def match_labels(option: str, text: str, labels: Sequence[str]) -> list[str]:
+    """The label that equals `text`, or else all that contain it.
+
+    Raises:
+      InputError: there is none; names `option`.
+    """
+    matches = [label for label in labels if label == text] or [label for label in labels if text in label]
+    if not matches:
+        raise InputError(f"{option}: no label contains '{text}'; the labels are {'; '.join(labels)}")
+    return matches
+
+
+def find_label(option: str, text: str, labels: Sequence[str]) -> str:
+    """The label that equals `text`, or the only one that contains it.
+
+    Raises:
+      InputError: there is none, or there are several; names `option`.
+    """
+    matches = match_labels(option, text, labels)
+    if len(matches) > 1:
+        raise InputError(f"{option}: several labels contain '{text}': {'; '.join(matches)}")
+    return matches[0]
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
