@@ -12,7 +12,7 @@ from albert_jax.ablation.budget import step_tokens
 from albert_jax.ablation.cost import cost_table
 from albert_jax.ablation.manifest import Plan, load_plan
 from albert_jax.ablation.planning import resolve
-from albert_jax.reports.tuning import grid_points, tuning_table
+from albert_jax.reports.tuning_runs import grid_points, tuning_table
 from albert_jax.training.optim import AdamW
 
 from .conftest import ROOT, assert_input_error, refused

@@ -7,7 +7,7 @@ from albert_jax.ablation.budget import step_tokens
 from albert_jax.ablation.manifest import Plan
 from albert_jax.config import read_json
 from albert_jax.reports.tables import QUANTITIES, duration, markdown_table, value_text
-from albert_jax.reports.tuning import grid_points
+from albert_jax.reports.tuning_runs import grid_points
 from albert_jax.training import devices
 
 

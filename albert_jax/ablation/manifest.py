@@ -9,7 +9,7 @@ from albert_jax.ablation.budget import BUDGETS
 from albert_jax.config import InputError, differences, from_dict, override, read_json, to_dict
 from albert_jax.pretraining.run import PretrainConfig
 from albert_jax.reports.comparison import MANIFEST
-from albert_jax.reports.tuning import Values, folder_name, grid_points
+from albert_jax.reports.tuning_runs import Values, folder_name, grid_points
 from albert_jax.training import run_folder
 
 LOCK = "ablate.lock"

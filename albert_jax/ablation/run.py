@@ -29,7 +29,7 @@ from albert_jax.pretraining.run import PretrainConfig, cannot_be_parallel, pretr
 from albert_jax.reports import comparison, figures
 from albert_jax.reports.comparison import MANIFEST, PROBES, Comparison
 from albert_jax.reports.tables import duration
-from albert_jax.reports.tuning import grid_points, values_text
+from albert_jax.reports.tuning_runs import grid_points, values_text
 from albert_jax.training import checkpoint, run_folder
 from albert_jax.training.loop import Interrupted
 from albert_jax.training.run_folder import FAILURE

@@ -8,7 +8,7 @@ from pathlib import Path
 from albert_jax.ablation.manifest import LOCK, Plan, PlannedRow, load_plan
 from albert_jax.config import InputError, flat, from_dict, override, read_json, to_dict
 from albert_jax.pretraining.run import PretrainConfig
-from albert_jax.reports.tuning import grid_points, tuning_loss
+from albert_jax.reports.tuning_runs import grid_points, tuning_loss
 from albert_jax.training import run_folder
 
 

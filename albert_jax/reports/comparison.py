@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from albert_jax.config import InputError, flat, override, read_json
-from albert_jax.reports import paired, tuning
+from albert_jax.reports import paired, tuning_runs
 from albert_jax.reports.tables import (
     CONFIG,
     PAPER,
@@ -118,7 +118,7 @@ def read(folders: Folders, reference: str = "", rows: Sequence[str] = ()) -> Com
         baseline=summaries[0]["baseline"] if summaries else {},
         probes=probes[-1] if probes else {},
         reference=_reference(reference, runs, plans[0] if len(plans) == 1 else {}),
-        tuning="\n\n".join(filter(None, map(tuning.tuning_table, tables, plans))),
+        tuning="\n\n".join(filter(None, map(tuning_runs.tuning_table, tables, plans))),
     )
 
 
@@ -127,8 +127,7 @@ def _reference(text: str, runs: pd.DataFrame, plan: Mapping[str, Any]) -> str:
     labels = list(runs["row"].unique())
     if text:
         return find_label("--reference", text, labels)
-    stored = plan.get("reference")
-    return stored if stored in labels else labels[0]
+    return next((label for label in labels if label == plan.get("reference")), labels[0])
 
 
 def _find(folder: Path, name: str) -> list[Path]:
@@ -288,7 +287,7 @@ def comparison_table(comparison: Comparison) -> str:
     if any(name in comparison.baseline for name in values):
         baseline = [value_text(name, comparison.baseline.get(name)) for name in values]
         lines.append(["baseline", "", *[""] * len(tuned), *baseline, *[""] * len(paper)])
-    header = ["", "runs", *(tuning.short_name(name) for name in tuned), *map(title, values), *paper]
+    header = ["", "runs", *(tuning_runs.short_name(name) for name in tuned), *map(title, values), *paper]
     parts = [comparison.caption, markdown_table(header, lines)]
     parts.append(paired.differences_table(paired.paired_differences(runs, comparison.reference), comparison.reference))
     parts.append(comparison.tuning)
