@@ -17,7 +17,7 @@ import pytest
 from .conftest import FAST_COMPILE, ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
-PICTURES = {"1_tour": 1, "2_masking_and_pairs": 1, "3_sharing_ablation": 2, "4_inside": 3, "5_hugging_face": 1}
+PICTURES = {"1_tour": 1, "2_masking_and_pairs": 1, "3_sharing_ablation": 2, "4_inside": 3, "5_hugging_face": 1, "6_plateau": 3}
 """Notebook -> the number of pictures that it draws."""
 QUICK = {"STEPS": 2, "SEEDS": 1}
 """Values of constants in the notebooks for this test."""
@@ -35,7 +35,7 @@ def executed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         text = (folder / "experiments" / name).read_text()
         assert 'source="python-docs"' in text
         text = text.replace('source="python-docs"', f'source="{corpus}", cache_dir="{folder}/cache"')
-        (folder / "experiments" / name).write_text(text.replace("vocab_size=4000", "vocab_size=1000"))
+        (folder / "experiments" / name).write_text(text.replace("vocab_size=2000", "vocab_size=1000"))
     (folder / "notebooks").mkdir()
     together = nbformat.v4.new_notebook()
     for path in NOTEBOOKS:
