@@ -14,10 +14,11 @@ from typing import Any
 
 from albert_jax.ablation.command import add_ablation_commands
 from albert_jax.bench.command import add_bench_commands
-from albert_jax.config import InputError, Parser
+from albert_jax.config import InputError
 from albert_jax.exchange.command import add_exchange_commands
 from albert_jax.finetuning.command import add_finetuning_commands
 from albert_jax.inference.command import add_inference_commands
+from albert_jax.parser import Parser
 from albert_jax.plan.command import add_plan_commands
 from albert_jax.pretraining.command import add_pretraining_commands
 from albert_jax.reports.command import add_report_commands

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from albert_jax.cli import main
 from albert_jax.config import InputError
 from albert_jax.data import sources
 from albert_jax.data.tokenizer import train_vocabulary
+from albert_jax.parser import Parser
 from albert_jax.training.progress import Meter
 
 from .synthetic_tasks import finetune_words, write_files
@@ -65,6 +66,13 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     lines = [line for line in capsys.readouterr().err.splitlines() if "albert-jax: error: " in line]
     assert len(lines) == 1
     return lines[0].removeprefix("albert-jax: error: ")
+
+
+def overrides_of(cls: type, words: Sequence[str]) -> dict[str, Any]:
+    """The fields of `cls` that command-line words set: dotted field -> text."""
+    parser = Parser(add_help=False)
+    parser.add_fields(cls)
+    return parser.parse(words).overrides
 
 
 def assert_input_error(call: Callable[[], object], *parts: str) -> None:

@@ -29,7 +29,7 @@ from albert_jax.pretraining.run import PretrainConfig
 from albert_jax.reports import load_runs
 from albert_jax.training.run_folder import file_lock, read_metrics
 
-from .conftest import ROOT, digest, refused
+from .conftest import ROOT, digest, overrides_of, refused
 from .synthetic_tasks import WRITE
 
 TABLE = '''"""Does a small table run?"""
@@ -301,7 +301,8 @@ def test_step_seconds(words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(budget, "TIMED_STEPS", 3)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     arguments = words(tmp_path / "four")
-    plan = resolve(arguments[1], rows=["shared"], overrides=arguments[2:-2])  # without the run folder
+    overrides = overrides_of(PretrainConfig, arguments[2:-2])  # without the run folder
+    plan = resolve(arguments[1], rows=["shared"], overrides=overrides)
     assert 0 < budget.step_seconds(plan.rows[0].config) < 10
     assert [folder.parent for folder in used] == [tmp_path]
     assert list(tmp_path.iterdir()) == []

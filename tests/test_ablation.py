@@ -189,7 +189,7 @@ def test_batches_of_the_optimizer_table_are_multiples_of_the_scales() -> None:
 
 
 def test_a_table_without_warm_up_stays_without() -> None:
-    plan = resolve(table("unsharing"), overrides=["--optim.num-warmup-steps", "0"])
+    plan = resolve(table("unsharing"), overrides={"optim.num_warmup_steps": 0})
     assert {row.config.optim.num_warmup_steps for row in plan.rows} == {0}
 
 
@@ -237,7 +237,7 @@ def test_rows_are_chosen_with_those_that_they_start_from() -> None:
 
 def test_a_plan_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
     folder = str(tmp_path / "t")
-    plan = resolve(table("depth"), seeds=2, run_dir=folder, overrides=["--train.seed", "7"])
+    plan = resolve(table("depth"), seeds=2, run_dir=folder, overrides={"train.seed": 7})
     plan.save()
     assert load_plan(folder) == plan
     with pytest.raises(InputError, match=r"ablation\.json: no row 'no such'"):
@@ -246,7 +246,7 @@ def test_a_plan_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
 
 def test_plans_in_one_folder_are_merged(tmp_path: Path) -> None:
     """A second launch keeps the rows, seeds and fine-tuning of the first; a plan of a different table is refused."""
-    options = {"run_dir": str(tmp_path / "t"), "overrides": ["--train.seed", "7"]}
+    options = {"run_dir": str(tmp_path / "t"), "overrides": {"train.seed": 7}}
     sst2 = f"{ROOT}/experiments/finetune/sst2.py"
     plan = resolve(table("depth"), seeds=2, rows=["1 layer", "6 layers from"], finetune=[sst2], **options)
     again = resolve(table("depth"), rows=["3 layers"], **options)

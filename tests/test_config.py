@@ -10,7 +10,6 @@ import pytest
 
 from albert_jax.config import (
     InputError,
-    Parser,
     check_fields,
     choice,
     differences,
@@ -24,6 +23,9 @@ from albert_jax.config import (
     to_dict,
     variant,
 )
+from albert_jax.parser import Parser
+
+from .conftest import overrides_of
 
 
 @dataclass(frozen=True)
@@ -268,11 +270,11 @@ def test_override_leaves_its_argument_alone() -> None:
     assert values == to_dict(CONFIG)
 
 
-def test_load_takes_words_and_mappings(tmp_path: Path) -> None:
+def test_load_takes_overrides(tmp_path: Path) -> None:
     stored = tmp_path / "config.json"
     stored.write_text(json.dumps({"config": to_dict(CONFIG)}))
     expected = Config("a", Section(0.5), steps=4)
-    assert load(Config, str(stored), ["--section.rate", "0.5", "--steps=4"]) == expected
+    assert load(Config, str(stored), overrides_of(Config, ["--section.rate", "0.5", "--steps=4"])) == expected
     assert load(Config, str(stored), {"section.rate": 0.5, "steps": "4"}) == expected
     assert load(Config, str(stored)) == CONFIG
 

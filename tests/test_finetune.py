@@ -15,11 +15,12 @@ from albert_jax.data.batches import collate
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.finetuning import files
 from albert_jax.finetuning.family import Split, draw, read_splits
-from albert_jax.finetuning.run import load_config
+from albert_jax.finetuning.run import FinetuneConfig, load_config
 from albert_jax.finetuning.tasks import TASKS
 from albert_jax.finetuning.token_classification import Example, TokenClassification
 from albert_jax.model.heads import Albert, param_shapes
 
+from .conftest import overrides_of
 from .synthetic_tasks import FIELDS, WRITE, finetune_words, hinted, summary, write_files
 
 CLASSES: dict[str, tuple[list[str], Any]] = {
@@ -59,7 +60,7 @@ def test_labels_become_predictions(task: str, tmp_path: Path) -> None:
     Fails if labels are shifted, an answer's position is off by one, or an option is compared with another's label.
     """
     _, experiment, *options = finetune_words(task, tmp_path)
-    config = load_config(experiment, [*options, *WRITE[task](tmp_path)])
+    config = load_config(experiment, overrides_of(FinetuneConfig, [*options, *WRITE[task](tmp_path)]))
     family = TASKS[task]
     splits = read_splits(family, files.find(config.data, family.splits), config.data)
     tokenizer = Tokenizer(FIELDS["data.vocab"])

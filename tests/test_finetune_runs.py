@@ -351,4 +351,4 @@ def test_data_of_another_family_is_refused() -> None:
     message = "data.task: unknown value 'squad1' for ClassificationData; choose one of cola, sst2"
     assert_input_error(lambda: load_config(experiment, {"data.task": "squad1"}), message)
     message = "data.doc_stride is a field of question_answering, but the task 'sst2' is classification"
-    assert_input_error(lambda: load_config(experiment, ["--data.doc-stride", "3"]), message)
+    assert_input_error(lambda: load_config(experiment, {"data.doc_stride": "3"}), message)

@@ -25,7 +25,7 @@ from albert_jax.training import partition
 from albert_jax.training import step as train_step
 from albert_jax.training.partition import Layout
 
-from .conftest import ROOT, TINY, refused
+from .conftest import ROOT, TINY, overrides_of, refused
 
 FILES = sorted((ROOT / "experiments" / "pretrain").glob("*.py"))
 HEADS = {"base": 130_226, "large": 163_506, "xlarge": 296_626, "xxlarge": 562_866}
@@ -40,7 +40,9 @@ SMALL = [
 
 
 def experiment(name: str, *words: str) -> PretrainConfig:
-    return load(PretrainConfig, str(ROOT / "experiments" / "pretrain" / f"{name}.py"), words)
+    return load(
+        PretrainConfig, str(ROOT / "experiments" / "pretrain" / f"{name}.py"), overrides_of(PretrainConfig, words)
+    )
 
 
 def small(*words: str) -> PretrainConfig:

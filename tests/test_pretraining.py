@@ -23,6 +23,8 @@ from albert_jax.pretraining.segment_pairs import SENTENCE_OBJECTIVES
 from albert_jax.pretraining.task import pretraining_model
 from albert_jax.training.partition import make_mesh
 
+from .conftest import overrides_of
+
 KNOWN_WORDS = ["the", "list", "of", "text", "which", "is", "a", "case", "object", "value", "method", "function", "name"]
 
 
@@ -51,7 +53,9 @@ def test_probes_find_a_leak(leak: str, small: Callable[..., list[str]], tmp_path
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     words = small(tmp_path / "run", data__source=corpus, model__vocab_size=38, max_eval_steps=100)[1:]
     words += ["--objective.max-seq-length", "128", "--model.max-position-embeddings", "128"]
-    result = probes.probe(load(PretrainConfig, words[0], [*words[1:], "--data.eval-fraction", "0.3"]))
+    result = probes.probe(
+        load(PretrainConfig, words[0], overrides_of(PretrainConfig, [*words[1:], "--data.eval-fraction", "0.3"]))
+    )
     assert result["heldout_pairs"] > 80
     if leak == "none":
         assert abs(result["shapes"] - 0.5) < 4 * result["standard_error"]
@@ -64,7 +68,7 @@ def test_probes_find_a_leak(leak: str, small: Callable[..., list[str]], tmp_path
 @pytest.fixture(scope="module")
 def config(small: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
     words = small(tmp_path_factory.mktemp("run"))
-    return load(PretrainConfig, words[1], words[2:])
+    return load(PretrainConfig, words[1], overrides_of(PretrainConfig, words[2:]))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from albert_jax import pretraining
-from albert_jax.config import InputError, Parser, load
+from albert_jax.config import InputError, load
+from albert_jax.parser import Parser
 from albert_jax.training.command import exit_code
 
 EXAMPLES = """\

@@ -15,18 +15,17 @@ from albert_jax.ablation.manifest import Plan, PlannedRow, load_plan
 from albert_jax.ablation.table import Ablation, At, Row, read_table, scale_names, slug
 from albert_jax.config import (
     InputError,
-    Parser,
     check_choice,
     from_dict,
     load,
     override,
-    read_overrides,
     to_dict,
 )
 from albert_jax.finetuning.run import SCALES as FINETUNE_SCALES
 from albert_jax.finetuning.run import FinetuneConfig
 from albert_jax.finetuning.run import load_config as load_finetune_config
 from albert_jax.model.heads import Albert, num_params
+from albert_jax.parser import Parser
 from albert_jax.pretraining.run import PretrainConfig
 from albert_jax.reports.comparison import MANIFEST
 from albert_jax.reports.tables import find_label, match_labels
@@ -41,7 +40,7 @@ def resolve(
     scale: str = "tiny",
     seeds: int = 1,
     budget: str = "tokens",
-    overrides: Mapping[str, Any] | Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
     rows: Sequence[str] = (),
     tune: Sequence[str] = (),
     reference: str = "",
@@ -55,7 +54,7 @@ def resolve(
       scale: a file in the folder `scales` beside it.
       seeds: the number of runs per row.
       budget: an entry of `BUDGETS`.
-      overrides: for all rows; dotted field -> value, or command-line words.
+      overrides: for all rows; dotted field -> value.
       rows: labels, or parts of labels, of the rows to run (default: all).
       tune: fields of `optim` with values to try, such as "optim.learning_rate=5e-4,1e-3"; every row runs at its best combination.
       reference: label, or a part of it, of the row with which the others are compared (default: the first); it runs too.
@@ -75,7 +74,7 @@ def resolve(
     if budget == "params" and not row_fields.isdisjoint(WIDTH):
         raise InputError(f"--budget params: the rows of {name} set the width themselves")
     folder = str(Path(run_dir or f"runs/{name}-{scale}").expanduser())
-    base = _base_config(path, table, scale, overrides, row_fields)
+    base = _base_config(path, table, scale, overrides or {}, row_fields)
     config = from_dict(PretrainConfig, base | {"run_dir": folder})
     configs = {label: _row_config(config, label, row, scale, path) for label, row in table.rows.items()}
     first = next(iter(table.rows))
@@ -122,16 +121,15 @@ def _base_config(
     path: str,
     table: Ablation,
     scale: str,
-    overrides: Mapping[str, Any] | Sequence[str],
+    overrides: Mapping[str, Any],
     row_fields: set[str],
 ) -> dict[str, Any]:
     """The scale's experiment with the table's fields for it and the overrides."""
-    values = read_overrides(PretrainConfig, overrides)
-    for name in values:
+    for name in overrides:
         if name in row_fields:
             raise InputError(f"--{name.replace('_', '-')}: rows of {Path(path).stem} set it; change it in {path}")
     experiment = load(PretrainConfig, str(Path(path).parent / "scales" / f"{scale}.py"))
-    return override(to_dict(experiment), {**table.base.get(scale, {}), **values})
+    return override(to_dict(experiment), {**table.base.get(scale, {}), **overrides})
 
 
 def _row_config(base: PretrainConfig, label: str, row: Row, scale: str, path: str) -> PretrainConfig:

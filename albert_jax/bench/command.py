@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from albert_jax.config import InputError, Parser, check_choice, check_writable, from_dict, override, to_dict
+from albert_jax.config import InputError, check_choice, check_writable, from_dict, override, to_dict
+from albert_jax.parser import Parser
 
 EXAMPLES = """\
   albert-jax bench base --batch-size 8 --length 128   # on whatever device JAX finds

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from albert_jax.config import Parser
+from albert_jax.parser import Parser
 
 EXAMPLES = """\
   albert-jax convert albert_base_v2.tar.gz albert-base-v2   # Google's checkpoint -> Hugging Face folder

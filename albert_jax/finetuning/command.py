@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from albert_jax.config import InputError, Parser
+from albert_jax.config import InputError
+from albert_jax.parser import Parser
 from albert_jax.training.command import add_run_options, exit_code, join_processes
 
 EXAMPLES = """\

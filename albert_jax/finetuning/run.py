@@ -22,7 +22,6 @@ from albert_jax.config import (
     from_dict,
     load,
     read_json,
-    read_overrides,
     variant,
     variant_name,
 )
@@ -123,33 +122,31 @@ class FinetuneConfig:
             )
 
 
-def load_config(
-    experiment: str, overrides: Mapping[str, Any] | Sequence[str] = (), scale: str = "paper"
-) -> FinetuneConfig:
-    """Load an experiment.  The scale overrides its fields, and `overrides`, as `config.load` takes them, override both.
+def load_config(experiment: str, overrides: Mapping[str, Any] | None = None, scale: str = "paper") -> FinetuneConfig:
+    """Load an experiment.  The scale overrides its fields, and `overrides` override both.
 
     Raises:
       InputError: as `config.load`; architecture overrides with --init-from.
     """
     check_choice("--scale", scale, SCALES)
-    base, chosen = load(FinetuneConfig, experiment), read_overrides(FinetuneConfig, overrides)
+    base, overrides = load(FinetuneConfig, experiment), overrides or {}
     architecture = [
         f"--{name.replace('_', '-')}"
-        for name in chosen
+        for name in overrides
         if name.startswith("model.") and name.removeprefix("model.") not in OWN_MODEL_FIELDS
     ]
-    if chosen.get("init_from", base.init_from) and architecture:
+    if overrides.get("init_from", base.init_from) and architecture:
         raise InputError(
             f"{', '.join(architecture)} cannot be combined with --init-from: the architecture comes from the checkpoint. "
             f"You can set: {', '.join(OWN_MODEL_FIELDS)}"
         )
     known = _data_fields(type(base.data))
     for family_name, data_config in FAMILIES.items():
-        if foreign := sorted((_data_fields(data_config) - known).intersection(chosen)):
+        if foreign := sorted((_data_fields(data_config) - known).intersection(overrides)):
             kind = variant_name(base, "data")
             raise InputError(f"{foreign[0]} is a field of {family_name}, but the task {base.data.task!r} is {kind}")
     scaled = {name: value for name, value in SCALES[scale].items() if name in known or not name.startswith("data.")}
-    return load(FinetuneConfig, experiment, {**scaled, **chosen})
+    return load(FinetuneConfig, experiment, {**scaled, **overrides})
 
 
 def _data_fields(data_config: type[TaskDataConfig]) -> set[str]:

@@ -5,8 +5,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from albert_jax.config import InputError, Parser, check_choice
+from albert_jax.config import InputError, check_choice
 from albert_jax.exchange.command import add_source, source_options
+from albert_jax.parser import Parser
 
 EXAMPLES = """\
   albert-jax predict albert/albert-base-v2 'Paris is the [MASK] of France.'

@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from albert_jax.config import Parser, load
+from albert_jax.config import load
+from albert_jax.parser import Parser
 
 EXAMPLES = """\
   albert-jax plan experiments/pretrain/xxlarge.py --mesh.data 64   # 64 H100 at 40 % of their peak

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from albert_jax import pretraining
-from albert_jax.config import InputError, Parser, check_writable, load
+from albert_jax.config import InputError, check_writable, load
+from albert_jax.parser import Parser
 from albert_jax.training.command import add_run_options, exit_code, join_processes
 
 PRETRAIN_EXAMPLES = """\

@@ -5,7 +5,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from albert_jax.config import Parser, read_json
+from albert_jax.config import read_json
+from albert_jax.parser import Parser
 
 EXAMPLES = """\
   albert-jax report runs/tiny   # draws curves.png, prints the last numbers

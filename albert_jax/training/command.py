@@ -5,7 +5,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from albert_jax.config import Parser, from_dict
+from albert_jax.config import from_dict
+from albert_jax.parser import Parser
 
 
 def add_run_options(parser: Parser) -> None:
