@@ -31,8 +31,7 @@ from albert_jax.config import load
 from albert_jax.data import loader
 from albert_jax.data.prepare import prepare
 from albert_jax.pretraining import PretrainConfig
-from albert_jax.pretraining.objective import draw
-from albert_jax.pretraining.run import vocabulary_of
+from albert_jax.pretraining.objective import draw, vocabulary_of
 from albert_jax.pretraining.segment_pairs import SENTENCE_OBJECTIVES
 
 # %% [markdown]
@@ -52,7 +51,7 @@ batch["tokens"].shape, len(sequences)
 def draw_examples(sentence_objective: str, seed: int = 0) -> dict[str, np.ndarray]:
     """Examples of one sentence objective, drawn from the batch."""
     objective = dataclasses.replace(config.objective, sentence_objective=sentence_objective)
-    draw_batch = jax.jit(functools.partial(draw, objective, vocabulary_of(prepared)))
+    draw_batch = jax.jit(functools.partial(draw, objective, vocabulary_of(prepared.tokenizer)))
     return jax.device_get(draw_batch(batch, jax.random.key(seed)))
 
 

@@ -76,13 +76,13 @@ Markdown(comparison_table(result))
 # The mean over the seeds, with a band of one standard deviation. Two seeds are few: do not trust a difference within the bands.
 
 # %%
-draw_curves(result.curves, result.baseline)
+draw_curves(result.curves, result.baselines)
 
 # %% [markdown]
 # The rows differ in parameters but not in FLOPs: sharing saves memory, not work.
 
 # %%
-draw_scores(result.runs, result.baseline)
+draw_scores(result.runs, result.baselines)
 
 # %% [markdown]
 # ## The results as a DataFrame

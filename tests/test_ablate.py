@@ -159,7 +159,6 @@ def test_a_folder_of_a_different_table_is_refused(
 def test_probes_are_printed_below_the_table(table: Path) -> None:
     result = read(table / "probes.json")
     assert result["objective"] == "sop"
-    assert not result["case"]
     sentence = f"reach {100 * result['shapes']:.1f} % on SOP from lengths and punctuation, and "
     assert sentence in (table / "table.md").read_text()
 

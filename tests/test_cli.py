@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections import ChainMap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -192,13 +193,13 @@ def test_config_json_repeats_the_run(finished_run: Path, tmp_path: Path) -> None
     assert main(["pretrain", str(finished_run / "config.json"), "--run-dir", str(again)]) == 0
     first, second = (json.loads((path / "summary.json").read_text()) for path in (finished_run, again))
     assert first["eval"] == second["eval"]
-    assert first["baseline"] == second["baseline"]
+    assert first["baselines"] == second["baselines"]
 
 
 def test_a_run_folder_has_its_files(finished_run: Path) -> None:
     summary = json.loads((finished_run / "summary.json").read_text())
-    for part in ("eval", "baseline"):
-        assert {"mlm_loss", "mlm_accuracy", "sop_accuracy"} <= summary[part].keys()
+    for metrics in (summary["eval"], ChainMap(*summary["baselines"].values())):
+        assert {"mlm_loss", "mlm_accuracy", "sop_accuracy"} <= metrics.keys()
     assert {"steps", "tokens", "seconds", "tokens_per_second"} <= summary.keys()
     assert {path.name for path in finished_run.iterdir()} >= {
         "config.json",

@@ -173,11 +173,22 @@ def test_best_parameters(tmp_path: Path) -> None:
 
     def evaluate(params: Any) -> dict[str, dict[str, float]]:
         kept.append(jax.device_get(params))
-        return {"eval": {"score": next(scores)}, "baseline": {}}
+        return {"eval": {"score": next(scores)}, "baselines": {}}
 
     state, summary = toy.train(tmp_path, fields={"evaluate": evaluate, "select": "score"})
     assert summary["best"] == {"step": 8, "score": 0.9}
     jax.tree.map(np.testing.assert_array_equal, restore_params(tmp_path / "best", abstract(state.params)), kept[1])
+
+
+def test_a_warning_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Per run, not per launch.  Fails if a checkpoint does not store that the run has warned."""
+    fields = {"warning": lambda step, evaluation: f"step {step} of {len(evaluation['eval'])}" if step > 4 else ""}
+    with pytest.raises(Interrupted):
+        toy.train(tmp_path, fields=fields | signal_after(11, signal.SIGTERM))
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == ["step 8 of 1"]
+    caplog.clear()
+    toy.train(tmp_path, fields=fields)
+    assert "step 12" not in caplog.text
 
 
 def test_start_from_given_parameters(tmp_path: Path) -> None:

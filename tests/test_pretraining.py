@@ -13,12 +13,14 @@ import pytest
 
 from albert_jax.config import InputError, load
 from albert_jax.data import loader
-from albert_jax.data.prepare import Prepared, prepare, token_counts
+from albert_jax.data.prepare import Prepared, prepare
 from albert_jax.model.heads import init_params
 from albert_jax.pretraining import objective as objectives
 from albert_jax.pretraining import probes
+from albert_jax.pretraining.baselines import baselines
 from albert_jax.pretraining.evaluation import EVAL_SEED, make_evaluate
-from albert_jax.pretraining.run import PretrainConfig, vocabulary_of
+from albert_jax.pretraining.objective import vocabulary_of
+from albert_jax.pretraining.run import PretrainConfig
 from albert_jax.pretraining.segment_pairs import SENTENCE_OBJECTIVES
 from albert_jax.pretraining.task import pretraining_model
 from albert_jax.training.partition import make_mesh
@@ -77,14 +79,15 @@ def prepared(config: PretrainConfig) -> Prepared:
 
 
 @functools.cache
-def evaluate(config: PretrainConfig, prepared: Prepared) -> dict[str, dict[str, float]]:
+def evaluate(config: PretrainConfig, prepared: Prepared) -> dict[str, Any]:
     """Evaluate fresh parameters."""
     model = pretraining_model(config.model, config.objective)
     heldout = loader.open_split(prepared, "heldout", 32)
     objective = config.eval_objective or config.objective
     sizes = config.train.eval_batch_size, config.max_eval_steps, config.eval_draws
-    vocabulary, mesh = vocabulary_of(prepared), make_mesh("any", 1)
-    evaluator = make_evaluate(model, objective, vocabulary, heldout, token_counts(prepared), mesh, *sizes)
+    vocabulary, mesh = vocabulary_of(prepared.tokenizer), make_mesh("any", 1)
+    metrics_of_baselines = baselines(prepared, objective, len(model.sentence_classes), *sizes)
+    evaluator = make_evaluate(model, objective, vocabulary, heldout, metrics_of_baselines, mesh, *sizes)
     return evaluator(init_params(model, jax.random.key(0)))
 
 
@@ -108,7 +111,7 @@ def test_more_draws_are_more_examples(config: PretrainConfig, prepared: Prepared
 
     Fails if a draw repeats or replaces the first.
     """
-    model, vocabulary = pretraining_model(config.model, config.objective), vocabulary_of(prepared)
+    model, vocabulary = pretraining_model(config.model, config.objective), vocabulary_of(prepared.tokenizer)
     params = init_params(model, jax.random.key(0))
     rows = loader.open_split(prepared, "heldout", 32)
     batches = list(loader.eval_batches(rows, config.train.eval_batch_size, config.max_eval_steps))
@@ -136,9 +139,9 @@ def test_heads_are_scored_on_every_objective_they_have_classes_for(
     scored = {other for other, kind in SENTENCE_OBJECTIVES.items() if 0 < len(kind.classes) <= num_classes}
     accuracies = {f"{other}_accuracy" for other in scored} | {"mlm_accuracy"}
     assert {key for key in metrics["eval"] if key.endswith("accuracy")} == accuracies
-    assert metrics["baseline"].keys() >= accuracies
+    assert set().union(*metrics["baselines"].values()) >= accuracies
     for other in scored:
-        chance = metrics["baseline"][f"{other}_accuracy"]
+        chance = metrics["baselines"]["chance"][f"{other}_accuracy"]
         assert chance == pytest.approx(1 / len(SENTENCE_OBJECTIVES[other].classes))
         assert metrics["eval"][f"{other}_loss"] == pytest.approx(np.log(num_classes), abs=0.1)
 

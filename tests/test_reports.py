@@ -32,7 +32,7 @@ def write_run(folder: Path, seed: int = 0, metrics: dict[str, float] | None = No
     records = [{"step": 5, "train/loss": 7.0}, {"step": 10} | {f"eval/{name}": value for name, value in values.items()}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     facts = {"steps": 10, "tokens": 300.0, "seconds": 2.0, "parameters": 1000, "flops_per_token": 2e6}
-    summary = facts | {"eval": values, "baseline": {"mlm_accuracy": 0.1}}
+    summary = facts | {"eval": values, "baselines": {"unigram": {"mlm_accuracy": 0.1}}}
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
 
@@ -54,7 +54,7 @@ def test_runs_that_differ_only_in_the_seed_are_one_row(tmp_path: Path) -> None:
     means, costs = parts[0].splitlines(), parts[-1].splitlines()
     assert means[0] == "|  | runs | parameters | MLM loss | MLM (%) |"
     assert means[2] == "| sharing all | 2 | 1,000 | 5.500 ± 0.707 | 25.0 ± 0.0 |"
-    assert means[-1] == "| baseline |  |  |  | 10.0 |"
+    assert means[-1] == "| baseline: unigram |  |  |  | 10.0 |"
     assert costs[0] == "| cost | MFLOP/token | tokens (M) | PFLOP | training (s) |"
     assert costs[2] == "| sharing all | 2.0 | 0.00 | 6e-07 | 2 ± 0 |"
 
@@ -142,7 +142,7 @@ def test_curves_have_a_band_and_a_baseline(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_run(tmp_path / str(seed), seed)
     found = comparison.read(tmp_path)
-    figure = figures.draw_curves(found.curves, found.baseline)
+    figure = figures.draw_curves(found.curves, found.baselines)
     assert figure is not None
     panel = {axes.get_ylabel(): axes for axes in figure.axes}
     assert list(panel) == ["MLM loss (nats), held out", "MLM accuracy, held out"]

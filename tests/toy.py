@@ -43,7 +43,7 @@ def loss(params: Any, rows: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
 
 
 def evaluate(params: Any) -> dict[str, dict[str, float]]:
-    return {"eval": {"bias": float(jnp.sum(jnp.abs(params["bias"])))}, "baseline": {}}
+    return {"eval": {"bias": float(jnp.sum(jnp.abs(params["bias"])))}, "baselines": {}}
 
 
 def workload(**fields: Any) -> Workload:

@@ -37,10 +37,10 @@ class Evaluation:
         # With several dev splits, metric names end with the split's name, and the first split selects the best step.
         self.select = next(iter(self._merged({split: {task.select: 0.0} for split in self.dev})))
 
-    def evaluate(self, params: Any) -> dict[str, dict[str, float]]:
+    def evaluate(self, params: Any) -> dict[str, Any]:
         """Dev metrics and those of the trivial baseline, for the train loop."""
         metrics = {split: self._score(params, split).metrics for split in self.dev}
-        return {"eval": self._merged(metrics), "baseline": self.baseline}
+        return {"eval": self._merged(metrics), "baselines": {"trivial": self.baseline}}
 
     def conclude(self, run_dir: Path) -> dict[str, Any]:
         """Write the predictions of the best parameters for all splits; return what the summary says about them."""

@@ -165,7 +165,7 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
 
     Returns:
       The content of `summary.json`: `eval`, the dev metrics of the last parameters; `best`, those of the best parameters by
-      the metric `select`, with their `step`; `baseline`, those of a trivial baseline; `test`, if test files have labels;
+      the metric `select`, with their `step`; `baselines`, those of a trivial baseline; `test`, if test files have labels;
       `degenerate`, whether the predictions are constant; `predictions`, files; `steps`, `tokens`, `seconds`, `tokens_per_second`.
 
     Raises:

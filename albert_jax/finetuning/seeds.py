@@ -22,7 +22,7 @@ def finetune_seeds(config: FinetuneConfig, seeds: int, allow_data_change: bool =
     Returns:
       The content of `summary.json`: `metrics`, for each dev metric of the best checkpoints its `median`, `mean`, `std` (n - 1),
       `best`, `worst` and `values`; `test`, the same for test files with labels; `degenerate`, the seeds whose predictions are
-      constant, which all statistics include; `seeds`; `baseline`.
+      constant, which all statistics include; `seeds`; `baselines`.
 
     Raises:
       InputError, loop.Interrupted: as `finetune`.
@@ -45,7 +45,7 @@ def finetune_seeds(config: FinetuneConfig, seeds: int, allow_data_change: bool =
         "degenerate": [seed for seed, summary in summaries.items() if summary["degenerate"]],
         "metrics": {name: values for name, values in _statistics(best).items() if "threshold" not in name},
         "test": {split: _statistics(metrics) for split, metrics in tests.items()},
-        "baseline": first["baseline"],
+        "baselines": first["baselines"],
     }
     if processes.is_main():
         run_folder.write_json(run_dir / "summary.json", summary)

@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from albert_jax.config import InputError, check_fields, choice
+from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.pretraining import masking, segment_pairs
 from albert_jax.pretraining.segment_pairs import SENTENCE_OBJECTIVES, Sequence
 
@@ -69,6 +70,12 @@ class Vocabulary:
     mask_id: int
     starts_word: np.ndarray
     """[V] bool: whether the piece starts a word."""
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+    """The `Vocabulary` of a tokenizer."""
+    t = tokenizer
+    return Vocabulary(t.vocab_size, t.pad_id, t.cls_id, t.sep_id, t.mask_id, t.starts_word)
 
 
 def row_length(columns: int) -> int:
@@ -193,19 +200,3 @@ def sentence_labels(examples: Examples, objective: str, head_classes: tuple[str,
     last = len(head_classes) - 1
     indices = [head_classes.index(name) if name in head_classes else last for name in classes]
     return jnp.asarray(indices, jnp.int32)[examples["sentence_labels"]]
-
-
-def baseline(counts: np.ndarray, examples: Examples) -> Metrics:
-    """Masked-LM metrics of a trivial baseline: the loss of the unigram distribution, the accuracy of the most frequent piece.
-
-    Args:
-      counts: [V] occurrences in the train split.  One is added to each, so that an unseen piece has a finite loss.
-      examples: the result of `draw`.
-    """
-    log_prob = jnp.asarray(np.log((counts + 1) / (counts + 1).sum()), jnp.float32)
-    labels, weights = examples["masked_lm_labels"], examples["masked_lm_weights"]
-    correct = (labels == int(np.argmax(counts))) * weights
-    return {
-        "mlm_loss": jnp.stack([jnp.sum(-log_prob[labels] * weights), jnp.sum(weights)]),
-        "mlm_accuracy": jnp.stack([jnp.sum(correct), jnp.sum(weights)]),
-    }

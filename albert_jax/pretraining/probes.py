@@ -5,20 +5,22 @@ segment lengths, punctuation or case.
 """
 
 import functools
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from albert_jax.data import loader
 from albert_jax.data.prepare import prepare
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.pretraining import objective as objectives
-from albert_jax.pretraining.evaluation import EVAL_SEED
-from albert_jax.pretraining.run import PretrainConfig, vocabulary_of
+from albert_jax.pretraining.evaluation import drawer
+from albert_jax.pretraining.objective import Vocabulary, vocabulary_of
 from albert_jax.pretraining.segment_pairs import SENTENCE_OBJECTIVES
 from albert_jax.reports.tables import markdown_table
+
+if TYPE_CHECKING:
+    from albert_jax.pretraining.run import PretrainConfig
 
 MAX_TRAIN_PAIRS = 20_000
 """Maximum number of pairs that the classifiers are fitted to."""
@@ -30,77 +32,87 @@ Pairs = dict[str, np.ndarray]
 """`input_ids` and `token_type_ids` [pairs, S], `is_text` [pairs, S] (no special token, no padding), `labels` [pairs]."""
 
 
-def probe(config: PretrainConfig) -> dict[str, Any]:
+def probe(config: "PretrainConfig") -> dict[str, Any]:
     """Fit the classifiers to training pairs and score them on held-out pairs.
 
     Args:
       config: for the data and the sentence objective; if that has no classes, SOP is used.
 
     Returns:
-      `objective`; `chance`; `case`, whether the vocabulary has case; the accuracies `shapes` (from lengths, punctuation,
-      digits and case of both segments) and `pieces` (from bags of pieces); `standard_error` of the accuracy of guessing;
-      `train_pairs`, `heldout_pairs`.
+      `objective`; `chance`; the accuracies `shapes` (from lengths, punctuation and digits of both segments) and `pieces` (from
+      bags of pieces); `standard_error` of the accuracy of guessing; `train_pairs`, `heldout_pairs`.
 
     Raises:
       InputError: as `prepare`.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     name = config.objective.sentence_objective
     if not SENTENCE_OBJECTIVES[name].classes:
         name = next(name for name, kind in SENTENCE_OBJECTIVES.items() if kind.classes)
-    objective = replace(config.objective, sentence_objective=name)
     prepared = prepare(config.data, config.model.vocab_size)
-    draw = jax.jit(functools.partial(objectives.draw, objective, vocabulary_of(prepared)))
-    size, tokenizer = config.train.eval_batch_size, prepared.tokenizer
-
-    def draw_pairs(split: str, max_steps: int) -> Pairs:
-        rows = loader.open_split(prepared, split, objective.max_seq_length)
-        batches = []
-        for number, batch in enumerate(loader.eval_batches(rows, size, max_steps)):
-            key = jax.random.fold_in(jax.random.key(EVAL_SEED), number)
-            batches.append(_unmasked(jax.device_get(draw(batch, key)), tokenizer))
-        return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-
-    train, heldout = draw_pairs("train", -(-MAX_TRAIN_PAIRS // size)), draw_pairs("heldout", config.max_eval_steps)
-    kinds = _kinds_of_pieces(tokenizer)
-    probes: dict[str, tuple[Any, Any]] = {
-        "shapes": (
-            functools.partial(_shapes, kinds),
-            make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
-        ),
-        "pieces": (functools.partial(_bags, tokenizer.vocab_size), LogisticRegression(C=0.1, max_iter=1000)),
-    }
-    accuracies = {}
-    for probe_name, (features, classifier) in probes.items():
-        classifier.fit(features(train), train["labels"])
-        accuracies[probe_name] = float(classifier.score(features(heldout), heldout["labels"]))
+    vocabulary = vocabulary_of(prepared.tokenizer)
+    draw, size = drawer(replace(config.objective, sentence_objective=name), vocabulary), config.train.eval_batch_size
+    train_rows, heldout_rows = (
+        loader.open_split(prepared, split, config.objective.max_seq_length) for split in ("train", "heldout")
+    )
+    train = pairs(draw(train_rows, size, train_steps(size)), vocabulary)
+    heldout = pairs(draw(heldout_rows, size, config.max_eval_steps, config.eval_draws), vocabulary)
     count, chance = len(heldout["labels"]), SENTENCE_OBJECTIVES[name].chance
     return {
         "objective": name,
         "chance": chance,
-        "case": not tokenizer.lower_case,
-        **accuracies,
+        "shapes": shapes_accuracy(prepared.tokenizer, train, heldout),
+        "pieces": pieces_accuracy(vocabulary.size, train, heldout),
         "standard_error": (chance * (1 - chance) / count) ** 0.5,
         "train_pairs": len(train["labels"]),
         "heldout_pairs": count,
     }
 
 
-def _unmasked(examples: dict[str, np.ndarray], tokenizer: Tokenizer) -> Pairs:
-    """The pairs of a batch, with the original pieces instead of masks."""
+def train_steps(batch_size: int) -> int:
+    """Number of batches of training pairs."""
+    return -(-MAX_TRAIN_PAIRS // batch_size)
+
+
+def shapes_accuracy(tokenizer: Tokenizer, train: Pairs, heldout: Pairs) -> float:
+    """Held-out accuracy of a linear classifier of lengths, punctuation and digits."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return _accuracy(functools.partial(_shapes, _kinds_of_pieces(tokenizer)), classifier, train, heldout)
+
+
+def pieces_accuracy(vocab_size: int, train: Pairs, heldout: Pairs) -> float:
+    """Held-out accuracy of a linear classifier of the pieces that occur in each segment."""
+    from sklearn.linear_model import LogisticRegression
+
+    classifier = LogisticRegression(C=0.1, max_iter=1000)
+    return _accuracy(functools.partial(_bags, vocab_size), classifier, train, heldout)
+
+
+def _accuracy(features: Callable[[Pairs], Any], classifier: Any, train: Pairs, heldout: Pairs) -> float:
+    classifier.fit(features(train), train["labels"])
+    return float(classifier.score(features(heldout), heldout["labels"]))
+
+
+def pairs(examples: Iterable[dict[str, np.ndarray]], vocabulary: Vocabulary) -> Pairs:
+    """The pairs of all batches that have a weight, with the original pieces instead of masks."""
+    batches = [_unmasked(batch, vocabulary) for batch in examples]
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def _unmasked(examples: dict[str, np.ndarray], vocabulary: Vocabulary) -> Pairs:
     ids = examples["input_ids"].copy()
     row, slot = np.nonzero(examples["masked_lm_weights"])
     ids[row, examples["masked_lm_positions"][row, slot]] = examples["masked_lm_labels"][row, slot]
-    pairs = {
+    batch = {
         "input_ids": ids,
         "token_type_ids": examples["token_type_ids"],
-        "is_text": (examples["attention_mask"] > 0) & ~np.isin(ids, [tokenizer.cls_id, tokenizer.sep_id]),
+        "is_text": (examples["attention_mask"] > 0) & ~np.isin(ids, [vocabulary.cls_id, vocabulary.sep_id]),
         "labels": examples["sentence_labels"],
     }
-    return {name: value[examples["sentence_weights"] > 0] for name, value in pairs.items()}
+    return {name: value[examples["sentence_weights"] > 0] for name, value in batch.items()}
 
 
 def _kinds_of_pieces(tokenizer: Tokenizer) -> dict[str, np.ndarray]:
@@ -110,7 +122,6 @@ def _kinds_of_pieces(tokenizer: Tokenizer) -> dict[str, np.ndarray]:
         "punctuation": lambda text: text != "" and not any(c.isalnum() for c in text),
         "end": lambda text: text in SENTENCE_ENDS,
         "digit": lambda text: any(c.isdigit() for c in text),
-        "upper": lambda text: text[:1].isupper(),
     }
     kinds = {name: np.array([rule(text) for text in texts], np.float32) for name, rule in rules.items()}
     return kinds | {"word": tokenizer.starts_word.astype(np.float32)}
@@ -143,10 +154,9 @@ def _bags(vocab_size: int, pairs: Pairs) -> Any:
 
 def probe_table(result: dict[str, Any]) -> str:
     """The result of `probe` as Markdown."""
-    shapes = "lengths, punctuation, digits, case" if result["case"] else "lengths, punctuation, digits"
-    rows = [[shapes, result["shapes"]], ["bags of pieces", result["pieces"]], ["chance", result["chance"]]]
+    names = {"shapes": "lengths, punctuation, digits", "pieces": "bags of pieces", "chance": "chance"}
     header = [f"{result['objective'].upper()} from", "held-out accuracy"]
-    table = markdown_table(header, [[name, f"{value:.4f}"] for name, value in rows])
+    table = markdown_table(header, [[label, f"{result[name]:.4f}"] for name, label in names.items()])
     return (
         f"{table}\n\nlinear classifiers, fitted to {result['train_pairs']:,} pairs, scored on "
         f"{result['heldout_pairs']:,} held-out pairs; standard error of guessing {result['standard_error']:.4f}"

@@ -13,15 +13,17 @@ from jax.sharding import Mesh
 from albert_jax.config import InputError, check_fields
 from albert_jax.data import loader, tokenizer_json
 from albert_jax.data.batches import check_enough_rows
-from albert_jax.data.prepare import Prepared, prepare, token_counts
+from albert_jax.data.prepare import Prepared, prepare
 from albert_jax.data.sources import DataConfig
 from albert_jax.exchange.load import Source, read
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert, param_shapes, stacked_shapes
 from albert_jax.model.sharing import is_stacked
 from albert_jax.model.tree import leaves
+from albert_jax.pretraining.baselines import baselines
+from albert_jax.pretraining.diagnostics import plateau_warning
 from albert_jax.pretraining.evaluation import make_evaluate
-from albert_jax.pretraining.objective import ObjectiveConfig, Vocabulary
+from albert_jax.pretraining.objective import ObjectiveConfig, Vocabulary, vocabulary_of
 from albert_jax.pretraining.task import pretraining_model, pretraining_workload
 from albert_jax.reports.run import finish
 from albert_jax.training import checkpoint, job, loop, processes, run_folder
@@ -89,8 +91,9 @@ def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[st
       allow_data_change: resume although the data has changed.
 
     Returns:
-      The content of `summary.json`: `eval` and `baseline`, each with `mlm_loss` (nats per predicted piece), `mlm_accuracy`
-      and the accuracy of each sentence objective; `steps`, `tokens`, `seconds`, `tokens_per_second`.
+      The content of `summary.json`: `eval`, with `mlm_loss` (nats per predicted piece), `mlm_accuracy` and the accuracy of
+      each sentence objective; `baselines`, with the metrics of each of the `baselines`; `diagnostics`; `steps`, `tokens`,
+      `seconds`, `tokens_per_second`.
 
     Raises:
       InputError: the configuration, the data or the folder cannot be used.
@@ -133,7 +136,6 @@ def pretrain_seeds(configs: Sequence[PretrainConfig], allow_data_change: bool = 
         length = config.objective.max_seq_length
         rows = loader.open_split(prepared, "train", length)
         heldout = loader.open_split(prepared, "heldout", length)
-        counts = token_counts(prepared)
     fingerprints = {"data": prepared.fingerprint, "vocab": prepared.tokenizer.sha256}
     for one in configs:
         job.check_agreement(one, fingerprints)
@@ -151,19 +153,13 @@ def pretrain_seeds(configs: Sequence[PretrainConfig], allow_data_change: bool = 
         mesh.size,
         jax.default_backend(),
     )
-    vocabulary = vocabulary_of(prepared)
+    vocabulary = vocabulary_of(prepared.tokenizer)
     model = pretraining_model(config.model, config.objective)
-    evaluate = make_evaluate(
-        model,
-        config.eval_objective or config.objective,
-        vocabulary,
-        heldout,
-        counts,
-        mesh,
-        config.train.eval_batch_size,
-        config.max_eval_steps,
-        config.eval_draws,
-    )
+    eval_objective = config.eval_objective or config.objective
+    sizes = config.train.eval_batch_size, config.max_eval_steps, config.eval_draws
+    with processes.main_first():  # the other processes find the stored baselines
+        metrics_of_baselines = baselines(prepared, eval_objective, len(model.sentence_classes), *sizes)
+    evaluate = make_evaluate(model, eval_objective, vocabulary, heldout, metrics_of_baselines, mesh, *sizes)
     workload, optimizer, layout = training_parts(config, vocabulary, mesh, evaluate)
     runs = []
     for run_dir, one, initial in zip(run_dirs, configs, initials, strict=True):
@@ -210,13 +206,8 @@ def training_parts(
     model = pretraining_model(config.model, config.objective)
     layout = Layout(mesh, config.mesh.sharding, stacked_shapes(model))
     workload = pretraining_workload(model, config.objective, vocabulary, layout, evaluate=evaluate)
+    workload = replace(workload, warning=functools.partial(plateau_warning, config))
     return workload, make_optimizer(config.optim, config.train.num_train_steps, is_stacked), layout
-
-
-def vocabulary_of(prepared: Prepared) -> Vocabulary:
-    """The `Vocabulary` of prepared data."""
-    t = prepared.tokenizer
-    return Vocabulary(t.vocab_size, t.pad_id, t.cls_id, t.sep_id, t.mask_id, t.starts_word)
 
 
 NETWORK_FIELDS = ("inner_group_num", "num_attention_heads", "hidden_act", "layer_norm_eps")

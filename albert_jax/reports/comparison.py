@@ -48,8 +48,8 @@ class Comparison:
     curves: pd.DataFrame
     """One line per record of `metrics.jsonl`: `row`, `folder`, `step`, `tokens` (with padding) and the record's values."""
     caption: str
-    baseline: Mapping[str, float]
-    """Metrics of the trivial baseline."""
+    baselines: Mapping[str, Mapping[str, float]]
+    """Name -> metrics of a simple predictor."""
     probes: Mapping[str, Any]
     reference: str
     """The row with which the others are compared."""
@@ -76,7 +76,7 @@ def load_runs(folders: Folders) -> pd.DataFrame:
 
 
 def read(folders: Folders, reference: str = "", rows: Sequence[str] = ()) -> Comparison:
-    """Load runs with their curves, caption, baseline, probes and tuning.
+    """Load runs with their curves, caption, baselines, probes and tuning.
 
     Args:
       folders: as for `load_runs`.
@@ -115,7 +115,7 @@ def read(folders: Folders, reference: str = "", rows: Sequence[str] = ()) -> Com
         runs,
         curves,
         caption=" ".join(plan["caption"] for plan in plans),
-        baseline=summaries[0]["baseline"] if summaries else {},
+        baselines=summaries[0]["baselines"] if summaries else {},
         probes=probes[-1] if probes else {},
         reference=_reference(reference, runs, plans[0] if len(plans) == 1 else {}),
         tuning="\n\n".join(filter(None, map(tuning_runs.tuning_table, tables, plans))),
@@ -284,9 +284,10 @@ def comparison_table(comparison: Comparison) -> str:
         cells = [_cell(name, row[name], row[f"{name} std"]) for name in values]
         given = {name: "" if pd.isna(row[name]) else f"{row[name]:g}" for name in (*tuned, *paper)}
         lines.append([label, row["runs"], *(given[name] for name in tuned), *cells, *(given[name] for name in paper)])
-    if any(name in comparison.baseline for name in values):
-        baseline = [value_text(name, comparison.baseline.get(name)) for name in values]
-        lines.append(["baseline", "", *[""] * len(tuned), *baseline, *[""] * len(paper)])
+    for baseline, metrics in comparison.baselines.items():
+        if any(name in metrics for name in values):
+            cells = [value_text(name, metrics.get(name)) for name in values]
+            lines.append([f"baseline: {baseline}", "", *[""] * len(tuned), *cells, *[""] * len(paper)])
     header = ["", "runs", *(tuning_runs.short_name(name) for name in tuned), *map(title, values), *paper]
     parts = [comparison.caption, markdown_table(header, lines)]
     parts.append(paired.differences_table(paired.paired_differences(runs, comparison.reference), comparison.reference))
@@ -308,9 +309,8 @@ def _probe_sentence(result: Mapping[str, Any]) -> str:
         return ""
     if "error" in result:
         return f"The shortcut probe failed: {result['error']}"
-    shapes = "lengths, punctuation and case" if result["case"] else "lengths and punctuation"
     return (
-        f"Linear classifiers reach {100 * result['shapes']:.1f} % on {result['objective'].upper()} from {shapes}, and "
+        f"Linear classifiers reach {100 * result['shapes']:.1f} % on {result['objective'].upper()} from lengths and punctuation, and "
         f"{100 * result['pieces']:.1f} % from bags of pieces "
         f"(chance: {100 * result['chance']:.1f} ± {100 * result['standard_error']:.1f} %)."
     )

@@ -8,6 +8,7 @@ import pandas as pd
 
 from albert_jax.reports.comparison import Comparison, comparison_table, mean_and_std
 from albert_jax.reports.paired import paired_differences
+from albert_jax.reports.run import draw_baselines
 from albert_jax.reports.tables import QUANTITIES, metric_label, scores, value_columns
 from albert_jax.training.run_folder import write_text
 
@@ -25,12 +26,12 @@ AXES = {"parameters": ("parameters (M)", 1e-6), "flops": ("training FLOPs", 1.0)
 """Horizontal axes of the figure of scores: value -> label, scale."""
 
 
-def draw_curves(curves: pd.DataFrame, baseline: Mapping[str, float]) -> "Figure | None":
+def draw_curves(curves: pd.DataFrame, baselines: Mapping[str, Mapping[str, float]]) -> "Figure | None":
     """Draw the `scores` during training: the mean over a row's seeds, with a band of one standard deviation for a few rows.
 
     Args:
       curves: see `Comparison`.
-      baseline: metrics of the trivial baseline, drawn as dotted lines.
+      baselines: name -> metrics of a simple predictor, drawn as dotted lines.
 
     Returns:
       None if nothing was evaluated.
@@ -59,19 +60,19 @@ def draw_curves(curves: pd.DataFrame, baseline: Mapping[str, float]) -> "Figure 
             else:
                 last = points.iloc[-1]
                 axes.errorbar(last.name, last["mean"], last["std"], capsize=2, color=styles[row]["color"])
-        _draw_baseline(axes, baseline, name)
+        draw_baselines(axes, baselines, name)
         axes.set(xlabel=label, ylabel=f"{metric_label(name)}, held out")
         axes.grid(alpha=0.3)
     _add_legend(figure, grid[0], len(styles))
     return figure
 
 
-def draw_scores(runs: pd.DataFrame, baseline: Mapping[str, float]) -> "Figure | None":
+def draw_scores(runs: pd.DataFrame, baselines: Mapping[str, Mapping[str, float]]) -> "Figure | None":
     """Draw the final metrics, without losses, against parameters, FLOPs and training time, with one standard deviation.
 
     Args:
       runs: see `load_runs`.
-      baseline: metrics of the trivial baseline, drawn as dotted lines.
+      baselines: name -> metrics of a simple predictor, drawn as dotted lines.
 
     Returns:
       None if no run is finished.
@@ -94,7 +95,7 @@ def draw_scores(runs: pd.DataFrame, baseline: Mapping[str, float]) -> "Figure | 
             for row, value in rows[metric].dropna().items():
                 std = rows[f"{metric} std"].fillna(0.0)[row]
                 axes.errorbar(across[row], value, std, ls="none", ms=5, capsize=2, label=row, **styles[row])
-            _draw_baseline(axes, baseline, metric)
+            draw_baselines(axes, baselines, metric)
             axes.set(xlabel=label)
             if across.max() > 3 * across.min() > 0:
                 axes.set_xscale("log")
@@ -150,9 +151,9 @@ def write(comparison: Comparison, folder: Path) -> None:
     write_text(folder / "differences.csv", differences.to_csv(index=False))
     write_text(folder / "runs.csv", comparison.runs.to_csv(index=False))
     figures = {
-        "curves": draw_curves(comparison.curves, comparison.baseline),
+        "curves": draw_curves(comparison.curves, comparison.baselines),
         "differences": draw_differences(differences, comparison.reference),
-        "scores": draw_scores(comparison.runs, comparison.baseline),
+        "scores": draw_scores(comparison.runs, comparison.baselines),
     }
     for name, figure in figures.items():
         if figure is not None:
@@ -168,10 +169,5 @@ def _styles(table: pd.DataFrame) -> dict[Any, dict[str, Any]]:
     }
 
 
-def _draw_baseline(axes: "Axes", baseline: Mapping[str, float], name: str) -> None:
-    if name in baseline:
-        axes.axhline(baseline[name], color="black", ls=":", lw=1, label="baseline")
-
-
 def _add_legend(figure: "Figure", axes: "Axes", rows: int) -> None:
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, rows + 1), fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, rows), fontsize=8)

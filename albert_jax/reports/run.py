@@ -1,32 +1,51 @@
 """The report of one run, or of several seeds of it: curves as a picture, the final metrics as a table."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from albert_jax.config import read_json
 from albert_jax.reports.tables import markdown_table, metric_label, number
 from albert_jax.training.run_folder import read_metrics
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 log = logging.getLogger(__name__)
+
+
+SPLITS = {"train": (", training", "-"), "eval": (", held out", "o--"), "diagnostics": ("", "o-")}
+"""Prefix of names in `metrics.jsonl` -> end of the label, line style."""
 
 
 def panels(names: set[str]) -> dict[str, list[str]]:
     """Group the metrics of a log into panels: title -> metrics.
 
     Each objective has a panel for its loss and one for its accuracy, and variants of a metric such as `f1` and `f1_PER` share
-    one.  The training loss comes last.
+    one.  The training loss comes last.  Diagnostics of layers share a panel; gains over baselines have none, because the
+    panel of the loss shows the baselines.
     """
     groups: dict[str, list[str]] = {}
     for name in sorted(name.removeprefix("eval/") for name in names if name.startswith("eval/")):
         if "threshold" not in name:
             panel = name if name.endswith(("_loss", "_accuracy")) else name.partition("_")[0]
             groups.setdefault(panel, []).append(name)
+    for name in sorted((name for name in names if name.startswith("diagnostics/")), key=_natural):
+        name = name.removeprefix("diagnostics/")
+        if not name.startswith("gain"):
+            groups.setdefault(name.partition("_layer_")[0], []).append(name)
     return groups | {"loss": ["loss"]}
 
 
+def _natural(name: str) -> tuple[str, int]:
+    """Sorts layer 10 after layer 9."""
+    text, _, layer = name.partition("_layer_")
+    return text, int(layer or 0)
+
+
 def plot_curves(run_dir: Path) -> Path:
-    """Draw `curves.png`: losses and metrics by step, in training and held out, and the trivial baseline.
+    """Draw `curves.png`: losses, metrics and diagnostics by step, in training and held out, and the baselines.
 
     Raises:
       InputError: the folder contains no log.
@@ -34,7 +53,7 @@ def plot_curves(run_dir: Path) -> Path:
     from matplotlib.figure import Figure
 
     records = read_metrics(run_dir)
-    baseline = read_json(run_dir / "summary.json")["baseline"] if (run_dir / "summary.json").exists() else {}
+    baselines = read_json(run_dir / "summary.json")["baselines"] if (run_dir / "summary.json").exists() else {}
     groups = panels({name for record in records for name in record})
     columns = 2 if len(groups) <= 4 else 3
     rows = -(-len(groups) // columns)
@@ -45,13 +64,12 @@ def plot_curves(run_dir: Path) -> Path:
     for axes, (panel, metrics) in zip(grid, groups.items(), strict=False):
         for index, name in enumerate(metrics):
             color = f"C{index}"
-            for split, label, style in (("train", "training", "-"), ("eval", "held out", "o--")):
+            for split, (label, style) in SPLITS.items():
                 points = [(r["step"], r[f"{split}/{name}"]) for r in records if f"{split}/{name}" in r]
                 if points:
                     steps, values = zip(*points, strict=True)
-                    axes.plot(steps, values, style, color=color, ms=4, lw=1.2, label=f"{name}, {label}")
-            if name in baseline:
-                axes.axhline(baseline[name], color=color, ls=":", lw=1, label=f"{name}, baseline")
+                    axes.plot(steps, values, style, color=color, ms=4, lw=1.2, label=f"{name.replace('_', ' ')}{label}")
+            draw_baselines(axes, baselines, name, color)
         axes.set(xlabel="step", ylabel=metric_label(panel))
         axes.grid(alpha=0.3)
         if axes.lines:  # a log without records has no lines
@@ -62,20 +80,67 @@ def plot_curves(run_dir: Path) -> Path:
     return path
 
 
+def draw_baselines(
+    axes: "Axes", baselines: Mapping[str, Mapping[str, float]], metric: str, color: str = "black"
+) -> None:
+    """Draw each baseline of a metric as a dotted line with its name."""
+    for name, metrics in baselines.items():
+        if metric in metrics:
+            axes.axhline(metrics[metric], color=color, ls=":", lw=1)
+            right_end = axes.get_yaxis_transform()  # x: fraction of the width, y: data
+            axes.text(
+                0.99, metrics[metric], name, transform=right_end, ha="right", va="bottom", fontsize=7, color=color
+            )
+
+
 def summary_table(summary: dict[str, Any]) -> str:
-    """Format a run's held-out metrics beside the trivial baseline as Markdown; for fine-tuning, the best and the last."""
+    """Format a run's held-out metrics beside the baselines as Markdown; for fine-tuning, the best and the last."""
     columns = {"model": summary["eval"]}
     if "best" in summary:
         columns = {f"best (step {summary['best']['step']})": summary["best"], "last": summary["eval"]}
-    columns["baseline"] = summary["baseline"]
-    rows = [[name, *(number(values.get(name)) for values in columns.values())] for name in summary["eval"]]
+    first, baselines = next(iter(columns.values())), summary["baselines"]
+    rows = []
+    for name in summary["eval"]:
+        beaten = _beaten(name, first[name], baselines, summary.get("examples", {}).get(name))
+        cells = [number(values.get(name)) for values in columns.values()]
+        rows.append([name, *cells, _values_of_baselines(baselines, name), ", ".join(beaten) or "-"])
     for split, metrics in summary.get("test", {}).items():
-        rows += [[f"{split}: {name}", number(value), *["-"] * (len(columns) - 1)] for name, value in metrics.items()]
-    lines = ["", markdown_table(["held out", *columns], rows), ""]
+        rows += [[f"{split}: {name}", number(value), *["-"] * (len(columns) + 1)] for name, value in metrics.items()]
+    lines = ["", markdown_table(["held out", *columns, "baselines", "beats"], rows), ""]
+    if "diagnostics" in summary:
+        lines += [_diagnostics_sentence(summary["diagnostics"]), ""]
     if summary.get("degenerate"):
         lines += ["degenerate: the best parameters predict the same class for every input", ""]
     speed = f"{summary['seconds']:.0f} s, {summary['tokens_per_second']:,.0f} tokens/s"
     return "\n".join([*lines, f"{summary['steps']} steps, {summary['tokens']:,.0f} tokens, {speed}"])
+
+
+def _values_of_baselines(baselines: Mapping[str, Mapping[str, float]], metric: str) -> str:
+    values = [f"{name} {number(metrics[metric])}" for name, metrics in baselines.items() if metric in metrics]
+    return ", ".join(values) or "-"
+
+
+def _beaten(
+    metric: str, value: float, baselines: Mapping[str, Mapping[str, float]], examples: float | None
+) -> list[str]:
+    """The names of the baselines that a model beats; an accuracy must be higher by two standard errors of the baseline's."""
+    beaten = []
+    for name, metrics in baselines.items():
+        if metric in metrics:
+            baseline, margin = metrics[metric], 0.0
+            if examples and metric.endswith("_accuracy"):
+                margin = 2 * (baseline * (1 - baseline) / examples) ** 0.5
+            if (baseline - value if metric.endswith("_loss") else value - baseline) > margin:
+                beaten.append(name)
+    return beaten
+
+
+def _diagnostics_sentence(diagnostics: Mapping[str, float]) -> str:
+    entropies = [value for name, value in diagnostics.items() if name.startswith("attention_entropy")]
+    return (
+        f"cosine similarity of hidden states {diagnostics['hidden_similarity']:.2f} (1: all positions are alike); "
+        f"attention entropy / uniform {min(entropies):.2f} to {max(entropies):.2f} over the layers (1: uniform)"
+    )
 
 
 def seeds_table(summary: dict[str, Any]) -> str:
@@ -86,8 +151,8 @@ def seeds_table(summary: dict[str, Any]) -> str:
         for name, spread in metrics.items():
             mean = f"{number(spread['mean'])} ± {number(spread['std'])}"
             cells = [number(spread["median"]), mean, number(spread["best"]), number(spread["worst"])]
-            rows.append([prefix + name, *cells, number(None if prefix else summary["baseline"].get(name))])
-    header = [f"{len(summary['seeds'])} seeds", "median", "mean ± std", "best", "worst", "baseline"]
+            rows.append([prefix + name, *cells, _values_of_baselines({} if prefix else summary["baselines"], name)])
+    header = [f"{len(summary['seeds'])} seeds", "median", "mean ± std", "best", "worst", "baselines"]
     degenerate = ", ".join(f"seed {seed}" for seed in summary["degenerate"])
     note = f"degenerate, but included: {degenerate}" if degenerate else "none degenerate"
     return "\n".join(

@@ -280,6 +280,7 @@ class _Session:
         evaluation: dict[str, Any] = self.run.workload.evaluate(params)
         if step not in self.meter.log.evaluated:
             self.meter.evaluation(step, evaluation)
+            self.meter.warn(self.run.workload.warning(step, evaluation))
         if self.best is not None:
             self.best.offer(step, self.run.workload.select, params, evaluation["eval"])
         return evaluation

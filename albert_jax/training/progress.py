@@ -69,6 +69,7 @@ class Meter:
         self.window_tokens = self.window_steps = 0.0
         self.window_start: float | None = None  # None until the first step, which compiles, is over
         self.totals = {name: progress.get(name, 0.0) for name in TOTALS}
+        self.warned = progress.get("warned", False)
         self.sums = {name: np.array(total) for name, total in progress.get("sums", {}).items()}  # of the current window
 
     def close(self) -> None:
@@ -99,12 +100,24 @@ class Meter:
     def evaluation(self, step: int, evaluation: dict[str, dict[str, float]]) -> None:
         """Log an evaluation."""
         metrics = evaluation["eval"]
-        self.log.write(step, {f"eval/{name}": value for name, value in metrics.items()})
+        parts = {"eval": metrics, "diagnostics": evaluation.get("diagnostics", {})}
+        self.log.write(
+            step, {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+        )
         self._print(f"step {step}  eval  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+
+    def warn(self, message: str) -> None:
+        """Log the first warning of the run; do nothing if the message is empty."""
+        if message and not self.warned:
+            self._print(message, logging.WARNING)
+            self.warned = True
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint stores, so that a resumed run continues to count; JSON."""
-        return self.totals | {"sums": {name: total.tolist() for name, total in self.sums.items()}}
+        return self.totals | {
+            "warned": self.warned,
+            "sums": {name: total.tolist() for name, total in self.sums.items()},
+        }
 
     def summary(self) -> dict[str, float]:
         """Totals of the run over all launches; `seconds` excludes compilation, evaluation and saving."""
@@ -183,6 +196,6 @@ class Meter:
         self.sums, self.window_tokens, self.window_steps = {}, 0.0, 0.0
         self.window_start = time.perf_counter()
 
-    def _print(self, line: str) -> None:
+    def _print(self, line: str, level: int = logging.INFO) -> None:
         with tqdm.external_write_mode(file=sys.stderr):  # above the progress bar
-            log.info("%s%s", f"{self.run_dir.name}  " if self.num_seeds > 1 else "", line)
+            log.log(level, "%s%s", f"{self.run_dir.name}  " if self.num_seeds > 1 else "", line)

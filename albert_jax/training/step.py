@@ -37,10 +37,13 @@ class Workload:
     """(parameters, rows) -> loss, and metrics: name -> [2], sum and weight."""
     batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
     """step -> this process' rows of the batches that follow that step, without end."""
-    evaluate: Callable[[Params], dict[str, dict[str, float]]]
-    """parameters -> `eval`: metrics on held-out data; `baseline`: the same metrics of a trivial baseline."""
+    evaluate: Callable[[Params], dict[str, Any]]
+    """parameters -> `eval`: metrics on held-out data; `baselines`: name -> the same metrics of a simple predictor; optionally
+    `diagnostics`, other values to log, and `examples`, the number of examples that each metric is a mean over."""
     flops_per_token: float
     """Matmul FLOPs of a training step per token."""
+    warning: Callable[[int, dict[str, Any]], str] = lambda step, evaluation: ""
+    """(step, evaluation) -> what to warn of, or an empty string; a run logs the first warning."""
     select: str = ""
     """The metric of `eval` by which the best parameters (largest value) are kept in `best/` of the run folder; empty: none."""
 

@@ -1,0 +1,209 @@
+"""Baselines of the held-out metrics: the scores of simple predictors on the very examples of an evaluation.
+
+They depend on the data and on how examples are drawn, not on the model.  So they are computed once, on the host, and stored
+beside the prepared data.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from scipy.sparse import coo_array, csr_array, diags_array, vstack
+
+from albert_jax.config import to_dict
+from albert_jax.data import loader
+from albert_jax.data.prepare import Prepared, read_split, token_counts
+from albert_jax.pretraining import probes
+from albert_jax.pretraining.evaluation import Draws, drawer, scored_objectives
+from albert_jax.pretraining.objective import ObjectiveConfig, Vocabulary, vocabulary_of
+from albert_jax.pretraining.segment_pairs import SENTENCE_OBJECTIVES
+from albert_jax.training import run_folder
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Increase it with any change of the drawn examples or of a baseline, because results are stored."""
+
+MAX_BIGRAM_TOKENS = 50_000_000
+"""Bigrams are counted on at most this many tokens.  More would take minutes and gigabytes, and change the result little."""
+
+CHUNK = 1024
+"""Number of predictions that the neighbor baseline scores at once."""
+
+UNIGRAM, NEIGHBORS, CHANCE, BAG = "unigram", "neighbors", "chance", "bag of pieces"
+
+Metrics = dict[str, float]
+
+
+def baselines(
+    prepared: Prepared, objective: ObjectiveConfig, num_classes: int, batch_size: int, max_steps: int, draws: int
+) -> dict[str, Metrics]:
+    """The held-out metrics of each baseline; see `make_evaluate` for the arguments.
+
+    Returns:
+      - "unigram": masked-LM loss of the unigram distribution of the train split, and accuracy of its most frequent piece.
+      - "neighbors": the same of `neighbor_scores`.
+      - "chance": accuracy of each sentence objective that a head with `num_classes` classes is scored on.
+      - "bag of pieces": the same of a linear classifier that sees which pieces occur in each segment (see `probes.py`).
+    """
+    vocabulary = vocabulary_of(prepared.tokenizer)
+    sizes = (batch_size, max_steps, draws)
+
+    @functools.cache
+    def draw(name: str) -> Draws:
+        return drawer(replace(objective, sentence_objective=name), vocabulary)
+
+    def open_split(split: str) -> loader.Sequences:
+        return loader.open_split(prepared, split, objective.max_seq_length)
+
+    def stored(kind: str, name: str, compute: Callable[[], Any]) -> Any:
+        drawn = to_dict(replace(objective, sentence_objective=name))
+        key = {"baseline": kind, "version": VERSION, "data": prepared.fingerprint, "objective": drawn, "sizes": sizes}
+        return _stored(prepared, key | {"vocab": prepared.tokenizer.sha256}, compute)
+
+    def masked_lm() -> dict[str, Metrics]:
+        predictions = masked_pieces(draw(objective.sentence_objective)(open_split("heldout"), *sizes), vocabulary)
+        counts = token_counts(prepared)
+        unigram = unigram_distribution(counts)
+        labels, left, right = predictions
+        return {
+            UNIGRAM: {
+                "mlm_loss": float(-np.log(unigram[labels]).mean()),
+                "mlm_accuracy": float((labels == counts.argmax()).mean()),
+            },
+            NEIGHBORS: neighbor_scores(bigram_counts(prepared), unigram, labels, left, right),
+        }
+
+    def bag(name: str) -> float | None:
+        train = probes.pairs(draw(name)(open_split("train"), batch_size, probes.train_steps(batch_size)), vocabulary)
+        heldout = probes.pairs(draw(name)(open_split("heldout"), *sizes), vocabulary)
+        if len(heldout["labels"]) == 0 or len(np.unique(train["labels"])) < 2:  # NSP with a single document in a split
+            return None
+        return probes.pieces_accuracy(vocabulary.size, train, heldout)
+
+    metrics: dict[str, Metrics] = stored("masked LM", objective.sentence_objective, masked_lm)
+    names = scored_objectives(num_classes)
+    metrics[CHANCE] = {f"{name}_accuracy": SENTENCE_OBJECTIVES[name].chance for name in names}
+    accuracies = {f"{name}_accuracy": stored(BAG, name, functools.partial(bag, name)) for name in names}
+    metrics[BAG] = {name: accuracy for name, accuracy in accuracies.items() if accuracy is not None}
+    return metrics
+
+
+def _stored(prepared: Prepared, key: dict[str, Any], compute: Callable[[], Any]) -> Any:
+    """`compute()`, or its result of an earlier call with the same key; a file that cannot be read is written again."""
+    text = json.dumps(key, sort_keys=True)
+    path = prepared.folder / f"baseline-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        content = json.loads(path.read_text())
+        if content["key"] == json.loads(text):
+            return content["result"]
+    log.info("scoring the baselines of the held-out metrics, once for this data and evaluation: %s", key["baseline"])
+    result = compute()
+    if os.access(prepared.folder, os.W_OK):
+        run_folder.write_json(path, {"key": key, "result": result})
+    return result
+
+
+def unigram_distribution(counts: np.ndarray) -> np.ndarray:
+    """[V]: the distribution of pieces in the train split.  One is added to each count, so that no piece is impossible."""
+    return (counts + 1) / (counts + 1).sum()
+
+
+def bigram_counts(prepared: Prepared) -> csr_array:
+    """[V, V]: number of times that a piece (row) is followed by another (column) in a document of the train split."""
+    size = prepared.tokenizer.vocab_size
+    total, tokens, documents, length, counted = csr_array((size, size), dtype=np.float64), [], [], 0, 0
+    records = read_split(prepared, "train")
+    for number, record in enumerate(records):
+        tokens.append(record["tokens"])
+        documents.append(number)
+        length += len(tokens[-1])
+        last = number + 1 == len(records) or counted + length >= MAX_BIGRAM_TOKENS
+        if last or length >= 2**22:
+            pieces = np.concatenate(tokens)
+            document = np.repeat(documents, [len(part) for part in tokens])
+            same = document[:-1] == document[1:]
+            pairs = (np.ones(same.sum()), (pieces[:-1][same], pieces[1:][same]))
+            total = total + coo_array(pairs, shape=(size, size)).tocsr()
+            counted, length, tokens, documents = counted + length, 0, [], []
+        if last:
+            break
+    return total
+
+
+def masked_pieces(examples: Iterable[dict[str, np.ndarray]], vocabulary: Vocabulary) -> np.ndarray:
+    """[3, predictions]: label, left and right neighbor of each predicted position.
+
+    A neighbor that is itself predicted, or is a special token or padding, is unknown: V.
+    """
+    predictions = []
+    for batch in examples:
+        ids, positions = batch["input_ids"], batch["masked_lm_positions"]
+        row, slot = np.nonzero(batch["masked_lm_weights"])
+        special = np.isin(ids, [vocabulary.cls_id, vocabulary.sep_id]) | (batch["attention_mask"] == 0)
+        visible = np.where(special, vocabulary.size, ids)
+        visible[row, positions[row, slot]] = vocabulary.size
+        visible = np.pad(visible, ((0, 0), (1, 1)), constant_values=vocabulary.size)
+        left, right = (visible[row, positions[row, slot] + shift] for shift in (0, 2))
+        predictions.append(np.stack([batch["masked_lm_labels"][row, slot], left, right]))
+    return np.concatenate(predictions, axis=1)
+
+
+def neighbor_scores(
+    counts: csr_array, unigram: np.ndarray, labels: np.ndarray, left: np.ndarray, right: np.ndarray
+) -> Metrics:
+    """Masked-LM loss and accuracy of bigrams from both sides: P(w | l, r) is proportional to P(w | l) P(w | r) / P(w).
+
+    This is exact if l and r are independent given w.  An unknown neighbor has no influence: P(w | unknown) = P(w).  Both
+    bigram distributions are interpolated with the unigram distribution by absolute discounting (see `_discounted`).
+
+    Args:
+      counts: [V, V] bigrams.
+      unigram: [V] P(w), all > 0.
+      labels: [predictions] the pieces to predict.
+      left, right: [predictions] their neighbors; V is unknown.
+    """
+    after, after_backoff = _discounted(counts)
+    before, before_backoff = _discounted(counts.T.tocsr())
+    inverse, losses, correct = diags_array(1 / unigram).tocsr(), [], []
+    for start in range(0, len(labels), CHUNK):
+        w, l, r = (array[start : start + CHUNK] for array in (labels, left, right))  # noqa: E741
+        # P(w | l) = x + a P(w) with a sparse x, and P(w | r) = y + b P(w).  So P(w | l) P(w | r) / P(w) is, before
+        # normalization, x y / P(w) + b x + a y + a b P(w), and only a b P(w) is not sparse.
+        x, y, a, b = after[l], before[r], after_backoff[l], before_backoff[r]
+        product = (x * y) @ inverse
+        total = product.sum(axis=1) + b * (1 - a) + a * (1 - b) + a * b
+        scores = (product + diags_array(b) @ x + diags_array(a) @ y).tocsr()
+        row = np.repeat(np.arange(len(w)), np.diff(scores.indptr))
+        scores.data += (a * b)[row] * unigram[scores.indices]
+        # The most frequent piece has the largest score of those that neither neighbor was seen with.
+        largest = np.maximum(scores.max(axis=1).toarray().reshape(-1), a * b * unigram.max())
+        score = (after[l, w] + a * unigram[w]) * (before[r, w] + b * unigram[w]) / unigram[w]
+        losses.append(np.log(total) - np.log(score))
+        correct.append(score >= largest * (1 - 1e-9))
+    return {"mlm_loss": float(np.concatenate(losses).mean()), "mlm_accuracy": float(np.concatenate(correct).mean())}
+
+
+def _discounted(counts: csr_array) -> tuple[csr_array, np.ndarray]:
+    """Absolute discounting: P(w | context) = max(count - d, 0) / total + backoff P(w) (Ney, Essen and Kneser 1994).
+
+    The discount d = n1 / (n1 + 2 n2), where n1 and n2 are the numbers of bigrams that occur once and twice; one is added to
+    n1 and n2, so that 0 < d < 1.
+
+    Returns:
+      [V + 1, V] the first term, and [V + 1] the backoff.  The last row is that of an unknown context, and has backoff 1.
+    """
+    once, twice = (np.sum(counts.data == n) + 1 for n in (1, 2))
+    discount = once / (once + 2 * twice)
+    counts = vstack([counts, csr_array((1, counts.shape[1]))], format="csr")
+    totals, distinct = np.asarray(counts.sum(axis=1)), np.diff(counts.indptr)
+    counts.data = (counts.data - discount) / np.repeat(totals, distinct)
+    counts.sort_indices()
+    return counts, np.where(totals > 0, discount * distinct / np.maximum(totals, 1), 1.0)
