@@ -14,7 +14,7 @@ import pytest
 from albert_jax.config import InputError, load
 from albert_jax.data import loader
 from albert_jax.data.prepare import Prepared, prepare
-from albert_jax.model.heads import init_params
+from albert_jax.model.heads import init_params, stacked_shapes
 from albert_jax.pretraining import objective as objectives
 from albert_jax.pretraining import probes
 from albert_jax.pretraining.baselines import baselines
@@ -23,7 +23,7 @@ from albert_jax.pretraining.objective import vocabulary_of
 from albert_jax.pretraining.run import PretrainConfig
 from albert_jax.pretraining.segment_pairs import SENTENCE_OBJECTIVES
 from albert_jax.pretraining.task import pretraining_model
-from albert_jax.training.partition import make_mesh
+from albert_jax.training.partition import Layout, make_mesh
 
 from .conftest import overrides_of
 
@@ -79,16 +79,18 @@ def prepared(config: PretrainConfig) -> Prepared:
 
 
 @functools.cache
-def evaluate(config: PretrainConfig, prepared: Prepared) -> dict[str, Any]:
-    """Evaluate fresh parameters."""
+def evaluate(config: PretrainConfig, prepared: Prepared, devices: int = 1) -> dict[str, Any]:
+    """Evaluate fresh parameters, sharded over devices."""
     model = pretraining_model(config.model, config.objective)
     heldout = loader.open_split(prepared, "heldout", 32)
     objective = config.eval_objective or config.objective
     sizes = config.train.eval_batch_size, config.max_eval_steps, config.eval_draws
-    vocabulary, mesh = vocabulary_of(prepared.tokenizer), make_mesh("any", 1)
+    vocabulary, mesh = vocabulary_of(prepared.tokenizer), make_mesh("any", devices)
     metrics_of_baselines = baselines(prepared, objective, len(model.sentence_classes), *sizes)
     evaluator = make_evaluate(model, objective, vocabulary, heldout, metrics_of_baselines, mesh, *sizes)
-    return evaluator(init_params(model, jax.random.key(0)))
+    params = init_params(model, jax.random.key(0))
+    shapes = Layout(mesh, "parameters", stacked_shapes(model)).placed("params", params)
+    return evaluator(jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, shapes)))
 
 
 def test_eval_objective(config: PretrainConfig, prepared: Prepared) -> None:
@@ -104,6 +106,18 @@ def test_eval_objective(config: PretrainConfig, prepared: Prepared) -> None:
         InputError, match=r"eval_objective\.max_seq_length 64 differs from objective\.max_seq_length 32"
     ):
         dataclasses.replace(config, eval_objective=dataclasses.replace(other, max_seq_length=64))
+
+
+def test_sharded_parameters_are_evaluated_alike(config: PretrainConfig, prepared: Prepared) -> None:
+    """Metrics and diagnostics of unshared layers on four devices equal those on one.  Fails if rows are diagnosed twice."""
+    unshared = dataclasses.replace(config, model=dataclasses.replace(config.model, sharing="none"))
+    one, four = evaluate(unshared, prepared), evaluate(unshared, prepared, devices=4)
+    assert one.keys() == four.keys()
+    for part, metrics in one.items():
+        assert metrics.keys() == four[part].keys()
+        if part != "baselines":
+            np.testing.assert_allclose(list(four[part].values()), list(metrics.values()), rtol=1e-5)
+    assert len(one["diagnostics"]) == 3 + config.model.num_hidden_layers
 
 
 def test_more_draws_are_more_examples(config: PretrainConfig, prepared: Prepared) -> None:

@@ -10,7 +10,7 @@ from scipy import stats
 
 from albert_jax.cli import main
 from albert_jax.reports import comparison, figures, load_runs, paired_differences
-from albert_jax.reports.run import panels, plot_curves
+from albert_jax.reports.run import panels, plot_curves, summary_table
 from albert_jax.reports.tables import duration, markdown_table, number, title, value_text
 
 from .conftest import refused
@@ -109,6 +109,10 @@ def test_a_new_metric_needs_no_entry(tmp_path: Path) -> None:
     assert "| 5.000 | 40.0 |" in table
     assert list(panels({f"eval/{name}" for name in metrics})) == ["mlm_loss", "sso_accuracy", "sso_loss", "loss"]
     assert list(panels({"eval/f1", "eval/f1_PER", "eval/best_f1_threshold"})) == ["f1", "loss"]
+    layers = [f"attention_entropy_layer_{layer}" for layer in (2, 10)]
+    diagnostics = {f"diagnostics/{name}" for name in (*layers, "hidden_similarity", "gain_over_unigram")}
+    expected = {"attention_entropy": layers, "hidden_similarity": ["hidden_similarity"], "loss": ["loss"]}
+    assert panels(diagnostics) == expected
 
 
 def test_an_unfinished_run_reports_its_step(tmp_path: Path) -> None:
@@ -136,6 +140,34 @@ def test_report_writes_tables_and_figures(tmp_path: Path, capsys: pytest.Capture
     assert message == "--reference: several labels contain 'act': act relu; act tanh"
     message = refused(["report", str(output), runs[0], "--output", str(tmp_path)], capsys)
     assert f"{output}: contains no run and no table of runs" in message
+
+
+@pytest.mark.parametrize(("examples", "beaten"), [(320.0, "-"), (32_000.0, "chance")])
+def test_table_says_which_baselines_the_model_beats(examples: float, beaten: str) -> None:
+    """An accuracy within two standard errors of a baseline does not beat it."""
+    summary = {
+        "eval": {"mlm_loss": 5.0, "sop_accuracy": 0.53, "sop_loss": 0.69},
+        "examples": {"sop_accuracy": examples},
+        "baselines": {
+            "unigram": {"mlm_loss": 6.0},
+            "neighbors": {"mlm_loss": 4.5},
+            "chance": {"sop_accuracy": 0.5},
+            "bag of pieces": {"sop_accuracy": 0.6},
+        },
+        "diagnostics": {"hidden_similarity": 0.25, "attention_entropy_layer_1": 0.5, "attention_entropy_layer_2": 0.75},
+        "steps": 10,
+        "tokens": 300.0,
+        "seconds": 2.0,
+        "tokens_per_second": 150.0,
+    }
+    lines = summary_table(summary).splitlines()
+    assert lines[3:6] == [
+        "| mlm_loss | 5.0000 | unigram 6.0000, neighbors 4.5000 | unigram |",
+        f"| sop_accuracy | 0.5300 | chance 0.5000, bag of pieces 0.6000 | {beaten} |",
+        "| sop_loss | 0.6900 | - | - |",
+    ]
+    assert "cosine similarity of hidden states 0.25" in lines[7]
+    assert "attention entropy / uniform 0.50 to 0.75" in lines[7]
 
 
 def test_curves_have_a_band_and_a_baseline(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def plot_curves(run_dir: Path) -> Path:
         axes.set(xlabel="step", ylabel=metric_label(panel))
         axes.grid(alpha=0.3)
         if axes.lines:  # a log without records has no lines
-            axes.legend(fontsize=7)
+            axes.legend(fontsize=7, ncols=1 + len(axes.lines) // 9)
     figure.suptitle(run_dir.name, fontsize=10)
     path = run_dir / "curves.png"
     figure.savefig(path, dpi=120)
