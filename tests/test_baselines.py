@@ -21,11 +21,13 @@ from albert_jax.pretraining.evaluation import drawer
 from albert_jax.pretraining.objective import vocabulary_of
 from albert_jax.pretraining.run import PretrainConfig
 
+from .conftest import overrides_of
+
 
 @pytest.fixture(scope="module")
 def config(small: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
     words = small(tmp_path_factory.mktemp("run"))
-    return load(PretrainConfig, words[1], words[2:])
+    return load(PretrainConfig, words[1], overrides_of(PretrainConfig, words[2:]))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,14 @@ import pytest
 from .conftest import FAST_COMPILE, ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
-PICTURES = {"1_tour": 1, "2_masking_and_pairs": 1, "3_sharing_ablation": 2, "4_inside": 3, "5_hugging_face": 1, "6_plateau": 3}
+PICTURES = {
+    "1_tour": 1,
+    "2_masking_and_pairs": 1,
+    "3_sharing_ablation": 2,
+    "4_inside": 3,
+    "5_hugging_face": 1,
+    "6_plateau": 3,
+}
 """Notebook -> the number of pictures that it draws."""
 QUICK = {"STEPS": 2, "SEEDS": 1}
 """Values of constants in the notebooks for this test."""
