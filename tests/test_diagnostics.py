@@ -1,7 +1,6 @@
 """Diagnostics of the unigram plateau: compared with numpy, and the warning that follows from them."""
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,7 +70,7 @@ def patterns(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("learning_rate", "warnings"), [(0.01, 0), (1e-6, 1)], ids=["learns", "stuck"])
+@pytest.mark.parametrize(("learning_rate", "warnings"), [(0.02, 0), (1e-6, 1)], ids=["learns", "stuck"])
 def test_a_run_on_the_plateau_warns_once(
     learning_rate: float,
     warnings: int,
@@ -88,7 +87,7 @@ def test_a_run_on_the_plateau_warns_once(
         optim__optimizer="muon",
         optim__learning_rate=learning_rate,
         train__num_train_steps=40,
-        train__eval_every=10,
+        train__eval_every=20,
         train__checkpoint_every=40,
         objective__short_seq_prob=0,
     )
@@ -97,12 +96,12 @@ def test_a_run_on_the_plateau_warns_once(
     found = [line.partition(" ")[2] for line in capsys.readouterr().err.splitlines() if WARNING in line]
     assert len(found) == warnings, found
     if found:
-        assert found[0].startswith("step 10: the held-out masked-LM loss ")
+        assert found[0].startswith("step 20: the held-out masked-LM loss ")
         assert "an update of a shared layer takes effect 2 times), or with --optim.optimizer muon" in found[0]
         assert found[0].endswith(f"see {diagnostics.PAGE}")
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     evaluations = [record for record in records if "eval/mlm_loss" in record]
-    assert len(evaluations) == 4
+    assert len(evaluations) == 2
     for record in evaluations:
         gain = summary["baselines"]["unigram"]["mlm_loss"] - record["eval/mlm_loss"]
         assert record["diagnostics/gain_over_unigram"] == pytest.approx(gain)
