@@ -81,7 +81,12 @@ def _dense(x: Array, kernel: Array, bias: Array) -> Array:
     if kernel.dtype != jnp.float32 and jax.default_backend() == "gpu":
         # Without the barrier XLA:GPU fuses the kernel's cast into the product, and the bias no longer fuses.
         kernel = jax.lax.optimization_barrier(kernel)
-    return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ()))) + bias
+    if jax.default_backend() != "cpu":
+        return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ()))) + bias
+    # In one product over [B * S, K], because the kernel's gradient then contracts one axis.  To contract B and S, XLA:CPU first
+    # copies the transposed gradient, and a step takes 10 to 20 % longer.
+    product = jax.lax.dot(x.reshape(-1, x.shape[-1]), kernel)
+    return product.reshape(*x.shape[:-1], -1) + bias
 
 
 @jax.custom_vjp
