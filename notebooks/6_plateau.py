@@ -50,7 +50,7 @@ common = {
     "eval_draws": 1,
 }
 optimizers = {
-    "AdamW, rate 0.002": {"optim.optimizer": "adamw", "optim.learning_rate": 0.002},
+    "AdamW, rate 0.004": {"optim.optimizer": "adamw", "optim.learning_rate": 0.004},
     "Muon, rate 0.005": {"optim.optimizer": "muon", "optim.learning_rate": 0.005},
 }
 summaries = {}

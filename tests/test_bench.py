@@ -3,6 +3,7 @@
 Machines that run tests are too noisy to compare times.
 """
 
+import argparse
 import dataclasses
 import functools
 import gzip
@@ -19,14 +20,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from albert_jax.bench import breakdown, measure, peer
+from albert_jax.bench import breakdown, command, measure, peer
 from albert_jax.bench.breakdown import KINDS, Event, Instruction, instructions, seconds_by_kind
 from albert_jax.bench.measure import BenchConfig, Benchmark
 from albert_jax.cli import main
-from albert_jax.config import InputError
+from albert_jax.config import InputError, load
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert, flops_per_token, param_shapes
 from albert_jax.pretraining.objective import ObjectiveConfig
+from albert_jax.pretraining.run import PretrainConfig
 from albert_jax.training import devices
 
 from .conftest import ROOT, USUAL_FUSION, refused
@@ -92,6 +94,13 @@ def test_gradients_need_no_more_work_than_before(name: str) -> None:
     assert found["collectives"] == 0
     for quantity in expected.keys() - {"flops", "bytes"}:
         assert found[quantity] == expected[quantity], quantity
+
+
+def test_gradients_of_kernels_are_computed_without_transposed_copies() -> None:
+    """Fails if a product contracts two axes in its gradient: XLA:CPU then transposes the second operand in memory."""
+    text = compiled_gradients().as_text()
+    assert re.search(r"lhs_contracting_dims=\{0\}, rhs_contracting_dims=\{0\}", text)
+    assert not re.search(r"lhs_contracting_dims=\{0\}, rhs_contracting_dims=\{1\}", text)
 
 
 def test_remat_elementwise_halves_the_temporaries() -> None:
@@ -292,7 +301,12 @@ def _declared() -> set[str]:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["bass"], "size: unknown value 'bass'; choose one of base, large, xlarge, xxlarge, base-v1"),
+        (["bass"], "model: unknown value 'bass'; choose one of base, large, xlarge, xxlarge, base-v1"),
+        (["no.py"], "no.py: no such experiment file"),
+        (
+            [str(ROOT / "experiments/finetune/cola.py")],
+            f"{ROOT}/experiments/finetune/cola.py: must set 'config' to a PretrainConfig",
+        ),
         (["base", "--length", "1024"], "objective.max_seq_length 1024 > model.max_position_embeddings 512"),
         (["base", "--length", "long"], "objective.max_seq_length: expected int, got 'long'"),
         (["base", "--work", "all"], "work: unknown value 'all'; choose one of step, gradients, inference"),
@@ -309,6 +323,40 @@ def _declared() -> set[str]:
 )
 def test_bad_input(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(["bench", *words], capsys).startswith(message)
+
+
+def bench_config(model: Path, **overrides: str) -> BenchConfig:
+    """The configuration of `albert-jax bench MODEL` with the text of some fields."""
+    return command.bench_config(
+        argparse.Namespace(
+            model=str(model), overrides={name.replace("__", "."): text for name, text in overrides.items()}
+        )
+    )
+
+
+def test_the_work_of_an_experiment_file() -> None:
+    """Fails if a setting of the file that changes the cost of a step is ignored, or overrides the command line."""
+    file = ROOT / "experiments" / "pretrain" / "tiny.py"
+    tiny = load(PretrainConfig, str(file))
+    full_rows = dataclasses.replace(tiny.objective, short_seq_prob=0.0)
+    expected = BenchConfig(tiny.model, full_rows, tiny.optim, batch_size=tiny.train.global_batch_size)
+    assert bench_config(file) == expected
+    shorter = bench_config(file, objective__max_seq_length="32", batch_size="4", model__dtype="bfloat16")
+    assert shorter.model == dataclasses.replace(tiny.model, dtype="bfloat16")
+    assert shorter.objective == dataclasses.replace(
+        full_rows, max_seq_length=32, max_predictions_per_seq=round(32 * tiny.objective.masked_lm_prob)
+    )
+    assert shorter.batch_size == 4
+    assert bench_config(file, objective__max_predictions_per_seq="3").objective.max_predictions_per_seq == 3
+
+
+def test_an_experiment_with_micro_batches(tmp_path: Path) -> None:
+    """A step has the file's micro-batches; other work has none."""
+    file = tmp_path / "micro_batches.py"
+    text = (ROOT / "experiments/pretrain/tiny.py").read_text()
+    file.write_text(text.replace("global_batch_size=32", "global_batch_size=32, gradient_accumulation=4"))
+    assert bench_config(file).gradient_accumulation == 4
+    assert bench_config(file, work="gradients").gradient_accumulation == 1
 
 
 def test_the_error_of_a_batch_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
