@@ -351,10 +351,14 @@ def test_slurm(words: Words, table: Path, tmp_path: Path, sbatch_log: Path, caps
     assert "--launcher slurm: " in refused([*command, "--slurm", "bicycles=5"], capsys)
 
 
-def test_slurm_jobs_wait_for_tuning(words: Words, tmp_path: Path, sbatch_log: Path) -> None:
-    """The tuning runs of a row wait for those of the row that it starts from; counted runs for all of them."""
+@pytest.mark.parametrize("seeds", [[], ["--seeds", "2", "--parallel-seeds"]])
+def test_slurm_jobs_wait_for_tuning(seeds: list[str], words: Words, tmp_path: Path, sbatch_log: Path) -> None:
+    """The tuning runs of a row wait for those of the row that it starts from; counted runs for all of them.
+
+    With parallel seeds, a job trains all seeds of a row.
+    """
     command = words(tmp_path / "four", "--rows", "unshared later", "--launcher", "slurm")
-    assert main([*command, "--tune", "optim.learning_rate=0.001,0.002"]) == 0
+    assert main([*command, *seeds, "--tune", "optim.learning_rate=0.001,0.002"]) == 0
     tuned, start_tuned = "dependency=afterany:102:103:104", "dependency=afterany:100:101"
     assert sbatch_log.read_text().splitlines() == ["none", "none", *[start_tuned] * 3, tuned]
 
