@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Sequence
@@ -247,3 +248,16 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("vocabulary") / "spiece.model"
     train_vocabulary([TEXT] * 20, path, 40)
     return path
+
+
+@pytest.fixture
+def golden(tmp_path: Path) -> Path:
+    """A Hugging Face folder that transformers wrote, without a vocabulary."""
+    return Path(shutil.copytree(ROOT / "tests" / "golden" / "huggingface" / "shared", tmp_path / "hf"))
+
+
+@pytest.fixture
+def complete(golden: Path, vocabulary: Path) -> Path:
+    """The same folder with a vocabulary."""
+    shutil.copy(vocabulary, golden)
+    return golden

@@ -101,9 +101,12 @@ def test_commands_are_quick_to_import(path: Path) -> None:
     """At module level they import config, parser, other commands and the standard library.  Fails if one imports jax there."""
     statements = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
     for name in (name for node in statements for name in imports(node)):
-        light = name in ("albert_jax.config", "albert_jax.parser", "albert_jax.pretraining") or name.endswith(
-            ".command"
-        )
+        light = name in (
+            "albert_jax.config",
+            "albert_jax.parser",
+            "albert_jax.pretraining",
+            "albert_jax.finetuning",
+        ) or name.endswith(".command")
         assert light or name.partition(".")[0] in sys.stdlib_module_names, name
 
 

@@ -62,7 +62,7 @@ def signal_after(step: int, signum: int) -> dict[str, Any]:
 def test_signal_saves_and_the_run_resumes_exactly(
     signum: int, code: int, straight: tuple[Path, np.ndarray], tmp_path: Path
 ) -> None:
-    """Fails if a resumed run began again at batch 0, drew noise by launch instead of step, or lost the optimizer's state."""
+    """Fails if a resumed run starts at batch 0, draws noise by launch instead of by step, or loses the optimizer's state."""
     message = f"stopped by {signal.Signals(signum).name} and saved after step 6; rerun the command to resume"
     with pytest.raises(Interrupted, match=message) as stopped:
         toy.train(tmp_path, fields=signal_after(7, signum))  # read two steps ahead, noticed one step late
@@ -75,7 +75,7 @@ def test_signal_saves_and_the_run_resumes_exactly(
 
 
 def test_states_differ_where_they_should(straight: tuple[Path, np.ndarray], tmp_path: Path) -> None:
-    """The comparison of states can fail: other seeds and other steps give other states."""
+    """So the comparison of states can fail: a different seed gives a different state, and losses differ by step."""
     state, _ = toy.train(tmp_path, seed=1)
     assert not np.array_equal(toy.flat(state), straight[1])
     assert len(set(losses(straight[0]))) == 12
@@ -103,7 +103,7 @@ def test_completed_run_changes_nothing(straight: tuple[Path, np.ndarray], tmp_pa
 
 
 def test_missing_evaluation_is_made_up(straight: tuple[Path, np.ndarray], tmp_path: Path) -> None:
-    """The process died after saving and before evaluating.  Fails if only steps that are trained are evaluated."""
+    """As after a process that died between saving and evaluating.  Fails if only steps that are trained are evaluated."""
     run_dir = Path(shutil.copytree(straight[0], tmp_path / "run"))
     shutil.rmtree(run_dir / "checkpoints/12")
     log = (run_dir / "metrics.jsonl").read_text()
@@ -123,7 +123,7 @@ def test_missing_evaluation_is_made_up(straight: tuple[Path, np.ndarray], tmp_pa
 def test_resume_on_a_different_number_of_devices(
     first: tuple[int, str], then: tuple[int, str], straight: tuple[Path, np.ndarray], tmp_path: Path
 ) -> None:
-    """Up to the order of summation, whatever is sharded before and after."""
+    """Equal up to the order of summation, for any sharding before and after."""
     with pytest.raises(Interrupted):
         toy.train(tmp_path, devices=first[0], sharding=first[1], fields=signal_after(7, signal.SIGTERM))
     state, _ = toy.train(tmp_path, devices=then[0], sharding=then[1])
@@ -143,7 +143,7 @@ def averaging() -> Optimizer:
 
 
 def test_averaged_parameters_are_evaluated_kept_and_loaded(tmp_path: Path) -> None:
-    """And the trained ones are resumed.  Fails if one of them took the place of the other."""
+    """Evaluation uses the mean, resuming uses the trained parameters.  Fails if one replaces the other."""
     evaluated: list[Any] = []
 
     def evaluate(params: Any) -> dict[str, dict[str, float]]:
@@ -192,7 +192,7 @@ def test_a_warning_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 
 def test_start_from_given_parameters(tmp_path: Path) -> None:
-    """They replace the random ones; a run that has checkpoints ignores them."""
+    """They replace the random parameters; a run that has checkpoints ignores them."""
     given = {"kernel": np.full((toy.INPUTS, toy.OUTPUTS), 2.0, np.float32), "bias": np.ones(toy.OUTPUTS, np.float32)}
     run = functools.partial(toy.train, optim={"learning_rate": 1e-30}, num_train_steps=1)
     state, _ = run(tmp_path, initial=lambda: given)
@@ -201,7 +201,7 @@ def test_start_from_given_parameters(tmp_path: Path) -> None:
 
 
 def test_loss_that_is_not_finite(tmp_path: Path) -> None:
-    """The run stops; step, batch and gradient norms are saved to find out why; earlier checkpoints stay."""
+    """The run stops, step, batch and gradient norms are saved for diagnosis, and earlier checkpoints remain."""
 
     def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
         for number, batch in enumerate(toy.batches(start), start + 1):
@@ -219,7 +219,7 @@ def test_loss_that_is_not_finite(tmp_path: Path) -> None:
 
 
 def test_skipped_spikes_are_counted(tmp_path: Path) -> None:
-    """With a factor that about every other norm exceeds; the count survives a resume."""
+    """The factor is so low that about every second norm exceeds it; the count survives a resume."""
     settings: dict[str, Any] = {"num_train_steps": 130, "eval_every": 130, "checkpoint_every": 125}
     toy.train(tmp_path, optim={"skip_spikes": 1.01}, **settings)
     counts = [r.get("train/skipped_updates", 0) for r in read_metrics(tmp_path) if "train/loss" in r]
@@ -231,7 +231,7 @@ def test_skipped_spikes_are_counted(tmp_path: Path) -> None:
 
 
 def test_means_over_a_window_survive_a_resume(straight: tuple[Path, np.ndarray], tmp_path: Path) -> None:
-    """A log line every 5 steps, a checkpoint at 4: the line at 5 has the mean over 1 to 5."""
+    """With a log line every 5 steps and a checkpoint at step 4, the line of step 5 has the mean over steps 1 to 5."""
     toy.train(tmp_path / "straight", log_every=5)
     with pytest.raises(Interrupted):
         toy.train(tmp_path / "run", log_every=5, fields=signal_after(4, signal.SIGTERM))
@@ -241,7 +241,7 @@ def test_means_over_a_window_survive_a_resume(straight: tuple[Path, np.ndarray],
 
 
 def test_out_of_memory() -> None:
-    """A real one: a terabyte."""
+    """A real allocation of a terabyte fails."""
     config = TrainConfig(gradient_accumulation=2, global_batch_size=24)
     message = (
         r"out of memory for a step \(Out of memory.*; use gradient accumulation \(--train.gradient-accumulation 3\), or save "
@@ -271,7 +271,7 @@ def test_other_errors_of_xla_stay_as_they_are() -> None:
 
 
 def test_second_signal_exits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first one may never be read: the loop may wait for its data."""
+    """The loop may never read the first one, since it may be waiting for data."""
     codes: list[int] = []
     monkeypatch.setattr(processes.os, "_exit", codes.append)
     before = signal.getsignal(signal.SIGTERM)
@@ -284,7 +284,7 @@ def test_second_signal_exits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_run_in_another_thread(tmp_path: Path) -> None:
-    """Only the main thread can handle signals; a run in a thread, as in notebooks and services, works without."""
+    """Only the main thread can handle signals; a run in a different thread, as in notebooks and services, works without them."""
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(toy.train(tmp_path)))
     thread.start()

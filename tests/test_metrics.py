@@ -22,11 +22,11 @@ TAGS = st.lists(st.sampled_from(["O", *(f"{prefix}-{kind}" for prefix in "BIES" 
 def test_entities_equal_seqeval(case: dict[str, Any]) -> None:
     """Fails if an entity does not end where the type changes."""
     assert [[list(span) for span in spans(row)] for row in case["gold"]] == case["spans"]
-    mine, theirs = span_f1(case["guessed"], case["gold"]), case["report"]
+    scores, expected = span_f1(case["guessed"], case["gold"]), case["report"]
     for name, key in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
-        assert mine[name] == pytest.approx(theirs["micro avg"][key], abs=1e-12)
+        assert scores[name] == pytest.approx(expected["micro avg"][key], abs=1e-12)
     for kind in ("PER", "LOC", "creative-work"):
-        assert mine[f"f1_{kind}"] == pytest.approx(theirs[kind]["f1-score"], abs=1e-12)
+        assert scores[f"f1_{kind}"] == pytest.approx(expected[kind]["f1-score"], abs=1e-12)
 
 
 @given(TAGS)
@@ -41,24 +41,24 @@ def test_iob2_has_the_same_entities(tags: list[str]) -> None:
 @pytest.mark.parametrize("number", [0, 1], ids=["all answerable", "some unanswerable"])
 def test_answers_equal_the_official_scorer(number: int) -> None:
     case = GOLDEN["answers"][number]
-    theirs, gold, guessed, odds = (case[key] for key in ("report", "gold", "guessed", "odds"))
-    mine = squad(guessed, gold)
+    expected, gold, guessed, odds = (case[key] for key in ("report", "gold", "guessed", "odds"))
+    scores = squad(guessed, gold)
     # The scorer's threshold is 1.0, so it keeps all answers.
-    assert mine["exact"] == pytest.approx(theirs["exact"], abs=1e-9)
-    assert mine["f1"] == pytest.approx(theirs["f1"], abs=1e-9)
+    assert scores["exact"] == pytest.approx(expected["exact"], abs=1e-9)
+    assert scores["f1"] == pytest.approx(expected["f1"], abs=1e-9)
     for name in ("HasAns_exact", "HasAns_f1", "NoAns_exact", "NoAns_f1") if number else ():
-        assert mine[name] == pytest.approx(theirs[name], abs=1e-9)
+        assert scores[name] == pytest.approx(expected[name], abs=1e-9)
     for metric in ("exact", "f1"):
         best, threshold = best_threshold(guessed, odds, gold, metric)
-        assert best == pytest.approx(theirs[f"best_{metric}"], abs=1e-9)
-        assert threshold == pytest.approx(theirs[f"best_{metric}_thresh"], abs=1e-9)
-        taken_back = {name: "" if odds[name] > threshold else answer for name, answer in guessed.items()}
-        assert squad(taken_back, gold)[metric] == pytest.approx(best, abs=1e-9)
+        assert best == pytest.approx(expected[f"best_{metric}"], abs=1e-9)
+        assert threshold == pytest.approx(expected[f"best_{metric}_thresh"], abs=1e-9)
+        final = {name: "" if odds[name] > threshold else answer for name, answer in guessed.items()}
+        assert squad(final, gold)[metric] == pytest.approx(best, abs=1e-9)
 
 
 def test_normalized_answers() -> None:
-    for text, theirs in GOLDEN["answers"][2]["normalized"].items():
-        assert normalized(text) == theirs
+    for text, expected in GOLDEN["answers"][2]["normalized"].items():
+        assert normalized(text) == expected
 
 
 def test_threshold_if_no_answer_is_correct() -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,7 @@ def test_three_sentence_classes(loaded: Loaded) -> None:
     kernel = np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32)
     params["sop_classifier"] = {"kernel": kernel, "bias": np.zeros(3, np.float32)}
     expected = np.asarray(jax.nn.softmax(outputs((model, params, loaded[2]), *PAIRS[0])["sop_logits"][0]))
-    (record, line), *_ = answers.ANSWERS["sentence-order"](
-        (model, params, loaded[2]), list(PAIRS[0]), answers.Options()
-    )
+    (record, line), *_ = answers.ANSWERS["sentence-order"]((model, params, loaded[2]), list(PAIRS[0]), Namespace())
     assert [record[name] for name in ("next", "previous", "another_document")] == pytest.approx(expected, rel=1e-4)
     assert line.startswith(f"next {expected[0]:.4f}, previous {expected[1]:.4f}, another document {expected[2]:.4f}: ")
 

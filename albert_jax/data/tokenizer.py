@@ -135,19 +135,21 @@ class Tokenizer:
         for row in rows:
             while max_length is not None and sum(map(len, row)) > max_length - num_special:
                 max(row, key=len).pop()
-        width = max((sum(map(len, row)) for row in rows), default=0) + num_special
+        joined = [self.join(*row) for row in rows]
+        width = max((len(row["input_ids"]) for row in joined), default=num_special)
         width = -(-width // pad_to_multiple_of) * pad_to_multiple_of
         ids = np.full((len(rows), width), self.pad_id, np.int32)
         mask, segments = np.zeros_like(ids), np.zeros_like(ids)
-        for number, row in enumerate(rows):
-            end = 1
-            ids[number, 0] = self.cls_id
-            for segment, part in enumerate(row):
-                ids[number, end : end + len(part) + 1] = [*part, self.sep_id]
-                segments[number, end : end + len(part) + 1] = segment
-                end += len(part) + 1
-            mask[number, :end] = 1
+        for number, row in enumerate(joined):
+            used = slice(len(row["input_ids"]))
+            ids[number, used], segments[number, used], mask[number, used] = *row.values(), 1
         return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
+
+    def join(self, *texts: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """`[CLS] text [SEP]` or `[CLS] text [SEP] pair [SEP]` from token ids: `input_ids` and `token_type_ids`, int32 [S]."""
+        parts = [part for text in texts for part in (text, [self.sep_id])]
+        ids = np.concatenate([[self.cls_id], *parts], dtype=np.int32, casting="unsafe")
+        return {"input_ids": ids, "token_type_ids": (np.arange(len(ids)) >= len(texts[0]) + 2).astype(np.int32)}
 
     def _encode_masked(self, texts: Sequence[str]) -> list[list[int]]:
         """Like `encode_batch`, but `[MASK]` in a text becomes the mask token."""

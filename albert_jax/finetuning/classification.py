@@ -75,7 +75,7 @@ def pair_rows(split: Split, targets: np.ndarray, tokenizer: Tokenizer, max_seq_l
     lengths = np.array([sum(map(len, parts)) + len(parts) + 1 for parts in texts], np.int32)
 
     def build(number: int) -> Row:
-        return family.join(tokenizer, *texts[number]) | {"target": targets[number], "weights": np.float32(1)}
+        return tokenizer.join(*texts[number]) | {"target": targets[number], "weights": np.float32(1)}
 
     return LazyRows(range(len(texts)), lengths, build)
 

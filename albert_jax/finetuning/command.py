@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from albert_jax import finetuning
 from albert_jax.config import InputError
 from albert_jax.parser import Parser
 from albert_jax.training.command import add_run_options, exit_code, join_processes
@@ -19,7 +20,7 @@ def add_finetuning_commands(add_command: Callable[..., Parser]) -> None:
     """Add the command of this folder to the command line."""
     summary = "Fine-tune on a task, evaluate and write predictions.  Rerunning the command resumes."
     parser = add_command("finetune FILE", finetune, summary, EXAMPLES)
-    parser.add_experiment(_config_class)
+    parser.add_experiment(lambda: finetuning.FinetuneConfig)
     parser.field_values = _config
     text = "number of seeds (default 1); several give the median, mean and spread of each metric"
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help=text)
@@ -41,12 +42,6 @@ def finetune(arguments: argparse.Namespace) -> int:
     if arguments.seeds == 1:
         return exit_code(lambda: finetune(config, changed))
     return exit_code(lambda: finetune_seeds(config, arguments.seeds, changed))
-
-
-def _config_class() -> type:
-    from albert_jax.finetuning.run import FinetuneConfig
-
-    return FinetuneConfig
 
 
 def _config(arguments: argparse.Namespace) -> Any:

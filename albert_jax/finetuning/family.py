@@ -159,13 +159,6 @@ class LazyRows(Generic[T]):
         return self.build(self.items[number])
 
 
-def join(tokenizer: Tokenizer, *texts: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-    """`[CLS] text [SEP]` or `[CLS] text [SEP] pair [SEP]` from token ids, with the pair as segment 1."""
-    parts = [part for text in texts for part in (text, [tokenizer.sep_id])]
-    ids = np.concatenate([[tokenizer.cls_id], *parts], dtype=np.int32, casting="unsafe")
-    return {"input_ids": ids, "token_type_ids": (np.arange(len(ids)) >= len(texts[0]) + 2).astype(np.int32)}
-
-
 def apply_model(apply: Any, params: Any, batch: Batch, dropout_keys: Array | None, **inputs: Array) -> Outputs:
     """The model's outputs for a batch of rows."""
     return apply(

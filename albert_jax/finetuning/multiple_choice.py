@@ -125,7 +125,7 @@ class MultipleChoice:
         def build(number: int) -> Row:
             example, room = split.examples[number], config.max_seq_length - 3
             passage = passages[example.passage]
-            inputs = [family.join(tokenizer, passage[: room - len(option)], option) for option in options[number]]
+            inputs = [tokenizer.join(passage[: room - len(option)], option) for option in options[number]]
             labels = {"choices": np.int32(len(inputs)), "target": np.int32(example.answer or 0)}
             return collate(inputs, max_options, lengths[number]) | labels | {"weights": np.float32(1)}
 

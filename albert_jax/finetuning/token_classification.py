@@ -60,7 +60,7 @@ class Part(NamedTuple):
 
 def part_row(tokenizer: Tokenizer, part: Part) -> Row:
     """`[CLS] words [SEP]`, with the label of a word on its first token."""
-    row = family.join(tokenizer, part.ids)
+    row = tokenizer.join(part.ids)
     targets, weights = np.zeros_like(row["input_ids"]), np.zeros(len(row["input_ids"]), np.float32)
     targets[part.starts + 1] = part.targets
     weights[part.starts + 1] = 1

@@ -8,7 +8,7 @@ import numpy as np
 
 from albert_jax.data.batches import Row
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.finetuning.family import LazyRows, join
+from albert_jax.finetuning.family import LazyRows
 
 
 class Context(NamedTuple):
@@ -45,7 +45,7 @@ class WindowRows(LazyRows[Window]):
 
 def window_row(tokenizer: Tokenizer, window: Window) -> Row:
     """`[CLS] question [SEP] window [SEP]`; without an answer, `start` and `end` are the position of [CLS]."""
-    row = join(tokenizer, window.question, window.context.ids[window.start : window.start + window.size])
+    row = tokenizer.join(window.question, window.context.ids[window.start : window.start + window.size])
     answer_mask, best = np.zeros_like(row["input_ids"]), np.zeros_like(row["input_ids"])
     first = len(window.question) + 2
     answer_mask[first : first + window.size] = 1

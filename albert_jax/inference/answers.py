@@ -3,10 +3,10 @@
 import codecs
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -15,40 +15,13 @@ from albert_jax.data.tokenizer import SPACE, Tokenizer
 from albert_jax.inference import finetuned, pretrained
 from albert_jax.model.heads import Albert
 
-
-@dataclass(frozen=True)
-class Options:
-    """The options of the command line; each task reads those it needs."""
-
-    top_k: int = 5
-    pair: bool = False
-    null_threshold: float | None = None
-    pooling: Literal["mean", "pooler"] = "mean"
-    output: Path | None = None
-    length: int = 0
-    temperature: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.output is None:
-            return
-        folder = self.output.absolute().parent
-        if self.output.suffix != ".npy":
-            raise InputError(f"--output {self.output}: its name must end in .npy")
-        if self.output.is_dir():
-            raise InputError(f"--output {self.output} is a folder; name a file in it")
-        if not folder.is_dir():
-            raise InputError(f"--output {self.output}: no folder {folder}; create it first")
-        check_writable(self.output, "--output")
-
-
 Loaded = tuple[Albert, Any, Tokenizer]
 """What `albert_jax.load` returns."""
 Answers = Iterator[tuple[dict[str, Any], str]]
 """For each text, the answer as a record for --json and as lines to print."""
 
 
-def _fill_mask(loaded: Loaded, texts: list[str], options: Options) -> Answers:
+def _fill_mask(loaded: Loaded, texts: list[str], options: Namespace) -> Answers:
     for text, masks in zip(texts, pretrained.fill_mask(*loaded, texts, options.top_k), strict=True):
         lines = [text]
         for number, pieces in enumerate(masks, 1):
@@ -58,14 +31,14 @@ def _fill_mask(loaded: Loaded, texts: list[str], options: Options) -> Answers:
         yield {"text": text, "masks": masks}, "\n".join(lines)
 
 
-def _sentence_order(loaded: Loaded, texts: list[str], options: Options) -> Answers:
+def _sentence_order(loaded: Loaded, texts: list[str], options: Namespace) -> Answers:
     pairs = _pairs("sentence-order", texts)
     for (first, second), classes in zip(pairs, pretrained.sentence_order(*loaded, pairs), strict=True):
         shown = ", ".join(f"{name.replace('_', ' ')} {p:.4f}" for name, p in classes.items())
         yield {"text": first, "text_pair": second} | classes, f"{shown}: {first} | {second}"
 
 
-def _embed(loaded: Loaded, texts: list[str], options: Options) -> Answers:
+def _embed(loaded: Loaded, texts: list[str], options: Namespace) -> Answers:
     vectors = pretrained.embed(*loaded, texts, options.pooling)
     if options.output is not None:
         partial = options.output.with_name(f"{options.output.stem}.{os.getpid()}.npy")
@@ -77,14 +50,14 @@ def _embed(loaded: Loaded, texts: list[str], options: Options) -> Answers:
         yield {"text": text, "embedding": vector.tolist()}, " ".join(f"{x:.6g}" for x in vector)
 
 
-def _generate(loaded: Loaded, texts: list[str], options: Options) -> Answers:
+def _generate(loaded: Loaded, texts: list[str], options: Namespace) -> Answers:
     sampling: dict[str, Any] = {name: getattr(options, name) for name in ("length", "temperature", "seed")}
     for text in texts:
         generated = pretrained.generate(*loaded, text, **sampling)
         yield generated, generated["text"]
 
 
-def _classify(loaded: Loaded, texts: list[str], options: Options) -> Answers:
+def _classify(loaded: Loaded, texts: list[str], options: Namespace) -> Answers:
     is_pairs = options.pair or any("\t" in text for text in texts)
     inputs: Sequence[tuple[str, ...]] = _pairs("--pair", texts) if is_pairs else [(text,) for text in texts]
     for columns, result in zip(inputs, finetuned.classify(*loaded, *zip(*inputs, strict=True)), strict=True):
@@ -97,13 +70,13 @@ def _classify(loaded: Loaded, texts: list[str], options: Options) -> Answers:
         yield record | result, f"{shown}: {' | '.join(columns)}"
 
 
-def _entities(loaded: Loaded, texts: list[str], options: Options) -> Answers:
+def _entities(loaded: Loaded, texts: list[str], options: Namespace) -> Answers:
     for text, entities in zip(texts, finetuned.entities(*loaded, texts), strict=True):
         lines = [f"  {e['probability']:.4f}  {e['start']}-{e['end']}  {e['type']}  {e['text']}" for e in entities]
         yield {"text": text, "entities": entities}, "\n".join([text, *(lines or ["  no entity"])])
 
 
-def _answer(loaded: Loaded, texts: list[str], options: Options) -> Answers:
+def _answer(loaded: Loaded, texts: list[str], options: Namespace) -> Answers:
     pairs = _pairs("answer", texts)
     questions, contexts = [question for question, _ in pairs], [context for _, context in pairs]
     results = finetuned.answer(*loaded, questions, contexts, n_best=options.top_k)
@@ -122,7 +95,7 @@ def _answer(loaded: Loaded, texts: list[str], options: Options) -> Answers:
         yield {"question": question} | result | {"no_answer": no_answer}, "\n".join(lines)
 
 
-def _choose(loaded: Loaded, texts: list[str], options: Options) -> Answers:
+def _choose(loaded: Loaded, texts: list[str], options: Namespace) -> Answers:
     rows = [text.split("\t") for text in texts] if any("\t" in text for text in texts) else [texts]
     for number, row in enumerate(rows, 1):
         if len(row) < 4:
@@ -149,7 +122,7 @@ def _pairs(task: str, texts: Sequence[str]) -> list[tuple[str, str]]:
     return list(zip(texts[::2], texts[1::2], strict=True))
 
 
-ANSWERS: dict[str, Callable[[Loaded, list[str], Options], Answers]] = {
+ANSWERS: dict[str, Callable[[Loaded, list[str], Namespace], Answers]] = {
     "fill-mask": _fill_mask,
     "sentence-order": _sentence_order,
     "embed": _embed,
@@ -159,7 +132,7 @@ ANSWERS: dict[str, Callable[[Loaded, list[str], Options], Answers]] = {
     "answer": _answer,
     "choose": _choose,
 }
-"""Task of the command line -> function (loaded, texts, options) -> answers."""
+"""Task of the command line -> function (loaded, texts, options of the command) -> answers."""
 
 TASK_OF_HEAD = {
     "classifier": "classify",
@@ -173,6 +146,18 @@ TASK_OF_HEAD = {
 def default_task(model: Albert) -> str:
     """The task that a model was fine-tuned for; fill-mask for a pretrained model."""
     return next((task for head, task in TASK_OF_HEAD.items() if head in model.heads), "fill-mask")
+
+
+def check_output(output: Path) -> None:
+    """Raise InputError unless --output names an .npy file that can be written."""
+    folder = output.absolute().parent
+    if output.suffix != ".npy":
+        raise InputError(f"--output {output}: its name must end in .npy")
+    if output.is_dir():
+        raise InputError(f"--output {output} is a folder; name a file in it")
+    if not folder.is_dir():
+        raise InputError(f"--output {output}: no folder {folder}; create it first")
+    check_writable(output, "--output")
 
 
 def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:

@@ -58,17 +58,18 @@ def add_inference_commands(add_command: Callable[..., Parser]) -> None:
 def predict(arguments: argparse.Namespace) -> int:
     """Run `albert-jax predict`."""
     from albert_jax.exchange.load import load
-    from albert_jax.inference.answers import ANSWERS, Options, default_task, read_texts
+    from albert_jax.inference.answers import ANSWERS, check_output, default_task, read_texts
 
     if arguments.task is not None:
         check_choice("--task", arguments.task, ANSWERS)
-    options = Options(**{name: getattr(arguments, name) for name in Options.__dataclass_fields__})
-    if options.output is not None and arguments.task != "embed":
-        raise InputError("--output is for --task embed; other tasks print")
+    if arguments.output is not None:
+        check_output(arguments.output)
+        if arguments.task != "embed":
+            raise InputError("--output is for --task embed; other tasks print")
     # Texts of the command line are checked before the model is loaded, standard input is read after.
     texts = read_texts(arguments.text, arguments.file) if arguments.text or arguments.file else None
     loaded = load(arguments.source, **source_options(arguments))
     task = arguments.task or default_task(loaded[0])
-    for record, lines in ANSWERS[task](loaded, texts or read_texts((), None), options):
+    for record, lines in ANSWERS[task](loaded, texts or read_texts((), None), arguments):
         print(json.dumps(record, ensure_ascii=False) if arguments.json else lines)
     return 0

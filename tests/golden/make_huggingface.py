@@ -1,7 +1,7 @@
-"""Made tests/golden/huggingface once, with torch 2.13.0 and transformers 5.23.0: `python make_huggingface.py FOLDER`.
+"""Script that wrote tests/golden/huggingface, with torch 2.13.0 and transformers 5.23.0: `python make_huggingface.py FOLDER`.
 
-One folder a case, as `save_pretrained` writes it, with random weights, and what the model gives in outputs.safetensors.
-Sizes are as small as the case allows.  Half-precision files are run in float32, as they are read.
+Each case is a folder that `save_pretrained` wrote, with random weights; outputs.safetensors holds the model's outputs.
+The models are as small as the case allows.  Outputs of half-precision models are computed in float32, as we read them.
 """
 
 import sys
@@ -34,21 +34,21 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def inputs() -> dict[str, np.ndarray]:
-    """Three rows of twelve: two segments each, the second and third padded."""
-    place, ends = np.arange(12)[None], np.array([[12], [9], [4]])
+    """Three rows of twelve tokens with two segments each; the second and third are padded."""
+    positions, ends = np.arange(12)[None], np.array([[12], [9], [4]])
     ids = np.random.default_rng(7).integers(5, 40, (3, 12))
-    return {"input_ids": ids, "attention_mask": (place < ends) * 1, "token_type_ids": (place >= ends // 2) * 1}
+    return {"input_ids": ids, "attention_mask": (positions < ends) * 1, "token_type_ids": (positions >= ends // 2) * 1}
 
 
 def main(target: Path) -> None:
-    """Writes all cases."""
+    """Write all cases."""
     import torch
     import transformers
 
     for name, (changes, architecture) in CASES.items():
         torch.manual_seed(sum(map(ord, name)))
         model = getattr(transformers, architecture)(transformers.AlbertConfig(**SMALL | changes)).eval()
-        for parameter in model.parameters():  # nothing is 0, 1 or equal to another: no term can be left out unnoticed
+        for parameter in model.parameters():  # no parameter is 0 or 1, so that no term can be omitted unnoticed
             torch.nn.init.normal_(parameter, 0.0 if parameter.ndim > 1 else 0.3, 0.3 if name != "head_of_128" else 0.1)
         if name == "head_of_128":
             model.bfloat16()
@@ -59,10 +59,10 @@ def main(target: Path) -> None:
             batch = {key: value[None] for key, value in batch.items()}
         with torch.no_grad():
             outputs = model(**batch, output_hidden_states=True)
-        found = {key: value.numpy() for key, value in outputs.items() if isinstance(value, torch.Tensor)}
-        found["last_hidden_state"] = outputs.hidden_states[-1].numpy()
+        arrays = {key: value.numpy() for key, value in outputs.items() if isinstance(value, torch.Tensor)}
+        arrays["last_hidden_state"] = outputs.hidden_states[-1].numpy()
         save_file(
-            {key: np.ascontiguousarray(value) for key, value in found.items()}, target / name / "outputs.safetensors"
+            {key: np.ascontiguousarray(value) for key, value in arrays.items()}, target / name / "outputs.safetensors"
         )
 
 

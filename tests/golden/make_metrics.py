@@ -1,9 +1,9 @@
-"""Has the official scorers score made-up predictions, once: metrics.json, which test_metrics.py compares with.
+"""Script that wrote metrics.json: the scores that official scorers give to random predictions, for test_metrics.py.
 
     pip install seqeval==1.2.2 scikit-learn
     python tests/golden/make_metrics.py path/to/evaluate-v2.0.py
 
-The scorer of SQuAD is https://github.com/rajpurkar/SQuAD-explorer, evaluate-v2.0.py.
+SQuAD's scorer is https://github.com/rajpurkar/SQuAD-explorer, evaluate-v2.0.py.
 """
 
 import json
@@ -40,26 +40,26 @@ TYPES = ("PER", "LOC", "creative-work")
 
 
 def tags(draw: random.Random, scheme: str) -> list[str]:
-    """A sentence of tags in a scheme, or nonsense of all of them."""
+    """The tags of a random sentence in a scheme; for `any`, arbitrary tags of all schemes."""
     if scheme == "any":
         return [draw.choice(["O", *(f"{p}-{t}" for p in "BIES" for t in TYPES)]) for _ in range(draw.randint(1, 12))]
-    made: list[str] = []
-    while len(made) < draw.randint(1, 14):
+    sentence: list[str] = []
+    while len(sentence) < draw.randint(1, 14):
         size, kind = draw.randint(1, 3), draw.choice([*TYPES, "O"])
         if kind == "O":
-            made += ["O"] * size
+            sentence += ["O"] * size
         elif scheme == "IOB2":
-            made += [f"B-{kind}"] + [f"I-{kind}"] * (size - 1)
+            sentence += [f"B-{kind}"] + [f"I-{kind}"] * (size - 1)
         elif scheme == "IOB1":
-            before = made[-1][2:] if made else ""
-            made += [f"{'B' if before == kind else 'I'}-{kind}"] + [f"I-{kind}"] * (size - 1)
+            before = sentence[-1][2:] if sentence else ""
+            sentence += [f"{'B' if before == kind else 'I'}-{kind}"] + [f"I-{kind}"] * (size - 1)
         else:
-            made += [f"S-{kind}"] if size == 1 else [f"B-{kind}", *[f"I-{kind}"] * (size - 2), f"E-{kind}"]
-    return made
+            sentence += [f"S-{kind}"] if size == 1 else [f"B-{kind}", *[f"I-{kind}"] * (size - 2), f"E-{kind}"]
+    return sentence
 
 
 def entities(draw: random.Random) -> list[dict[str, Any]]:
-    """Gold and guessed tags, and what seqeval counts in them."""
+    """Gold and predicted tags, and the scores and entities according to seqeval."""
     from seqeval.metrics import classification_report
     from seqeval.metrics.sequence_labeling import get_entities
 
@@ -75,7 +75,7 @@ def entities(draw: random.Random) -> list[dict[str, Any]]:
 
 
 def answers(draw: random.Random, scorer: str) -> list[dict[str, Any]]:
-    """Questions, predictions with odds of no answer, and what evaluate-v2.0.py prints of them."""
+    """Questions, predictions with odds of no answer, and their scores according to evaluate-v2.0.py."""
     cases: list[dict[str, Any]] = []
     for impossible in (0.0, 0.4):
         data: list[dict[str, Any]] = []

@@ -1,8 +1,8 @@
-"""Made tests/golden/tf1 once, with tensorflow-cpu 2.21.0: `python make_tf1.py FOLDER`.
+"""Script that wrote tests/golden/tf1, with tensorflow-cpu 2.21.0: `python make_tf1.py FOLDER`.
 
-The weights of two cases of golden/huggingface under the names of google-research/albert, written by TensorFlow itself; so
-what those models give is what these must give.  `inner` is as Google's tars are, with the optimiser's slots; `hub` as an
-unpacked TF-Hub module, in two shards.
+TensorFlow wrote the weights of two cases of golden/huggingface under the names of google-research/albert, so the outputs must
+be those of golden/huggingface.  `inner` has the form of Google's archives, with the optimizer's slots; `hub` is an unpacked
+TF-Hub module in two shards.
 """
 
 import json
@@ -17,8 +17,8 @@ HERE = Path(__file__).parent
 
 
 def released_name(name: str) -> str:
-    """A Hugging Face name as google-research/albert has it."""
-    for theirs, ours in (
+    """The name in google-research/albert of a tensor, given its Hugging Face name."""
+    for old, new in (
         ("albert.encoder.albert_layer_groups.", "bert/encoder/transformer/group_"),
         (".albert_layers.", "/inner_group_"),
         ("attention.LayerNorm", "LayerNorm"),
@@ -37,7 +37,7 @@ def released_name(name: str) -> str:
         ("pooler.", "pooler.dense."),
         ("albert.", "bert."),
     ):
-        name = name.replace(theirs, ours)
+        name = name.replace(old, new)
     name = name.replace(".", "/")
     if "LayerNorm" in name:
         name = name.replace("/weight", "/gamma").replace("/bias", "/beta")
@@ -45,7 +45,7 @@ def released_name(name: str) -> str:
 
 
 def variables(case: str) -> dict[str, np.ndarray]:
-    """The case's tensors by released name, dense kernels [in, out]."""
+    """The tensors of a case by their released names; dense kernels are [in, out]."""
     found = {}
     for name, value in load_file(HERE / "huggingface" / case / "model.safetensors").items():
         name = released_name(name)
@@ -54,7 +54,7 @@ def variables(case: str) -> dict[str, np.ndarray]:
 
 
 def config(case: str, folder: Path) -> None:
-    """albert_config.json as released: "gelu" is the tanh form there."""
+    """Write albert_config.json in the released form, where "gelu" is the tanh form."""
     stored = json.loads((HERE / "huggingface" / case / "config.json").read_text())
     keys = "attention_probs_dropout_prob hidden_dropout_prob embedding_size hidden_size initializer_range intermediate_size "
     keys += "max_position_embeddings num_attention_heads num_hidden_layers num_hidden_groups inner_group_num type_vocab_size vocab_size"
@@ -70,25 +70,25 @@ def config(case: str, folder: Path) -> None:
 
 
 def inner(folder: Path) -> None:
-    """With the optimiser's slots and the step, by the Saver."""
+    """Write a checkpoint with the optimizer's slots and the step, by the Saver."""
     config("inner", folder)
     with tf.Graph().as_default():
         stored = variables("inner")
-        made = [tf.compat.v1.get_variable(name, initializer=value) for name, value in stored.items()]
-        made += [
+        all_variables = [tf.compat.v1.get_variable(name, initializer=value) for name, value in stored.items()]
+        all_variables += [
             tf.compat.v1.get_variable(f"{n}/adam_{s}", initializer=0 * stored[n])
             for n in sorted(stored)[:3]
             for s in "mv"
         ]
-        made.append(tf.compat.v1.get_variable("global_step", initializer=np.int64(7)))
+        all_variables.append(tf.compat.v1.get_variable("global_step", initializer=np.int64(7)))
         with tf.compat.v1.Session() as session:
             session.run(tf.compat.v1.global_variables_initializer())
-            saver = tf.compat.v1.train.Saver(made)
+            saver = tf.compat.v1.train.Saver(all_variables)
             saver.save(session, str(folder / "model.ckpt-best"), write_meta_graph=False, write_state=False)
 
 
 def hub(folder: Path) -> None:
-    """Under `module/`, without heads, in two shards."""
+    """Write a checkpoint with the prefix `module/`, without heads, in two shards."""
     config("shared", folder / "assets")
     stored = {f"module/{name}": value for name, value in variables("shared").items() if not name.startswith("cls/")}
     names, prefixes = sorted(stored), []
