@@ -136,13 +136,14 @@ class Tokenizer:
             while max_length is not None and sum(map(len, row)) > max_length - num_special:
                 max(row, key=len).pop()
         joined = [self.join(*row) for row in rows]
-        width = max((len(row["input_ids"]) for row in joined), default=num_special)
+        width = max((len(inputs["input_ids"]) for inputs in joined), default=num_special)
         width = -(-width // pad_to_multiple_of) * pad_to_multiple_of
         ids = np.full((len(rows), width), self.pad_id, np.int32)
         mask, segments = np.zeros_like(ids), np.zeros_like(ids)
-        for number, row in enumerate(joined):
-            used = slice(len(row["input_ids"]))
-            ids[number, used], segments[number, used], mask[number, used] = *row.values(), 1
+        for number, inputs in enumerate(joined):
+            size = len(inputs["input_ids"])
+            ids[number, :size], segments[number, :size] = inputs["input_ids"], inputs["token_type_ids"]
+            mask[number, :size] = 1
         return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
 
     def join(self, *texts: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
