@@ -5,7 +5,7 @@ are the same for any number of devices, processes and micro-batches, because eac
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,11 @@ import numpy as np
 from jax import Array
 
 from albert_jax.config import InputError, check_fields, choice
-from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.pretraining import masking, segment_pairs
 from albert_jax.pretraining.segment_pairs import SENTENCE_OBJECTIVES, Sequence
+
+if TYPE_CHECKING:  # `bench` runs without sentencepiece
+    from albert_jax.data.tokenizer import Tokenizer
 
 Examples = dict[str, Array]
 Metrics = dict[str, Array]
@@ -72,7 +74,7 @@ class Vocabulary:
     """[V] bool: whether the piece starts a word."""
 
 
-def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+def vocabulary_of(tokenizer: "Tokenizer") -> Vocabulary:
     """The `Vocabulary` of a tokenizer."""
     t = tokenizer
     return Vocabulary(t.vocab_size, t.pad_id, t.cls_id, t.sep_id, t.mask_id, t.starts_word)
