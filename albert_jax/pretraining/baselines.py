@@ -12,10 +12,10 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_array, csr_array, diags_array, vstack
+from scipy.sparse import coo_array, csr_array, vstack
 
 from albert_jax.config import to_dict
 from albert_jax.data import loader
@@ -34,7 +34,7 @@ VERSION = 1
 MAX_BIGRAM_TOKENS = 50_000_000
 """Bigrams are counted on at most this many tokens.  More would take minutes and gigabytes, and change the result little."""
 
-CHUNK = 1024
+CHUNK = 512
 """Number of predictions that the neighbor baseline scores at once."""
 
 UNIGRAM, NEIGHBORS, CHANCE, BAG = "unigram", "neighbors", "chance", "bag of pieces"
@@ -156,13 +156,22 @@ def masked_pieces(examples: Iterable[dict[str, np.ndarray]], vocabulary: Vocabul
     return np.concatenate(predictions, axis=1)
 
 
+class Bigrams(NamedTuple):
+    """P(w | context) = (ratio[context, w] + backoff[context]) P(w).  The last of V + 1 contexts is the unknown one."""
+
+    ratio: csr_array
+    """[V + 1, V]; 0 for bigrams that do not occur."""
+    backoff: np.ndarray
+    """[V + 1]."""
+
+
 def neighbor_scores(
     counts: csr_array, unigram: np.ndarray, labels: np.ndarray, left: np.ndarray, right: np.ndarray
 ) -> Metrics:
     """Masked-LM loss and accuracy of bigrams from both sides: P(w | l, r) is proportional to P(w | l) P(w | r) / P(w).
 
     This is exact if l and r are independent given w.  An unknown neighbor has no influence: P(w | unknown) = P(w).  Both
-    bigram distributions are interpolated with the unigram distribution by absolute discounting (see `_discounted`).
+    bigram distributions are interpolated with the unigram distribution (see `discounted_bigrams`).
 
     Args:
       counts: [V, V] bigrams.
@@ -170,40 +179,56 @@ def neighbor_scores(
       labels: [predictions] the pieces to predict.
       left, right: [predictions] their neighbors; V is unknown.
     """
-    after, after_backoff = _discounted(counts)
-    before, before_backoff = _discounted(counts.T.tocsr())
-    inverse, losses, correct = diags_array(1 / unigram).tocsr(), [], []
-    for start in range(0, len(labels), CHUNK):
-        w, l, r = (array[start : start + CHUNK] for array in (labels, left, right))  # noqa: E741
-        # P(w | l) = x + a P(w) with a sparse x, and P(w | r) = y + b P(w).  So P(w | l) P(w | r) / P(w) is, before
-        # normalization, x y / P(w) + b x + a y + a b P(w), and only a b P(w) is not sparse.
-        x, y, a, b = after[l], before[r], after_backoff[l], before_backoff[r]
-        product = (x * y) @ inverse
-        total = product.sum(axis=1) + b * (1 - a) + a * (1 - b) + a * b
-        scores = (product + diags_array(b) @ x + diags_array(a) @ y).tocsr()
-        row = np.repeat(np.arange(len(w)), np.diff(scores.indptr))
-        scores.data += (a * b)[row] * unigram[scores.indices]
-        # The most frequent piece has the largest score of those that neither neighbor was seen with.
-        largest = np.maximum(scores.max(axis=1).toarray().reshape(-1), a * b * unigram.max())
-        score = (after[l, w] + a * unigram[w]) * (before[r, w] + b * unigram[w]) / unigram[w]
-        losses.append(np.log(total) - np.log(score))
-        correct.append(score >= largest * (1 - 1e-9))
-    return {"mlm_loss": float(np.concatenate(losses).mean()), "mlm_accuracy": float(np.concatenate(correct).mean())}
+    after, before = discounted_bigrams(counts, unigram), discounted_bigrams(counts.T.tocsr(), unigram)
+    more_after = np.diff(after.ratio.indptr)[left] >= np.diff(before.ratio.indptr)[right]
+    losses, correct = np.zeros(len(labels)), np.zeros(len(labels), bool)
+    # Frequent pieces have many bigrams.  So of the two neighbors, the one with more is a dense vector, computed once for all
+    # predictions beside it, and only the bigrams of the other are visited.
+    for dense, sparse, contexts, others, chosen in (
+        (after, before, left, right, more_after),
+        (before, after, right, left, ~more_after),
+    ):
+        numbers = np.flatnonzero(chosen)
+        numbers = numbers[np.argsort(contexts[numbers], kind="stable")]
+        changes = np.flatnonzero(np.diff(contexts[numbers])) + 1
+        for group in np.split(numbers, np.union1d(changes, np.arange(CHUNK, len(numbers), CHUNK))):
+            if len(group):
+                context = contexts[group[0]]
+                probability = (dense.ratio[[context]].toarray()[0] + dense.backoff[context]) * unigram
+                losses[group], correct[group] = _score(probability, sparse, others[group], labels[group])
+    return {"mlm_loss": float(losses.mean()), "mlm_accuracy": float(correct.mean())}
 
 
-def _discounted(counts: csr_array) -> tuple[csr_array, np.ndarray]:
+def _score(
+    probability: np.ndarray, other: Bigrams, contexts: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Loss of each prediction, and whether its label is the most probable piece.
+
+    The score of a piece is probability (ratio + backoff), where the ratio is mostly 0.
+
+    Args:
+      probability: [V] P(w | one neighbor), the same for all predictions.
+      other: bigrams of the other neighbor.
+      contexts: [predictions] the other neighbor.
+      labels: [predictions].
+    """
+    ratio, backoff = other.ratio[contexts], other.backoff[contexts]
+    total = ratio @ probability + backoff
+    score = probability[labels] * (ratio[np.arange(len(labels)), labels] + backoff)
+    ratio.data = probability[ratio.indices] * (ratio.data + np.repeat(backoff, np.diff(ratio.indptr)))
+    largest = np.maximum(ratio.max(axis=1).toarray().reshape(-1), backoff * probability.max())
+    return np.log(total) - np.log(score), score >= largest * (1 - 1e-9)
+
+
+def discounted_bigrams(counts: csr_array, unigram: np.ndarray) -> Bigrams:
     """Absolute discounting: P(w | context) = max(count - d, 0) / total + backoff P(w) (Ney, Essen and Kneser 1994).
 
     The discount d = n1 / (n1 + 2 n2), where n1 and n2 are the numbers of bigrams that occur once and twice; one is added to
     n1 and n2, so that 0 < d < 1.
-
-    Returns:
-      [V + 1, V] the first term, and [V + 1] the backoff.  The last row is that of an unknown context, and has backoff 1.
     """
     once, twice = (np.sum(counts.data == n) + 1 for n in (1, 2))
     discount = once / (once + 2 * twice)
-    counts = vstack([counts, csr_array((1, counts.shape[1]))], format="csr")
-    totals, distinct = np.asarray(counts.sum(axis=1)), np.diff(counts.indptr)
-    counts.data = (counts.data - discount) / np.repeat(totals, distinct)
-    counts.sort_indices()
-    return counts, np.where(totals > 0, discount * distinct / np.maximum(totals, 1), 1.0)
+    ratio = vstack([counts, csr_array((1, counts.shape[1]))], format="csr")
+    totals, distinct = np.asarray(ratio.sum(axis=1)), np.diff(ratio.indptr)
+    ratio.data = (ratio.data - discount) / np.repeat(totals, distinct) / unigram[ratio.indices]
+    return Bigrams(ratio, np.where(totals > 0, discount * distinct / np.maximum(totals, 1), 1.0))

@@ -115,7 +115,7 @@ def read(folders: Folders, reference: str = "", rows: Sequence[str] = ()) -> Com
         runs,
         curves,
         caption=" ".join(plan["caption"] for plan in plans),
-        baselines=summaries[0]["baselines"] if summaries else {},
+        baselines=summaries[0].get("baselines", {}) if summaries else {},
         probes=probes[-1] if probes else {},
         reference=_reference(reference, runs, plans[0] if len(plans) == 1 else {}),
         tuning="\n\n".join(filter(None, map(tuning_runs.tuning_table, tables, plans))),

@@ -53,7 +53,8 @@ def plot_curves(run_dir: Path) -> Path:
     from matplotlib.figure import Figure
 
     records = read_metrics(run_dir)
-    baselines = read_json(run_dir / "summary.json")["baselines"] if (run_dir / "summary.json").exists() else {}
+    path = run_dir / "summary.json"
+    baselines = read_json(path).get("baselines", {}) if path.exists() else {}
     groups = panels({name for record in records for name in record})
     columns = 2 if len(groups) <= 4 else 3
     rows = -(-len(groups) // columns)
@@ -75,9 +76,8 @@ def plot_curves(run_dir: Path) -> Path:
         if axes.lines:  # a log without records has no lines
             axes.legend(fontsize=7, ncols=1 + len(axes.lines) // 9)
     figure.suptitle(run_dir.name, fontsize=10)
-    path = run_dir / "curves.png"
-    figure.savefig(path, dpi=120)
-    return path
+    figure.savefig(run_dir / "curves.png", dpi=120)
+    return run_dir / "curves.png"
 
 
 def draw_baselines(
@@ -98,7 +98,7 @@ def summary_table(summary: dict[str, Any]) -> str:
     columns = {"model": summary["eval"]}
     if "best" in summary:
         columns = {f"best (step {summary['best']['step']})": summary["best"], "last": summary["eval"]}
-    first, baselines = next(iter(columns.values())), summary["baselines"]
+    first, baselines = next(iter(columns.values())), summary.get("baselines", {})
     rows = []
     for name in summary["eval"]:
         beaten = _beaten(name, first[name], baselines, summary.get("examples", {}).get(name))
