@@ -5,7 +5,7 @@
 Paper (Table 3, section 4.4): without sharing, wider is slightly better (81.3 to 82.3); with sharing, E = 128 is best (80.1,
 against 79.8 with E = 768).  The paper's sizes are 64, 128, 256 and 768 with H = 768; the scale `tiny` has 16, 32, 48 and 64
 with H = 64, and `small` 32, 64, 128 and 256 with H = 256.
-Results: at `tiny`, three seeds do not separate the rows (experiments/LOG.md).
+Results: not run at the present scales; at an earlier `tiny`, three seeds did not separate the rows (experiments/LOG.md).
 """
 
 from albert_jax.ablation import Ablation, Row, at

@@ -6,7 +6,7 @@ Paper (Table 5, section 4.6): a model trained on NSP solves NSP (90.5 %) but not
 (86.5 %) and much of NSP (78.9 %), and is better on downstream tasks (80.1, against 79.2 with NSP and 79.0 with neither).  All
 rows are evaluated on both; the row "none" with a sentence head that was never trained.  A row's masked-LM metrics are measured
 on the pairs that it trains on.
-Results: at `tiny`, all rows are at chance on both (experiments/LOG.md).
+Results: not run at the present scales; at an earlier `tiny`, all rows were at chance on both (experiments/LOG.md).
 """
 
 from albert_jax.ablation import Ablation, Row

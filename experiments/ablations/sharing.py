@@ -5,8 +5,8 @@
 Paper (Table 4, section 4.5): sharing everything costs 1.5 points on average with E = 128 and 2.5 with E = 768.  Sharing only
 attention costs nothing with E = 128 (+0.1); most of the loss comes from the feed-forward part.  The rows with groups are
 not in the paper, which only says that more groups are better and larger.
-Results: at `tiny`, the same order, but within the spread of three seeds, and it is the order in which the models leave the
-unigram plateau (experiments/LOG.md).
+Results: not run at the present scales.  An earlier `tiny` was too short: its rows differed only in when they left the unigram
+plateau (experiments/LOG.md).
 """
 
 from albert_jax.ablation import Ablation, Row, at
