@@ -15,7 +15,7 @@
 #
 # You train one network twice: with a learning rate that is too high for shared layers, and with Muon. The first run stays at the
 # unigram loss, the second one leaves it. You follow the loss, the similarity of hidden states and the entropy of attention during
-# training, and compare attention maps before and after. On two CPU cores this takes about five minutes.
+# training, and compare attention maps before and after. On two CPU cores this takes some minutes.
 
 # %%
 # %matplotlib inline

@@ -1,4 +1,4 @@
-"""Several seeds in one program: each run is the one that a program of its own trains."""
+"""Several seeds trained in one program: each run equals a run that is trained separately."""
 
 import shutil
 import signal
@@ -42,7 +42,7 @@ def assert_near(run_dir: Path, separate_dir: Path) -> None:
 
 @pytest.fixture(scope="module")
 def separate(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, Path], dict[int, np.ndarray]]:
-    """The folder and the last state of each seed in a program of its own."""
+    """The folder and the last state of each seed, trained separately."""
     run_dirs = folders(tmp_path_factory.mktemp("separate"))
     return run_dirs, {seed: toy.flat(toy.train(folder, seed=seed, **HARD)[0]) for seed, folder in run_dirs.items()}
 

@@ -141,7 +141,7 @@ class Muon:
     """Muon for the kernels of hidden layers (https://kellerjordan.github.io/posts/muon), AdamW for all other parameters.
 
     Updates of kernels are scaled so that their root mean square is 0.2 for every shape, as AdamW's is in practice (Liu et al.,
-    arXiv 2502.16982, section 2.2).  So one learning rate serves all widths.
+    arXiv 2502.16982, section 2.2).
     """
 
     beta: float = 0.95

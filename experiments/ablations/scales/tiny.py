@@ -3,9 +3,9 @@
     albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 5
     albert-jax pretrain experiments/ablations/scales/tiny.py        trains the scale without a table
 
-The network is narrow, because sharing parameters costs something only if the network is small for its text: with H = 128 the
-rows of the sharing table are equal after such a run.  Muon and masks of single pieces let every row leave the unigram plateau
-early (docs/when-albert-does-not-learn.md).
+The network is narrow, so that it is small for its text and sharing parameters can cost something.  Muon and masks of single
+pieces let it leave the unigram plateau early (docs/when-albert-does-not-learn.md).  With all layers shared, one run ended 0.82
+nats below the unigram loss (experiments/LOG.md).
 """
 
 from albert_jax.data.sources import DataConfig
