@@ -175,7 +175,7 @@ def test_budget_of_params() -> None:
 
 
 def test_budget_of_params_refuses_a_start_from_a_different_width() -> None:
-    with pytest.raises(InputError, match="'shared, then 4 groups' cannot start from 'shared, first half'"):
+    with pytest.raises(InputError, match="'shared, then 2 groups' cannot start from 'shared, first half'"):
         resolve(table("unsharing"), budget="params")
 
 

@@ -11,7 +11,7 @@ Results: not run yet.
 
 from albert_jax.ablation import Ablation, Row, at
 
-BATCHES = {"tiny": 32, "small": 128, "paper": 4096}
+BATCHES = {"tiny": 64, "small": 128, "paper": 4096}
 RATES = {
     "lamb": {"tiny": 0.005, "small": 0.005, "paper": 0.00176},
     "optax_lamb": {"tiny": 0.005, "small": 0.005, "paper": 0.00176},

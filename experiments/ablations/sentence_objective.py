@@ -23,4 +23,5 @@ ablation = Ablation(
         "NSP": trained_on("nsp", 54.5, 90.5, 52.0, 79.2),
         "none": trained_on("none", 54.9, 52.4, 53.3, 79.0),
     },
+    base={"tiny": {"objective.max_seq_length": 64, "objective.max_predictions_per_seq": 20, "train.global_batch_size": 32}},
 )

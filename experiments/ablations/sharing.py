@@ -35,6 +35,5 @@ ablation = Ablation(
         "not-shared, E = H": shared("none", wide, 108, 82.3),
         "2 groups": groups(2),
         "3 groups": groups(3),
-        "4 groups": groups(4),
     },
 )

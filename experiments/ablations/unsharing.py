@@ -16,8 +16,8 @@ ablation = Ablation(
         "not shared": Row({"model.sharing": "none"}),
         "shared, first half": Row({"model.sharing": "all"}, share=0.5),
         "shared, then shared": Row({"model.sharing": "all"}, start="shared, first half", share=0.5),
-        "shared, then 4 groups": Row(
-            {"model.sharing": "groups", "model.num_hidden_groups": 4}, start="shared, first half", share=0.5
+        "shared, then 2 groups": Row(
+            {"model.sharing": "groups", "model.num_hidden_groups": 2}, start="shared, first half", share=0.5
         ),
         "shared, then not shared": Row({"model.sharing": "none"}, start="shared, first half", share=0.5),
     },
