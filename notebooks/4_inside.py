@@ -54,7 +54,7 @@ maps, pieces = inspection.attention_maps(model, params, tokenizer, sentence)
 inspection.draw_attention(maps, pieces)
 
 # %%
-inspection.draw_attention(maps, pieces, layers=[0, 5], heads=[0, 1])
+inspection.draw_attention(maps, pieces, layers=[0, 3], heads=[0, 1])
 
 # %% [markdown]
 # ## How far each layer moves its input
