@@ -106,8 +106,9 @@ def test_finished_failed_and_waiting_rows_are_shown(table: Path) -> None:
     assert "| after that | 0 of 2; 2 not begun | " in text
     assert (
         "2 seeds per row; every row sees the same number of tokens; 'unshared later' has 0.5 of the budget; "
-        "the training of the row that another one starts from is counted in both; all rows use the learning rate 0.001, which "
-        "can be too high for shared layers alone, because their updates take effect at every pass (see --tune). "
+        "a row that starts from another includes the other's tokens, FLOPs and time; all rows use the learning rate 0.001, which "
+        "can be too high for rows with shared layers, because an update of a shared layer takes effect at every pass (see "
+        "--tune). "
         "Does a small table run?"
     ) in text
     assert all((table / f"{name}.{suffix}").exists() for name in ("curves", "scores") for suffix in ("png", "svg"))
@@ -151,9 +152,9 @@ def test_a_folder_of_a_different_table_is_refused(
     table: Path, words: Words, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = refused(words(table, model__embedding_size=64), capsys)
-    assert f"--run-dir {table} holds a different table (model.embedding_size: 16 -> 64); choose another" in message
+    assert f"--run-dir {table} holds a different table (model.embedding_size: 16 -> 64); choose a different folder" in message
     message = refused(words(table, "--budget", "flops"), capsys)
-    assert f"--run-dir {table} holds a different table (budget: 'tokens' -> 'flops'); choose another" in message
+    assert f"--run-dir {table} holds a different table (budget: 'tokens' -> 'flops'); choose a different folder" in message
 
 
 def test_probes_are_printed_below_the_table(table: Path) -> None:

@@ -196,7 +196,7 @@ def test_a_table_without_warm_up_stays_without() -> None:
 def test_captions_name_what_is_not_equal() -> None:
     caption = resolve(table("unsharing")).caption
     assert "every row sees the same number of tokens; 'shared, first half' has 0.5 of the budget; " in caption
-    assert caption.count("; the training of the row that another one starts from is counted in both; ") == 1
+    assert caption.count("; a row that starts from another includes the other's tokens, FLOPs and time; ") == 1
     rate = {"optim.learning_rate": 0.004}
     caption = resolve(table("sharing"), overrides=rate).caption
     note = "the same number of tokens; all rows use the learning rate 0.004, which can be too high for shared layers"

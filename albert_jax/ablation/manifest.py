@@ -106,7 +106,7 @@ class Plan:
         )
         changed = [d for d in differences(before, after) if not d.startswith(run_folder.MAY_CHANGE_ON_RESUME)]
         if changed:
-            raise InputError(f"--run-dir {self.run_dir} holds a different table ({'; '.join(changed)}); choose another")
+            raise InputError(f"--run-dir {self.run_dir} holds a different table ({'; '.join(changed)}); choose a different folder")
         for row in earlier.rows:
             grids = [one.grid for one in self.rows if one.label == row.label]
             if any(grid != row.grid for grid in grids) or bool(row.grid) != bool(self.rows[0].grid):
@@ -145,7 +145,7 @@ class Plan:
         """One line above the table: what it shows, and what is held equal."""
         notes = [f"'{row.label}' has {row.share:g} of the budget" for row in self.rows if row.share != 1]
         if any(row.start for row in self.rows):
-            notes.append("the training of the row that another one starts from is counted in both")
+            notes.append("a row that starts from another includes the other's tokens, FLOPs and time")
         equal = "; ".join([BUDGETS[self.budget].caption, *notes, *self._rate_notes()])
         seeds = f"{self.seeds} seed{'s' if self.seeds > 1 else ''} per row"
         return f"{self.name}, scale {self.scale}, {seeds}; {equal}. {self.question}"
@@ -163,7 +163,7 @@ class Plan:
             return []
         note = f"all rows use the learning rate {rates.pop():g}"
         if len({(row.config.model.sharing, row.config.model.num_hidden_groups) for row in self.rows}) > 1:
-            note += ", which can be too high for shared layers alone, because their updates take effect at every pass (see --tune)"
+            note += ", which can be too high for rows with shared layers, because an update of a shared layer takes effect at every pass (see --tune)"
         return [note]
 
 

@@ -56,7 +56,7 @@ def resolve(
       budget: an entry of `BUDGETS`.
       overrides: for all rows; dotted field -> value.
       rows: labels, or parts of labels, of the rows to run (default: all).
-      tune: fields of `optim` with values to try, such as "optim.learning_rate=5e-4,1e-3"; every row runs at its best combination.
+      tune: fields of `optim` with values to try, such as "optim.learning_rate=2e-3,5e-3"; every row runs at its best combination.
       reference: label, or a part of it, of the row with which the others are compared (default: the first); it runs too.
       finetune: arguments of `albert-jax finetune`, each as one string, to run from every row's parameters.
       run_dir: the table's folder (default: `runs/NAME-SCALE`).

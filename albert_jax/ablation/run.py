@@ -1,6 +1,6 @@
 """Run a plan: row by row and seed by seed here, or as jobs of a cluster.
 
-Finished runs are skipped, and a failed run is recorded while the others continue.  A row's folder is locked with `flock`,
+Finished runs are skipped, and a failed run is recorded while the others continue.  Each run's folder is locked with `flock`,
 which the system releases when a process dies, so several launches can share a table and no lock is ever stale.
 """
 

@@ -16,7 +16,7 @@ def read_grid(options: Sequence[str]) -> dict[str, list[str]]:
     """Read the options `--tune FIELD=VALUE,VALUE`: field -> the texts of its values.
 
     Only settings of the optimizer can be tuned, because they change neither the model nor the data nor the cost of a step.
-    The selected value replaces one that a row sets.
+    If a row sets the field itself, the selected value overrides it.
 
     Raises:
       InputError: an option is malformed.
@@ -26,7 +26,7 @@ def read_grid(options: Sequence[str]) -> dict[str, list[str]]:
         name, _, text = option.partition("=")
         name, values = name.strip().removeprefix("--").replace("-", "_"), [value.strip() for value in text.split(",")]
         if len(values) < 2:
-            raise InputError(f"--tune {option}: expected FIELD=VALUE,VALUE such as optim.learning_rate=5e-4,1e-3,2e-3")
+            raise InputError(f"--tune {option}: expected FIELD=VALUE,VALUE such as optim.learning_rate=2e-3,5e-3,1e-2")
         if name in grid:
             raise InputError(f"--tune {name} is given twice; list all values in one option")
         if not name.startswith("optim."):

@@ -22,7 +22,7 @@ ROWS = 8
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 GAINS = {"gain_over_unigram": "unigram", "gain_over_neighbors": "neighbors"}
-"""Diagnostic -> the baseline whose masked-LM loss minus the model's it is, in nats."""
+"""Diagnostic -> baseline.  The diagnostic is the baseline's masked-LM loss minus the model's, in nats."""
 
 PLATEAU = 0.01
 """A run is on the plateau if its loss is less than this fraction below the unigram loss."""
@@ -100,8 +100,7 @@ def gains(metrics: Mapping[str, float], baselines: Mapping[str, Mapping[str, flo
 def plateau_warning(config: "PretrainConfig", step: int, evaluation: Mapping[str, Any]) -> str:
     """Say what to do if an evaluation is on the unigram plateau; empty if it is not, or the run has just begun.
 
-    Every run begins on the plateau.  So evaluations are ignored until the run has done as many steps after the warm-up as in
-    it, and a fifth of all its steps.
+    Every run begins on the plateau, so evaluations before step max(2 * num_warmup_steps, num_train_steps // 5) are ignored.
     """
     optim, steps = config.optim, config.train.num_train_steps
     loss, unigram = evaluation["eval"]["mlm_loss"], evaluation["baselines"]["unigram"]["mlm_loss"]

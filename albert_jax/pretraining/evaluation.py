@@ -28,7 +28,7 @@ Draws = Callable[..., Iterator[dict[str, np.ndarray]]]
 def eval_batches(
     rows: loader.Sequences, batch_size: int, max_steps: int, draws: int
 ) -> Iterator[tuple[int, loader.Batch]]:
-    """The batches of an evaluation, each once per draw, with their numbers, which determine the keys of pairs and masks."""
+    """Yield (number, batch), each batch once per draw.  The number selects the random keys of pairs and masks."""
     return enumerate(batch for _ in range(draws) for batch in loader.eval_batches(rows, batch_size, max_steps))
 
 
@@ -53,7 +53,7 @@ def drawer(objective: ObjectiveConfig, vocabulary: Vocabulary) -> Draws:
 
 
 def scored_objectives(num_classes: int) -> list[str]:
-    """The sentence objectives on which a sentence head is scored: those with at most as many classes (paper, Table 5)."""
+    """The sentence objectives on which a sentence head is scored: those with at most as many classes as it has (paper, Table 5)."""
     return [name for name, kind in SENTENCE_OBJECTIVES.items() if 0 < len(kind.classes) <= num_classes]
 
 

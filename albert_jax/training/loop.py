@@ -124,8 +124,8 @@ def train(
     does a step, logs, and, when due, evaluates and saves.
 
     Args:
-      runs: they differ only in seed, batches, folder and initial parameters.  Each reads the batches and writes the log and
-        checkpoints that it would alone, so that it can be resumed alone or in a program of different runs.
+      runs: they differ only in seed, batches, folder and initial parameters.  Each has the batches, log and
+        checkpoints that it would have alone, so it can be resumed alone or together with different runs.
       optimizer: the update rule.
       layout: the devices, and how the state is sharded.
       fingerprints: of the data, stored with each checkpoint.

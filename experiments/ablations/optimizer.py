@@ -4,8 +4,8 @@
         --tune optim.learning_rate=5e-4,1e-3,2e-3,5e-3,1e-2
 
 Not in the paper, which uses LAMB with batches of 4096.  All rows see the same number of tokens.  --tune selects each row's learning
-rate; without it, rates grow with the square root of the batch size.  At the scale's own batch size they are, at `paper`, the paper's for
-LAMB and RoBERTa's for AdamW; the others are guesses, so use --tune.
+rate; without it, rates grow with the square root of the batch size.  With batch x 1 at the scale `paper`, LAMB
+uses the paper's rate and AdamW RoBERTa's.  All other rates are guesses, so use --tune.
 Results: not run yet.
 """
 

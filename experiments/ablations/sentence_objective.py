@@ -4,8 +4,8 @@
 
 Paper (Table 5, section 4.6): a model trained on NSP solves NSP (90.5 %) but not SOP (52.0 %); one trained on SOP solves SOP
 (86.5 %) and much of NSP (78.9 %), and is better on downstream tasks (80.1, against 79.2 with NSP and 79.0 with neither).  All
-rows are evaluated on both; the row "none" with a sentence head that was never trained.  A row's masked-LM metrics are measured
-on the pairs that it trains on.
+rows are evaluated on both.  The row "none" is evaluated with an untrained sentence head.  Masked-LM metrics use held-out pairs of the
+kind that the row trains on.
 Results: not run at the present scales; at an earlier `tiny`, all rows were at chance on both (experiments/LOG.md).
 """
 
@@ -26,7 +26,7 @@ TINY = {
     "objective.do_whole_word_mask": True,
     "train.global_batch_size": 32,
 }
-"""The network and the sequences of experiments/pretrain/tiny.py: those of the scale are too short for sentence order."""
+"""The network and the sequences of experiments/pretrain/tiny.py: the scale's sequences of 32 tokens are too short for sentence order."""
 
 
 def trained_on(kind: str, mlm: float, nsp: float, sop: float, average: float) -> Row:

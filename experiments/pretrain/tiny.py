@@ -7,7 +7,7 @@ Expected (measured on a CPU, Python 3.11.7's documentation, seed 0): held-out ma
 loss, and accuracy 25.0 % (neighbors: 21.0 %); sentence-order accuracy 66.0 % on 2,394 examples (bag of pieces: 59.0 %).
 
 Three choices differ from the paper, because a network of this size would otherwise need hours:
-- Muon, which leaves the unigram plateau within 150 steps (docs/when-albert-does-not-learn.md).
+- Muon, which leaves the unigram plateau early (docs/when-albert-does-not-learn.md).
 - Masks hide 30 % of the tokens, in single words.  Each step has twice as many predictions, and they are easier.
 - Two layers with a vocabulary of 2000 pieces: a step takes about half as long as with four layers.
 

@@ -1,12 +1,12 @@
 """The scale `small` of the ablations: one accelerator, half a minute per run, on tens of millions of tokens of your own text.
 
-    albert-jax pretrain experiments/ablations/scales/small.py      trains the scale without a table
     albert-jax ablate experiments/ablations/sharing.py --scale small --seeds 5 --parallel-seeds \
+        --rows all-shared --rows shared-attention --rows shared-FFN --rows not-shared \
         --data.source 'corpus/*.jsonl.gz' --data.vocab spiece.model
 
-It is the scale `tiny` (Muon, masks of single pieces, a narrow network), four times as wide and with eight times the batch.  A run
-processes 33 M tokens (2,000 steps of 16,384) in 1.1 PFLOP.  Four rows with five seeds take ten minutes on one H100 at
-37 TFLOP/s (estimate).  Not run here.
+It uses the optimizer and the masking of the scale `tiny`.  The network is four times as wide and has six layers instead of four.  A run
+processes 33 M tokens (2,000 steps of 16,384) in 1.1 PFLOP.  These four rows with five seeds take ten minutes on one H100 at
+37 TFLOP/s (estimate).  Not run here; neither was --parallel-seeds on a GPU.
 """
 
 from albert_jax.data.sources import DataConfig
@@ -17,7 +17,7 @@ from albert_jax.training.loop import TrainConfig
 from albert_jax.training.optim import OptimConfig
 
 config = PretrainConfig(
-    run_dir="runs/small",
+    run_dir="runs/scale-small",
     model=AlbertConfig(
         embedding_size=64,
         hidden_size=256,

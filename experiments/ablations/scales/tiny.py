@@ -3,9 +3,10 @@
     albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 5
     albert-jax pretrain experiments/ablations/scales/tiny.py        trains the scale without a table
 
-The network is narrow, so that it is small for its text and sharing parameters can cost something.  Muon, masks of single pieces
-and sequences of 32 tokens let it leave the unigram plateau within a third of the run (docs/when-albert-does-not-learn.md); with 64
-tokens, many runs are still on it at the end.  Sentence order needs longer segments: sentence_objective.py uses 64 tokens.
+The network is narrow, so that it is small for its text and sharing parameters can cost something.  With Muon, masks of single pieces
+and sequences of 32 tokens, a run leaves the second plateau (docs/when-albert-does-not-learn.md) after a third of its steps.  With
+64 tokens, many runs are still on the second plateau at the end.  Sentence order needs longer segments, so sentence_objective.py
+has its own network and 64 tokens.
 """
 
 from albert_jax.data.sources import DataConfig
@@ -16,7 +17,7 @@ from albert_jax.training.loop import TrainConfig
 from albert_jax.training.optim import OptimConfig
 
 config = PretrainConfig(
-    run_dir="runs/tiny",
+    run_dir="runs/scale-tiny",
     model=AlbertConfig(
         vocab_size=1000,
         embedding_size=32,
