@@ -179,7 +179,7 @@ def test_curves_have_a_band_and_a_baseline(tmp_path: Path) -> None:
     panel = {axes.get_ylabel(): axes for axes in figure.axes}
     assert list(panel) == ["MLM loss (nats), held out", "MLM accuracy, held out"]
     line = panel["MLM loss (nats), held out"].lines[0]
-    assert np.array(line.get_data()).tolist() == [[10 * 4 * 8], [5.5]]
+    np.testing.assert_allclose(line.get_data(), [[10 * 4 * 8e-6], [5.5]])
     low, high = (
         panel["MLM loss (nats), held out"]
         .collections[0]

@@ -42,7 +42,9 @@ def draw_curves(curves: pd.DataFrame, baselines: Mapping[str, Mapping[str, float
     metrics = scores(names)
     if not metrics:
         return None
-    x, label = ("step", "step") if curves["tokens"].isna().any() else ("tokens", "tokens, with padding")
+    x, label, scale = ("tokens", "tokens (M), with padding", 1e-6)
+    if curves["tokens"].isna().any():
+        x, label, scale = ("step", "step", 1)
     styles = _styles(curves)
     height = -(-len(metrics) // 2)
     figure = Figure(figsize=(11, 3.4 * height + 0.3 * len(styles) / 3), layout="constrained")
@@ -53,6 +55,7 @@ def draw_curves(curves: pd.DataFrame, baselines: Mapping[str, Mapping[str, float
         evaluated = curves.dropna(subset=f"eval/{name}")
         for row, records in evaluated.groupby("row", sort=False):
             points = records.groupby(x)[f"eval/{name}"].agg(["mean", "std"]).fillna(0.0)
+            points.index = points.index * scale
             axes.plot(points.index, points["mean"], lw=1.5, ms=4, label=row, **styles[row])
             if len(styles) <= MAX_BANDS:
                 low, high = points["mean"] - points["std"], points["mean"] + points["std"]

@@ -84,6 +84,7 @@ def draw_baselines(
     axes: "Axes", baselines: Mapping[str, Mapping[str, float]], metric: str, color: str = "black"
 ) -> None:
     """Draw each baseline of a metric as a dotted line with its name."""
+    axes.margins(y=0.1)  # space for the name of the highest
     for name, metrics in baselines.items():
         if metric in metrics:
             axes.axhline(metrics[metric], color=color, ls=":", lw=1)
