@@ -79,7 +79,7 @@ def test_a_run_on_the_plateau_warns_once(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Not before the warm-up is over, and not again when the run resumes."""
+    """Not before the warm-up is over."""
     words = short(
         tmp_path / "run",
         data__source=patterns,

@@ -10,12 +10,24 @@ import numpy as np
 import pytest
 
 from albert_jax.config import InputError
+from albert_jax.training import optim
 from albert_jax.training.loop import Interrupted
 from albert_jax.training.run_folder import read_metrics
 
 from . import toy
 
 SEEDS = (0, 3)
+Separate = tuple[dict[int, Path], dict[int, np.ndarray], dict[int, float]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def early_spikes() -> Iterator[None]:
+    """Updates can be skipped from the third step on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optim, "FIRST_NORMS", 2)
+        yield
+
+
 HARD: dict[str, Any] = {
     "optim": {"max_grad_norm": 0.1, "optimizer": "lamb", "skip_spikes": 1.01},
     "gradient_accumulation": 2,
@@ -41,16 +53,16 @@ def assert_near(run_dir: Path, separate_dir: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def separate(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, Path], dict[int, np.ndarray]]:
-    """The folder and the last state of each seed, trained separately."""
+def separate(tmp_path_factory: pytest.TempPathFactory) -> Separate:
+    """Each seed trained separately: its folder, last state and number of skipped updates."""
     run_dirs = folders(tmp_path_factory.mktemp("separate"))
-    return run_dirs, {seed: toy.flat(toy.train(folder, seed=seed, **HARD)[0]) for seed, folder in run_dirs.items()}
+    results = {seed: toy.train(folder, seed=seed, **HARD) for seed, folder in run_dirs.items()}
+    states = {seed: toy.flat(state) for seed, (state, _) in results.items()}
+    return run_dirs, states, {seed: summary["skipped_updates"] for seed, (_, summary) in results.items()}
 
 
 @pytest.mark.parametrize(("devices", "sharding"), [(1, "none"), (2, "none"), (2, "parameters")])
-def test_one_program_equals_separate_runs(
-    devices: int, sharding: str, separate: tuple[dict[int, Path], dict[int, np.ndarray]], tmp_path: Path
-) -> None:
+def test_one_program_equals_separate_runs(devices: int, sharding: str, separate: Separate, tmp_path: Path) -> None:
     """Parameters, optimizer state, log and totals.
 
     Fails if norms are taken over both seeds, or both read the batches or the noise of one seed.
@@ -60,6 +72,7 @@ def test_one_program_equals_separate_runs(
         np.testing.assert_allclose(toy.flat(state), separate[1][seed], rtol=1e-5, atol=1e-6)
         assert_near(run_dir, separate[0][seed])
         assert summary["parallel_seeds"] == 2
+        assert summary["skipped_updates"] == separate[2][seed] > 0
         assert summary["tokens"] == 12 * toy.ROWS
     assert not np.allclose(separate[1][0], separate[1][3], rtol=0.1)
 

@@ -12,6 +12,7 @@ from albert_jax.ablation.budget import step_tokens
 from albert_jax.ablation.cost import cost_table
 from albert_jax.ablation.manifest import Plan, load_plan
 from albert_jax.ablation.planning import resolve
+from albert_jax.config import to_dict
 from albert_jax.reports.tuning_runs import grid_points, tuning_table
 from albert_jax.training.optim import AdamW
 
@@ -30,13 +31,13 @@ def planned(folder: Path, *tune: str, rows: list[str] = LABELS, **options: Any) 
 
 
 def end(plan: Plan, label: str, losses: dict[float, float | None]) -> None:
-    """Write the end of tuning runs: rate -> loss, or None for a failure."""
+    """Write the end of tuning runs: rate -> loss, or None if it diverged."""
     row = plan.row(label)
     for rate, loss in losses.items():
         folder = Path(plan.run_config(row, {"optim.learning_rate": rate}).run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         name, content = (
-            ("failure.json", {"error": "loss is nan"})
+            ("failure.json", {"error": "loss is nan", "diverged": True})
             if loss is None
             else ("summary.json", {"eval": {"mlm_loss": loss}})
         )
@@ -95,7 +96,7 @@ def test_values_and_seeds_of_tuning_runs(tmp_path: Path) -> None:
 
 
 def test_the_best_value_is_selected_once(tmp_path: Path) -> None:
-    """By the lowest loss, when all tuning runs have ended; a failed one counts as worst.
+    """By the lowest loss, when all tuning runs have ended; a diverged one counts as worst, and one that failed otherwise has not ended.
 
     Fails if a selection changes when a loss does, or if counted runs do not use it.
     """
@@ -106,6 +107,11 @@ def test_the_best_value_is_selected_once(tmp_path: Path) -> None:
     stored = tuning.select(str(tmp_path), shared)
     assert stored.row(shared).tuned == {}
     assert "tune-learning_rate-0.002" in tuning.check_selected(stored, stored.row(shared))
+    failed = Path(plan.run_config(plan.row(shared), {"optim.learning_rate": 0.002}).run_dir)
+    failed.mkdir(parents=True)
+    (failed / "failure.json").write_text(json.dumps({"error": "disk full", "diverged": False}))
+    assert tuning.select(str(tmp_path), shared).row(shared).tuned == {}
+    assert "failed: all-shared, learning_rate 0.002: disk full" in tuning_table(tmp_path, to_dict(plan))
     end(plan, shared, {0.002: None})
     stored = tuning.select(str(tmp_path), shared)
     assert stored == load_plan(tmp_path)
@@ -120,7 +126,7 @@ def test_the_best_value_is_selected_once(tmp_path: Path) -> None:
         stored = tuning.select(str(tmp_path), label)
     assert [row.tuned["optim.learning_rate"] for row in stored.rows] == [0.001, 0.002]
     text = tuning_table(tmp_path, json.loads((tmp_path / "ablation.json").read_text()))
-    assert f"| {shared} | 1.000 | **5.000** | failed |" in text
+    assert f"| {shared} | 1.000 | **5.000** | diverged |" in text
     assert f"| {unshared} | 5.000 | 4.900 | **4.500** |" in text
     assert text.count("edge of the grid") == 1
     assert f"better value: {unshared} (learning_rate 0.002)." in text
@@ -150,7 +156,7 @@ def test_a_row_whose_tuning_runs_all_fail_cannot_run(tmp_path: Path) -> None:
     end(plan, LABELS[0], {0.0005: None, 0.001: None, 0.002: None})
     stored = tuning.select(str(tmp_path), LABELS[0])
     assert_input_error(
-        lambda: tuning.check_selected(stored, stored.rows[0]), "all tuning runs failed; the first: loss is nan"
+        lambda: tuning.check_selected(stored, stored.rows[0]), "all tuning runs diverged; the first: loss is nan"
     )
 
 
@@ -176,7 +182,7 @@ def test_cost_and_caption(tmp_path: Path) -> None:
     single = plan.rows[0].flops_per_token * step_tokens(plan.rows[0].config) * 500
     assert f"2 rows x 5 seeds and 6 tuning runs: {16 * single / 1e15:,.3g} PFLOP in matrix products" in text
     assert (
-        "; every row runs at its own best optim.learning_rate, selected by the held-out MLM loss with seed 500000"
+        "; every row runs at its own best optim.learning_rate, selected by the held-out MLM loss with a seed that is not counted"
         in text
     )
     assert_input_error(

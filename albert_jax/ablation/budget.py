@@ -39,7 +39,7 @@ def step_seconds(config: PretrainConfig) -> float:
     """Measure the seconds of a training step with a short run in a temporary folder."""
     steps = TIMED_STEPS + 1  # the first step is not timed
     train = replace(config.train, num_train_steps=steps, log_every=steps, eval_every=steps, checkpoint_every=steps)
-    optim = replace(config.optim, num_warmup_steps=1)
+    optim = replace(config.optim, num_warmup_steps=TIMED_STEPS)  # a run that is warming up does not warn of a plateau
     with tempfile.TemporaryDirectory() as folder:
         short = replace(config, run_dir=folder, train=train, optim=optim, max_eval_steps=1, init_from="")
         try:

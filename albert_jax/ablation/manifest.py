@@ -106,7 +106,9 @@ class Plan:
         )
         changed = [d for d in differences(before, after) if not d.startswith(run_folder.MAY_CHANGE_ON_RESUME)]
         if changed:
-            raise InputError(f"--run-dir {self.run_dir} holds a different table ({'; '.join(changed)}); choose a different folder")
+            raise InputError(
+                f"--run-dir {self.run_dir} holds a different table ({'; '.join(changed)}); choose a different folder"
+            )
         for row in earlier.rows:
             grids = [one.grid for one in self.rows if one.label == row.label]
             if any(grid != row.grid for grid in grids) or bool(row.grid) != bool(self.rows[0].grid):
@@ -114,7 +116,10 @@ class Plan:
                     f"--run-dir {self.run_dir}: row '{row.label}' {_grid_text(row.grid)}; give the same, or choose a different "
                     "folder"
                 )
-        rows = {row.label: row for row in (*self.rows, *earlier.rows)}
+        tuned = {row.label: row.tuned for row in earlier.rows}
+        new = [replace(row, tuned=tuned.get(row.label, row.tuned)) for row in self.rows]
+        # Timed steps differ from launch to launch, so with this budget a row stays as it was first planned.
+        rows = {row.label: row for row in ((*new, *earlier.rows) if self.budget == "time" else (*earlier.rows, *new))}
         return replace(
             self,
             rows=tuple(sorted(rows.values(), key=lambda row: row.place)),
@@ -153,17 +158,19 @@ class Plan:
     def _rate_notes(self) -> list[str]:
         """Whether the rows are tuned or have the same learning rate."""
         if fields := dict.fromkeys(name for row in self.rows for name in row.grid):
-            seed = self.base["train"]["seed"] + TUNING_SEED
             return [
-                f"every row runs at its own best {' and '.join(fields)}, selected by the held-out MLM loss with seed {seed}, "
-                "which is not counted"
+                f"every row runs at its own best {' and '.join(fields)}, selected by the held-out MLM loss with a seed that is "
+                "not counted"
             ]
         rates = {row.config.optim.learning_rate for row in self.rows}
         if len(rates) > 1 or len(self.rows) == 1:
             return []
         note = f"all rows use the learning rate {rates.pop():g}"
         if len({(row.config.model.sharing, row.config.model.num_hidden_groups) for row in self.rows}) > 1:
-            note += ", which can be too high for rows with shared layers, because an update of a shared layer takes effect at every pass (see --tune)"
+            note += (
+                ", which can be too high for rows with shared layers, because an update of a shared layer takes effect at "
+                "every pass (see --tune)"
+            )
         return [note]
 
 

@@ -32,6 +32,7 @@ from albert_jax.reports.tables import duration
 from albert_jax.reports.tuning_runs import grid_points, values_text
 from albert_jax.training import checkpoint, run_folder
 from albert_jax.training.loop import Interrupted
+from albert_jax.training.progress import Diverged
 from albert_jax.training.run_folder import FAILURE
 
 log = logging.getLogger(__name__)
@@ -96,11 +97,7 @@ def claim(plan: Plan) -> Plan:
     check_writable(folder, "--run-dir")
     with run_folder.file_lock(folder, LOCK, wait=True):
         merged = plan.merged(load_plan(folder)) if (folder / MANIFEST).exists() else plan
-        if plan.budget == "time":
-            rows = [merged.row(row.label) for row in plan.rows]
-        else:
-            rows = [dataclasses.replace(row, tuned=merged.row(row.label).tuned) for row in plan.rows]
-        plan = dataclasses.replace(plan, rows=tuple(rows))
+        plan = dataclasses.replace(plan, rows=tuple(merged.row(row.label) for row in plan.rows))
         for row, number in plan.numbers():
             config = plan.run_config(row, number)
             run_folder.check(Path(config.run_dir), "pretrain", config)
@@ -213,7 +210,8 @@ def run_one(run_dir: str, label: str, number: Number) -> str:
             raise
         except Exception as error:  # the other rows continue, whatever went wrong here, such as a lack of memory
             message = _failure_message(error)
-            run_folder.write_json(folder / FAILURE, {"error": message, "traceback": traceback.format_exc()})
+            failure = {"error": message, "diverged": isinstance(error, Diverged), "traceback": traceback.format_exc()}
+            run_folder.write_json(folder / FAILURE, failure)
             log.warning("%s, %s failed, the other runs continue: %s", label, run_title(number), message)
             return "failed"
         if is_counted and not Path(run_dir, PROBES).exists():

@@ -66,8 +66,8 @@ def _value(config: PretrainConfig, name: str, text: str) -> float:
 def select(run_dir: str, label: str) -> Plan:
     """Select the values of a row with the lowest held-out MLM loss, if all its tuning runs have ended.
 
-    The selection is stored in `ablation.json` and never changes.  A failed run counts as worst; if all failed, nothing is
-    selected.
+    The selection is stored in `ablation.json` and never changes.  A diverged run counts as worst; if all diverged, nothing is
+    selected.  A run that failed otherwise has not ended: the next launch tries it again.
 
     Returns:
       The stored plan.
@@ -90,12 +90,16 @@ def check_selected(plan: Plan, row: PlannedRow) -> str:
     """Say why a row cannot run yet; empty if it can.
 
     Raises:
-      InputError: all tuning runs of the row failed.
+      InputError: all tuning runs of the row diverged.
     """
     if not row.grid or row.tuned:
         return ""
-    folders = [Path(plan.run_config(row, point).run_dir) for point in grid_points(row.grid)]
-    unfinished = [folder for folder in folders if tuning_loss(folder) is None]
-    if unfinished:
-        return f"the tuning of '{row.label}' is not finished ({unfinished[0]})"
-    raise InputError(f"all tuning runs failed; the first: {read_json(folders[0] / run_folder.FAILURE)['error']}")
+    losses = {
+        (folder := Path(plan.run_config(row, point).run_dir)): tuning_loss(folder) for point in grid_points(row.grid)
+    }
+    if all(loss == math.inf for loss in losses.values()):
+        error = read_json(next(iter(losses)) / run_folder.FAILURE)["error"]
+        raise InputError(f"all tuning runs diverged; the first: {error}")
+    # None is unfinished if a different launch has just ended the last run.
+    unfinished = [str(folder) for folder, loss in losses.items() if loss is None]
+    return f"the tuning of '{row.label}' is not finished ({', '.join(unfinished[:1])})"

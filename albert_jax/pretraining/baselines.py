@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -106,7 +105,7 @@ def _stored(prepared: Prepared, key: dict[str, Any], compute: Callable[[], Any])
             return content["result"]
     log.info("scoring the baselines of the held-out metrics, once for this data and evaluation: %s", key["baseline"])
     result = compute()
-    if os.access(prepared.folder, os.W_OK):
+    with contextlib.suppress(OSError):  # the folder may be read-only or full; the next run computes it again
         run_folder.write_json(path, {"key": key, "result": result})
     return result
 

@@ -220,13 +220,17 @@ def _read_run(folder: Path, config: dict[str, Any], tasks: Sequence[str] = ()) -
     return line, curve
 
 
+NOT_COMPARED = ("step", "steps", "parallel_seeds")
+"""Numbers of a summary that are not results."""
+
+
 def _values(summary: dict[str, Any]) -> dict[str, float]:
     """The numbers in a run's summary, with the metrics of the best evaluation if there is one."""
     metrics = summary.get("best", summary["eval"])
     values = {name: value for name, value in (summary | metrics).items() if type(value) in (int, float)}
     if "flops_per_token" in values:
         values["flops"] = values["flops_per_token"] * values["tokens"]
-    return {name: value for name, value in values.items() if "threshold" not in name and name not in ("step", "steps")}
+    return {name: value for name, value in values.items() if "threshold" not in name and name not in NOT_COMPARED}
 
 
 def _tuned(folder: Path, tasks: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -124,13 +124,17 @@ def _values_of_baselines(baselines: Mapping[str, Mapping[str, float]], metric: s
 def _beaten(
     metric: str, value: float, baselines: Mapping[str, Mapping[str, float]], examples: float | None
 ) -> list[str]:
-    """The names of the baselines that a model beats; an accuracy must be higher by two standard errors of the baseline's."""
+    """The names of the baselines that a model beats; an accuracy must be higher by two standard errors of the difference.
+
+    All examples are counted as independent, and the two accuracies as well.
+    """
     beaten = []
     for name, metrics in baselines.items():
         if metric in metrics:
             baseline, margin = metrics[metric], 0.0
             if examples and metric.endswith("_accuracy"):
-                margin = 2 * (baseline * (1 - baseline) / examples) ** 0.5
+                variance = value * (1 - value) + (0 if name == "chance" else baseline * (1 - baseline))
+                margin = 2 * (variance / examples) ** 0.5
             if (baseline - value if metric.endswith("_loss") else value - baseline) > margin:
                 beaten.append(name)
     return beaten

@@ -1,6 +1,8 @@
 """The tuning runs of an ablation table: their folders, losses and table."""
 
+import contextlib
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,10 +39,13 @@ def folder_name(values: Values) -> str:
 
 
 def tuning_loss(folder: Path) -> float | None:
-    """The last held-out MLM loss of a tuning run; infinity if it failed, None if it has not ended."""
+    """The last held-out MLM loss of a tuning run; infinity if it diverged, None if it has not ended."""
     if (folder / "summary.json").exists():
         return read_json(folder / "summary.json")["eval"]["mlm_loss"]
-    return math.inf if (folder / FAILURE).exists() else None
+    with contextlib.suppress(FileNotFoundError):  # a new attempt removes the file
+        if json.loads((folder / FAILURE).read_text())["diverged"]:
+            return math.inf
+    return None
 
 
 def tuning_table(table: Path, plan: Mapping[str, Any]) -> str:
@@ -63,9 +68,10 @@ def tuning_table(table: Path, plan: Mapping[str, Any]) -> str:
         for point in grid_points(row["grid"]):
             folder = table / row["folder"] / folder_name(point)
             loss = tuning_loss(folder)
-            text = "" if loss is None else "failed" if loss == math.inf else f"{loss:.3f}"
-            if text == "failed":
-                failures.append(f"failed: {row['label']}, {values_text(point)}: {read_json(folder / FAILURE)['error']}")
+            text = "" if loss is None else "diverged" if loss == math.inf else f"{loss:.3f}"
+            if (folder / FAILURE).exists():
+                text = text or "failed"
+                failures.append(f"{text}: {row['label']}, {values_text(point)}: {read_json(folder / FAILURE)['error']}")
             cells[values_text(point)] = f"**{text}**" if point == row["tuned"] else text
         lines.append([row["label"], *cells.values()])
     edges = [

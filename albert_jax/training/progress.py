@@ -32,6 +32,10 @@ TOTALS = ("tokens", "timed_tokens", "seconds", "memory", "skipped_updates")
 """Over all launches of a run: tokens seen; tokens and seconds of timed steps; bytes of the largest step; skipped updates."""
 
 
+class Diverged(InputError):
+    """A loss or a gradient is not finite."""
+
+
 class Meter:
     """Reads each step's metrics one step late, so that the device never waits, and reports their means and the speed.
 
@@ -98,8 +102,15 @@ class Meter:
             self.window_start += time.perf_counter() - before
 
     def evaluation(self, step: int, evaluation: dict[str, dict[str, float]]) -> None:
-        """Log an evaluation."""
+        """Log an evaluation.
+
+        Raises:
+          Diverged: a held-out loss is not finite.
+        """
         metrics = evaluation["eval"]
+        for name, value in metrics.items():
+            if name.endswith("loss") and not math.isfinite(value):
+                raise Diverged(f"step {step}: the held-out {name} is {value:g}; lower --optim.learning-rate")
         parts = {"eval": metrics, "diagnostics": evaluation.get("diagnostics", {})}
         self.log.write(
             step, {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
@@ -143,7 +154,7 @@ class Meter:
         norms = values.pop("grad_norms")
         self.signal = max(self.signal, int(values.pop("signal")))
         if not all(math.isfinite(values[name][0]) for name in ("loss", "grad_norm")):
-            raise InputError(
+            raise Diverged(
                 f"step {step}: loss is {values['loss'][0]:g}, gradient norm {values['grad_norm'][0]:g}; "
                 f"{self._dump(step, values, norms, batch)}; earlier checkpoints are kept; lower --optim.learning-rate, "
                 "lengthen the warmup, or look for ids beyond the vocabulary"

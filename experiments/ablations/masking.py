@@ -30,7 +30,6 @@ ablation = Ablation(
         "40 %": rate(40),
     },
     base={
-        scale: PAPER | {"objective.max_predictions_per_seq": count}
-        for scale, count in {"tiny": 5, "small": 20}.items()
+        scale: PAPER | {"objective.max_predictions_per_seq": count} for scale, count in {"tiny": 5, "small": 20}.items()
     },
 )

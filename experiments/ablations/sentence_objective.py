@@ -11,7 +11,6 @@ Results: not run at the present scales; at an earlier `tiny`, all rows were at c
 
 from albert_jax.ablation import Ablation, Row
 
-
 TINY = {
     "model.vocab_size": 2000,
     "model.embedding_size": 64,
