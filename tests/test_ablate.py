@@ -392,7 +392,7 @@ def test_a_tuned_table(words: Words, tmp_path: Path, capsys: pytest.CaptureFixtu
         in text
     )
     assert "the edge of the grid, so a wider grid may give a better value: shared (learning_rate 0.001)." in text
-    assert "failed: shared, learning_rate 1e+30: step " in text
+    assert "diverged: shared, learning_rate 1e+30: step " in text
 
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/*/metrics.jsonl")}
     capsys.readouterr()

@@ -147,7 +147,7 @@ def test_experiment_can_be_built(path: Path) -> None:
     assert f"albert-jax {job} {path.relative_to(ROOT)}" in (ast.get_docstring(ast.parse(path.read_text())) or "")
     table = param_shapes(Albert(config.model))["embeddings"]["word_embeddings"]
     assert [leaf.shape for leaf in jax.tree.leaves(table)] == [(config.model.vocab_size, config.model.embedding_size)]
-    assert config.run_dir == f"runs/{path.stem}"
+    assert config.run_dir == f"runs/{'scale-' if path.parent.name == 'scales' else ''}{path.stem}"
 
 
 def test_every_task_has_its_recipe() -> None:

@@ -47,7 +47,7 @@ def end(plan: Plan, label: str, losses: dict[float, float | None]) -> None:
 @pytest.mark.parametrize(
     ("tune", "message"),
     [
-        (["optim.learning_rate"], "--tune optim.learning_rate: expected FIELD=VALUE,VALUE such as optim.learning_rate=5e-4"),
+        (["optim.learning_rate"], "--tune optim.learning_rate: expected FIELD=VALUE,VALUE such as optim.learning_rate=2e-3"),
         (["optim.learning_rate=1e-3"], "--tune optim.learning_rate=1e-3: expected FIELD=VALUE,VALUE such as"),
         ([RATES, RATES], "--tune optim.learning_rate is given twice; list all values in one option"),
         (["optim.learning_rate=1e-3,0.001"], "optim.learning_rate: a value is listed twice"),

@@ -5,7 +5,7 @@
 Paper (Table 4, section 4.5): sharing everything costs 1.5 points on average with E = 128 and 2.5 with E = 768.  Sharing only
 attention costs nothing with E = 128 (+0.1); most of the loss comes from the feed-forward part.  The rows with groups are
 not in the paper, which only says that more groups are better and larger.
-Results at `tiny` (five seeds, held-out masked-LM loss, against not-shared, 95 % confidence interval): all-shared +0.251 [+0.221,
+Results: at `tiny` (five seeds, held-out masked-LM loss, against not-shared, 95 % confidence interval), all-shared +0.251 [+0.221,
 +0.280] nats, shared-FFN +0.171 [+0.117, +0.225], shared-attention +0.058 [+0.019, +0.097].  Sharing the feed-forward part causes most of
 the cost, as in the paper.  No row learns sentence order from 32 tokens.  The rows with E = H and with groups have not run
 (experiments/LOG.md).

@@ -14,7 +14,7 @@ from albert_jax.training.loop import TrainConfig
 from albert_jax.training.optim import OptimConfig
 
 config = PretrainConfig(
-    run_dir="runs/paper",
+    run_dir="runs/scale-paper",
     model=AlbertConfig(dtype="bfloat16"),
     data=DataConfig(source="corpus/*.jsonl.gz", vocab="spiece.model"),
     objective=ObjectiveConfig(max_seq_length=512, max_predictions_per_seq=77),

@@ -1,5 +1,6 @@
 """The scale `small` of the ablations: one accelerator, half a minute per run, on tens of millions of tokens of your own text.
 
+    albert-jax pretrain experiments/ablations/scales/small.py      trains the scale without a table
     albert-jax ablate experiments/ablations/sharing.py --scale small --seeds 5 --parallel-seeds \
         --rows all-shared --rows shared-attention --rows shared-FFN --rows not-shared \
         --data.source 'corpus/*.jsonl.gz' --data.vocab spiece.model
