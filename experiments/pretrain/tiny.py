@@ -16,7 +16,7 @@ With the paper's masking (15 %, spans of up to three words):
     albert-jax pretrain experiments/pretrain/tiny.py --objective.masked-lm-prob 0.15 --objective.ngram 3 \
         --objective.max-predictions-per-seq 10 --run-dir runs/tiny-paper-masking
 
-This was not measured.
+Seed 0 ended 0.96 nats below the unigram loss, with sentence-order accuracy 65.1 % (LOG.md).
 """
 
 from albert_jax.pretraining import AlbertConfig, DataConfig, ObjectiveConfig, OptimConfig, PretrainConfig, TrainConfig
