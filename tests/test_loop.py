@@ -20,6 +20,7 @@ from albert_jax.training import loop, processes
 from albert_jax.training.checkpoint import restore_params
 from albert_jax.training.loop import Interrupted, TrainConfig
 from albert_jax.training.optim import Optimizer
+from albert_jax.training.progress import Diverged
 from albert_jax.training.run_folder import read_metrics
 
 from . import toy
@@ -189,6 +190,13 @@ def test_a_warning_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     caplog.clear()
     toy.train(tmp_path, fields=fields)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_held_out_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    """Fails if NaN reaches summary.json, which no table could read."""
+    with pytest.raises(Diverged, match="step 4: the held-out mlm_loss is nan"):
+        toy.train(tmp_path, fields={"evaluate": lambda _: {"eval": {"mlm_loss": float("nan")}}})
+    assert not (tmp_path / "summary.json").exists()
 
 
 def test_start_from_given_parameters(tmp_path: Path) -> None:

@@ -133,6 +133,18 @@ def test_the_best_value_is_selected_once(tmp_path: Path) -> None:
     assert planned(tmp_path, RATES).merged(stored).rows == stored.rows
 
 
+def test_an_edited_row_replaces_the_planned_one(tmp_path: Path) -> None:
+    """With the values that were selected for it.  Fails if a launch runs the row as an earlier launch planned it."""
+    plan = planned(tmp_path, RATES)
+    plan.save()
+    end(plan, LABELS[0], {0.0005: 5.1, 0.001: 5.0, 0.002: 5.2})
+    stored = tuning.select(str(tmp_path), LABELS[0])
+    config = dataclasses.replace(plan.rows[0].config, init_from="elsewhere")
+    edited = dataclasses.replace(plan, rows=(dataclasses.replace(plan.rows[0], config=config), plan.rows[1]))
+    row = edited.merged(stored).rows[0]
+    assert (row.config.init_from, row.tuned) == ("elsewhere", {"optim.learning_rate": 0.001})
+
+
 def test_tuning_runs_of_a_row_that_starts_from_a_tuned_row(tmp_path: Path) -> None:
     """They start from the selected tuning run of the other row; counted runs from its run with the same seed."""
     plan = resolve(

@@ -12,8 +12,8 @@ from albert_jax.parser import Parser
 from albert_jax.training.command import exit_code
 
 EXAMPLES = """\
-  albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 3 --dry-run   # shows rows, counts and cost
-  albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 3   # runs them; rerunning resumes
+  albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 5 --dry-run   # shows rows, counts and cost
+  albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 5   # runs them; rerunning resumes
   albert-jax ablate experiments/ablations/sharing.py --seeds 5 --tune optim.learning-rate=2e-3,5e-3,1e-2   # best rate per row
   albert-jax ablate experiments/ablations/sharing.py --scale small --data.source 'corpus/*.jsonl.gz' --data.vocab spiece.model
   albert-jax ablate experiments/ablations/depth.py --rows '6 layers from' --budget flops   # one row and those it starts from

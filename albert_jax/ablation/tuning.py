@@ -100,6 +100,7 @@ def check_selected(plan: Plan, row: PlannedRow) -> str:
     if all(loss == math.inf for loss in losses.values()):
         error = read_json(next(iter(losses)) / run_folder.FAILURE)["error"]
         raise InputError(f"all tuning runs diverged; the first: {error}")
-    # None is unfinished if a different launch has just ended the last run.
-    unfinished = [str(folder) for folder, loss in losses.items() if loss is None]
-    return f"the tuning of '{row.label}' is not finished ({', '.join(unfinished[:1])})"
+    unfinished = [folder for folder, loss in losses.items() if loss is None]
+    # The list is empty if a different launch has just ended the last run; the next run of the row then selects.
+    where = f" ({unfinished[0]})" if unfinished else ""
+    return f"the tuning of '{row.label}' is not finished{where}"
