@@ -51,9 +51,12 @@ def check_writable(path: Path, field: str) -> None:
 # Dataclass fields
 
 
-def choice(default: str, values: Collection[str]) -> Any:
-    """A dataclass field that takes one of `values`, such as the keys of a table; `check_fields` checks it."""
-    return dataclasses.field(default=default, metadata={"choices": values})
+def choice(default: str, values: Collection[str], or_else: str = "") -> Any:
+    """A dataclass field that takes one of `values`, such as the keys of a table; `check_fields` checks it.
+
+    `or_else` describes other texts that the field takes; then the dataclass checks the field itself.
+    """
+    return dataclasses.field(default=default, metadata={"choices": values, "or_else": or_else})
 
 
 def variant(default: Any, table: Mapping[str, type]) -> Any:
@@ -88,7 +91,7 @@ def check_fields(config: Any) -> None:
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         name, value, hint = field.name, getattr(config, field.name), without_none(hints[field.name])
-        if choices := field.metadata.get("choices"):
+        if (choices := field.metadata.get("choices")) and not field.metadata["or_else"]:
             check_choice(name, value, choices)
         elif variants := field.metadata.get("variants"):
             if type(value) not in variants.values():

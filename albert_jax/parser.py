@@ -68,7 +68,8 @@ class Parser(argparse.ArgumentParser):
                 continue
             choices = field.metadata.get("choices", variants)
             shown = variant_name(config, field.name) if variants and config is not None else value
-            text += f"  One of {', '.join(choices)}." if choices else ""
+            or_else = f", or {field.metadata['or_else']}" if field.metadata.get("or_else") else ""
+            text += f"  One of {', '.join(choices)}{or_else}." if choices else ""
             shown = str(shown).lower() if kind is bool else "empty" if shown == "" else shown
             text += "" if config is None else f"  ({shown})"
             metavar = "NAME" if choices else {int: "INT", float: "NUMBER", bool: "true|false"}.get(kind, "TEXT")

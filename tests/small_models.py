@@ -8,7 +8,8 @@ import numpy as np
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import PRETRAINING, Albert, param_shapes
-from albert_jax.model.tree import leaves
+from albert_jax.model.sharing import is_stacked
+from albert_jax.model.tree import leaves, nested
 
 from .conftest import GOLDEN_TOKENIZER
 
@@ -34,6 +35,12 @@ def random_model(heads: tuple[str, ...] = PRETRAINING, labels: tuple[str, ...] =
     model, random = Albert(config, heads, labels), np.random.default_rng(3)
     params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32) * 0.3, param_shapes(model))
     return model, params, Tokenizer(GOLDEN_TOKENIZER / "spiece.model")
+
+
+def one_set_shapes(model: Albert) -> dict[str, Any]:
+    """The shapes of the parameters without the axis of parameter sets, as optimizers see them."""
+    shapes = leaves(param_shapes(model)).items()
+    return nested({path: jax.ShapeDtypeStruct(x.shape[is_stacked(path) :], x.dtype) for path, x in shapes})
 
 
 def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -24,8 +24,9 @@ from albert_jax.finetuning.tasks import TASKS
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import HEADS, Albert, param_shapes
 from albert_jax.model.tree import leaves
-from albert_jax.training.optim import decays
+from albert_jax.training.optim import decay_mask
 
+from .small_models import one_set_shapes
 from .task_reading import TOKENIZER, config, read
 
 
@@ -237,7 +238,6 @@ def test_every_norm_and_bias_is_outside_weight_decay() -> None:
     """The heads' too (the released AdamW excludes LayerNorm and bias by name)."""
     for head in HEADS:
         small = answer_model()[0].config
-        shapes = param_shapes(Albert(small, ("pooler", head) if head != "pooler" else (head,), ("a", "b")))
-        for path, leaf in leaves(shapes).items():
-            set_axis = path[0] == "encoder" and path[1] in ("attention", "ffn")
-            assert decays(path) == (len(leaf.shape) - set_axis > 1), path
+        model = Albert(small, ("pooler", head) if head != "pooler" else (head,), ("a", "b"))
+        for path, decayed in leaves(decay_mask(one_set_shapes(model))).items():
+            assert decayed == ("LayerNorm" not in path and "bias" not in path), path

@@ -51,7 +51,7 @@ def test_golden_huggingface(case: str) -> None:
     if case == "masked_lm":
         wanted["prediction_logits"] = wanted.pop("logits")
     assert_near(case, outputs(found), wanted)
-    note = {"gelu": "erf form", "masked_lm": "no sop_classifier", "rounded": "stored unshared"}
+    note = {"gelu": "erf form", "masked_lm": "no sop_classifier", "rounded": "by the source's formula: sharing 0,0,1,"}
     assert note.get(case, "") in " ".join(found.notes)
     assert len(found.mapped) == len(load_file(HF / case / "model.safetensors"))  # every tensor has its line
 

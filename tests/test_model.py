@@ -32,6 +32,9 @@ STRATEGIES: dict[str, tuple[dict[str, Any], list[int], list[int]]] = {
     "ffn": ({"sharing": "ffn"}, [0, 1, 2, 3], [0, 0, 0, 0]),
     "groups": ({"sharing": "groups", "num_hidden_groups": 2}, [0, 0, 1, 1], [0, 0, 1, 1]),
     "cycle": ({"sharing": "cycle", "num_hidden_groups": 2}, [0, 1, 0, 1], [0, 1, 0, 1]),
+    "cycle-reversed": ({"sharing": "cycle-reversed", "num_hidden_groups": 2}, [0, 1, 1, 0], [0, 1, 1, 0]),
+    "middle": ({"sharing": "middle"}, [0, 1, 1, 2], [0, 1, 1, 2]),
+    "table": ({"sharing": "attention=1,0,0,1; ffn = 0,1,2,2"}, [1, 0, 0, 1], [0, 1, 2, 2]),
     "inner": ({"inner_group_num": 2, "sharing": "ffn"}, [0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 0, 1, 0, 1, 0, 1]),
 }
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles 3 times faster
@@ -214,6 +217,11 @@ def test_layer_sets() -> None:
     for layers, groups in [(18, 14), (22, 22), (46, 23), (4, 3), (12, 1)]:
         by_search = tuple(max(g for g in range(groups) if g * layers <= i * groups) for i in range(layers))
         assert layer_sets("groups", layers, groups, 1) == {"attention": by_search, "ffn": by_search}
+    assert layer_sets("cycle-reversed", 9, 3, 1)["ffn"] == (0, 1, 2, 0, 1, 2, 2, 1, 0)
+    assert layer_sets("cycle-reversed", 5, 3, 1)["ffn"] == (0, 1, 2, 2, 1)
+    assert layer_sets("cycle-reversed", 3, 3, 1)["ffn"] == (0, 1, 2)
+    assert [layer_sets("middle", layers, 2, 1)["ffn"] for layers in (1, 2, 3)] == [(0,), (0, 1), (0, 1, 2)]
+    assert layer_sets("middle", 6, 2, 1)["ffn"] == (0, 1, 2, 1, 2, 3)
     assert layer_sets("groups", 4, 2, 2)["ffn"] == (0, 1, 0, 1, 2, 3, 2, 3)
     assert layer_sets("attention", 2, 1, 3) == {"attention": (0, 1, 2) * 2, "ffn": (0, 1, 2, 3, 4, 5)}
 
@@ -465,7 +473,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"hidden_size": 64, "num_attention_heads": 3}, "hidden_size 64 is not divisible by num_attention_heads 3"),
     ({"hidden_act": "swish"}, "hidden_act: unknown value 'swish'; choose one of gelu_new, gelu, relu, tanh, linear"),
     ({"sharing": "some"}, "sharing: unknown value 'some'; choose one of all, attention, ffn, none, groups, cycle"),
-    ({"num_hidden_groups": 2}, "num_hidden_groups 2 needs sharing groups or cycle, not all"),
+    (
+        {"num_hidden_groups": 2},
+        "num_hidden_groups 2 needs sharing groups or cycle or cycle-reversed or middle, not all",
+    ),
     ({"sharing": "groups", "num_hidden_groups": 13}, "num_hidden_groups 13 exceeds num_hidden_layers 12"),
     ({"num_hidden_layers": 0}, "num_hidden_layers must be in [1, 16777216], got 0"),
     ({"attention_probs_dropout_prob": math.nan}, "attention_probs_dropout_prob must be in"),

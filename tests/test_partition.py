@@ -37,15 +37,14 @@ def test_shard_axis(shape: tuple[int, ...], stacked: bool, axis: int | None) -> 
 
 
 def test_sharding_does_not_depend_on_weight_decay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Excluding embeddings from weight decay leaves them sharded.  Fails if the layout asks `optim.decays`."""
+    """Excluding embeddings from weight decay leaves them sharded.  Fails if the layout asks `optim.decay_mask`."""
     layout = Layout(make_mesh("cpu", 8), "parameters", stacked_shapes(MODEL))
     params = param_shapes(MODEL)
     specs = layout.specs("params", params)
     assert specs["embeddings"]["word_embeddings"]["embedding"] == PartitionSpec(None, "data")
     assert specs["encoder"]["attention"]["query"]["bias"] == PartitionSpec()  # [G, H]
     assert specs["encoder"]["ffn"]["output"]["kernel"] == PartitionSpec(None, "data")  # [1, F, H]
-    decays = optim.decays
-    monkeypatch.setattr(optim, "decays", lambda path: decays(path) and "embedding" not in path)
+    monkeypatch.setattr(optim, "decay_mask", lambda params: jax.tree.map(lambda leaf: False, params))
     assert layout.specs("params", params) == specs
     state = jax.eval_shape(make_optimizer(OptimConfig(), 10, is_stacked).transformation.init, params)
     sharded = [spec for spec in jax.tree.leaves(layout.specs("opt_state", state)) if spec != PartitionSpec()]

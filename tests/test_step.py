@@ -74,6 +74,17 @@ def test_muon_on_shards_equals_one_device() -> None:
     np.testing.assert_allclose(eight["params"], one["params"], atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "variant", ["lora", *(pytest.param(v, marks=pytest.mark.long) for v in ("norm", "embedding", "scale"))]
+)
+def test_what_passes_have_for_themselves_on_shards(variant: str) -> None:
+    """Fails if the parameters of a pass were not gathered before their use, or their gradients not summed."""
+    fields = {"sharing": "0,1,1,0", "optimizer": "adamw", "per_pass": variant, "inject": True, "layer_weights": True}
+    one, eight = train(1, **fields), train(8, 2, cut="parameters", **fields)
+    np.testing.assert_allclose(eight["losses"], one["losses"], atol=1e-5)
+    np.testing.assert_allclose(eight["params"], one["params"], atol=1e-4)
+
+
 def test_layers_are_gathered_one_at_a_time() -> None:
     """Sharded parameters of unshared layers are gathered in the loop over layers; the optimizer's state never is."""
     found = collectives(train(8, sharing="none", cut="parameters")["text"])

@@ -4,6 +4,7 @@
 """
 
 import gzip
+import json
 import shutil
 import struct
 import tarfile
@@ -12,18 +13,35 @@ from pathlib import Path
 from typing import Any
 
 import ml_dtypes
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from albert_jax.config import InputError
-from albert_jax.exchange import tensor_bundle
+from albert_jax.exchange import tensor_bundle, tf1
 from albert_jax.exchange.load import read
+from albert_jax.exchange.released_config import OPTIONAL, REQUIRED
 from albert_jax.exchange.tensor_bundle import TensorBundle
+from albert_jax.exchange.weights import named_tensors
 
-from .small_models import assert_near
-from .weight_files import FUZZ, GOLDEN, HF, MUTATION, _inner, evil_tar, into, mutated, outputs, same_or_refused, tar_of
+from .small_models import assert_near, assert_same
+from .weight_files import (
+    FUZZ,
+    GOLDEN,
+    HF,
+    MUTATION,
+    _inner,
+    evil_tar,
+    into,
+    mutated,
+    outputs,
+    random_weights,
+    same_or_refused,
+    tar_of,
+    write,
+)
 
 
 @pytest.mark.parametrize(("case", "same"), [("inner", "inner"), ("hub", "shared")])
@@ -39,6 +57,55 @@ def test_golden_tensorflow(case: str, same: str) -> None:
     assert "gelu_new here" in notes
     assert ("has no predictions, sop_classifier" in notes) == (case == "hub")
     assert sum("of the optimizer" in line for line in found.skipped) == (7 if case == "inner" else 0)
+
+
+def keras_name(name: str, layers: int) -> str:
+    """The name of a LayerNorm in checkpoints of the code with Keras layers, given ours with the number of the layer."""
+    if name.startswith("cls/"):
+        return name.replace("LayerNorm", f"layer_normalization_{2 * layers + 1}")
+    if "/layer_" not in name:
+        return name.replace("LayerNorm", "layer_normalization")
+    layer = int(name.split("/layer_")[1].split("/")[0])
+    group = f"group_0_{layer}" if layer else "group_0"
+    number = 2 * layer + (2 if "LayerNorm_1" in name else 1)
+    name = name.replace("LayerNorm_1", "LayerNorm").replace("LayerNorm", f"layer_normalization_{number}")
+    return name.replace(f"/layer_{layer}/", f"/{group}/layer_{layer}/")
+
+
+class InMemory:
+    """A TensorBundle without a file."""
+
+    def __init__(self, tensors: dict[str, Any]) -> None:
+        self.path, self.tensors = "model.ckpt", tensors
+        self.shapes = {name: value.shape for name, value in tensors.items()}
+
+    def read(self, name: str) -> Any:
+        return self.tensors[name]
+
+
+def test_layer_norms_of_keras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints in which each layer has its own LayerNorms, by names as in google-research/albert issue 241.
+
+    Fails if the two LayerNorms of a layer were exchanged, or all layers read those of the first.
+    """
+    weights = random_weights(per_pass="norm", hidden_act="gelu_new")
+    tensors = {mapped.tensor: value for mapped, value in named_tensors(weights, tf1.NAMES)}
+    stored = {keras_name(name, 4): value for name, value in tensors.items()}
+    assert "bert/encoder/transformer/group_0_3/layer_3/inner_group_0/layer_normalization_8/gamma" in stored
+    assert "bert/encoder/transformer/group_0/layer_0/inner_group_0/layer_normalization_1/beta" in stored
+    assert "bert/embeddings/layer_normalization/beta" in stored
+    assert "cls/predictions/transform/layer_normalization_9/gamma" in stored
+    stored["bert/encoder/transformer/group_0/layer_0/inner_group_0/layer_normalization_1/gamma/adam_m"] = np.zeros(16)
+    config = {name: getattr(weights.model.config, name) for name in (*REQUIRED, *OPTIONAL)}
+    (tmp_path / "albert_config.json").write_text(json.dumps(config))
+    (tmp_path / "model.ckpt.index").write_bytes(b"")
+    monkeypatch.setattr(tf1, "TensorBundle", lambda prefix: InMemory(stored))
+    found = read(tmp_path).weights
+    assert_same(found.params, weights.params)
+    assert_same(outputs(found), outputs(weights))
+    assert "each layer has its own LayerNorms: per_pass norm" in found.notes
+    exported = read(write(found, tmp_path / "exported")).weights
+    assert_near("own LayerNorms, exported", outputs(exported), outputs(weights))
 
 
 def tar_with(path: Path, *names: str, **pax: str) -> Path:

@@ -89,7 +89,7 @@ def make(
         vocab_size=VOCAB,
         embedding_size=16,
         hidden_size=32,
-        num_hidden_layers=4 if sharing == "all" else 2,  # separate layers compile slowly
+        num_hidden_layers=2 if sharing in ("none", "groups", "attention") else 4,  # separate layers compile slowly
         num_attention_heads=4,
         intermediate_size=64,
         max_position_embeddings=LENGTH,
@@ -124,9 +124,10 @@ def train(
     cut: str = "none",
     drawn: bool = True,
     optimizer: str = "lamb",
+    **fields: Any,
 ) -> dict[str, Any]:
     """Train five steps; see `make`.  Returns parameters, losses, bytes of memory, and the text of the compiled step."""
-    mesh, step, init, rest = make(accumulation, sharing, cut, devices, drawn, optimizer)
+    mesh, step, init, rest = make(accumulation, sharing, cut, devices, drawn, optimizer, **fields)
     compiled_init = init.lower(rest[0]).compile()
     state = compiled_init(rest[0])
     state_bytes = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))

@@ -37,7 +37,7 @@ from albert_jax.training.run_folder import FAILURE
 
 log = logging.getLogger(__name__)
 
-START_CHANGES = ("sharing", "num_hidden_groups", "num_hidden_layers")
+START_CHANGES = ("sharing", "num_hidden_groups", "num_hidden_layers", "per_pass")
 """Fields of the model in which a row can differ from the row that it starts from."""
 
 

@@ -33,6 +33,7 @@ def convert(
     vocab: str | Path = "",
     init_missing: bool = False,
     allow_pickle: bool = False,
+    initialization: str = "average",
     **changes: Any,
 ) -> dict[str, Any]:
     """Write any ALBERT as a Hugging Face folder or as a model folder of albert_jax, and check what was written.
@@ -41,6 +42,7 @@ def convert(
       source, vocab, init_missing, allow_pickle: as for `load`.
       target: the folder to write; it must not exist.
       to: one of `FORMATS`.
+      initialization: as for `reshare`.
       changes: fields of the new model, from `reshare.MAY_CHANGE_IN_CONVERSION`.
 
     Returns:
@@ -65,7 +67,7 @@ def convert(
     inputs = sample_inputs(original.weights.model.config)
     expected = outputs(original.weights, inputs)
     act = original.weights.model.config.hidden_act
-    weights, tokenizer, kind = reshare(original.weights, **changes), original.tokenizer, original.kind
+    weights, tokenizer, kind = reshare(original.weights, initialization, **changes), original.tokenizer, original.kind
     del original  # an unshared xxlarge has 10 GB: keep only one copy in memory
     if weights.model.config.hidden_act != act:
         weights.notes.append(f"hidden_act changed from '{act}' to '{weights.model.config.hidden_act}'")

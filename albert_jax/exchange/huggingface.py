@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from albert_jax.config import InputError, read_json
+from albert_jax.config import InputError, read_json, variant_name
 from albert_jax.exchange.huggingface_names import ACTIVATIONS, ARCHITECTURES, BUFFERS, CLASSIFIERS, NAMES, TIED
 from albert_jax.exchange.released_config import OPTIONAL, REQUIRED, read_config
-from albert_jax.exchange.reshare import blocks_of, follow, reshare
+from albert_jax.exchange.reshare import blocks_of, follow, merge, reshare
 from albert_jax.exchange.safetensors import open_weights, save
 from albert_jax.exchange.weights import (
     Mapped,
@@ -33,7 +33,7 @@ from albert_jax.exchange.weights import (
 )
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import SENTENCE_CLASSES, Albert
-from albert_jax.model.sharing import Sets
+from albert_jax.model.sharing import PASSES, Sets
 
 MAPPING = "embedding_hidden_mapping_in"
 
@@ -118,9 +118,15 @@ def write(weights: Weights, folder: Path) -> tuple[list[Mapped], list[str]]:
     if extra := heads - class_heads:
         notes.append(f"{', '.join(sorted(extra))}: stored, but {architecture} will ignore it, and warn")
     config = weights.model.config
-    if _num_hidden_groups(config) is None:
+    if PASSES in weights.params["encoder"]:
+        notes.append(
+            f"per_pass '{variant_name(config, 'per_pass')}' is merged into the layers, which are written as "
+            f"{config.num_hidden_layers} groups"
+        )
+        weights = merge(weights)
+    elif _num_hidden_groups(config) is None:
         notes.append(f"sharing '{config.sharing}' is written as {config.num_hidden_layers} groups, by copying")
-        weights = reshare(weights, sharing="none", num_hidden_groups=1)
+        weights = reshare(weights, sharing="none")
     weights = _with_identity(weights)
     (folder / "config.json").write_text(json.dumps(_config(weights.model, architecture), indent=2) + "\n")
     tensors = named_tensors(weights, _table(weights.model.heads))

@@ -1,4 +1,4 @@
-"""Change how the layers of a model share parameters, and how many there are.
+"""Change how the layers of a model share parameters, what differs between passes, and how many layers there are.
 
 For warm starts, for ablations, and for formats that lack a sharing strategy.
 """
@@ -10,53 +10,129 @@ from typing import Any
 import jax
 import numpy as np
 
+from albert_jax.config import InputError, check_choice
 from albert_jax.exchange.weights import Weights
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.sharing import PARTS, STRATEGIES, Sets
+from albert_jax.model.per_pass import Block
+from albert_jax.model.sharing import PARTS, PASSES, STRATEGIES, Sets, layer_sets, table
 
-MAY_CHANGE_IN_CONVERSION = ("sharing", "num_hidden_groups", "num_hidden_layers", "hidden_act")
+MAY_CHANGE_IN_CONVERSION = ("sharing", "num_hidden_groups", "num_hidden_layers", "per_pass", "hidden_act")
 """The fields of `AlbertConfig` that a conversion may change."""
 
+INITIALIZATIONS = ("average", "stepwise")
+"""How a parameter set is made from layers: the mean of the layers that read it, or one layer for each set, at equal distances
+(arXiv 2410.20672, section 2.2)."""
 
-def reshare(weights: Weights, **changes: Any) -> Weights:
+
+def reshare(weights: Weights, initialization: str = "average", **changes: Any) -> Weights:
     """Change fields of the model, those of `MAY_CHANGE_IN_CONVERSION`.
 
     A new parameter set is the mean of the old sets that its layers read.  Where they all read the same one it is an exact
     copy, so unsharing keeps the outputs.  Layer i of L' layers is a copy of layer i * L // L' of the old L: growing
     repeats each layer, and reducing 12 layers to 6 keeps every second one.
 
+    A new per-pass variant is fitted to the differences between the layers and their parameter set.  The old one is merged
+    into the layers first.
+
+    Args:
+      weights: the model.
+      initialization: a key of `INITIALIZATIONS`, for parameter sets that several different layers read.
+      changes: the new values.
+
     Raises:
-      InputError: a combination that `AlbertConfig` refuses.
+      InputError: a combination that `AlbertConfig` refuses, or parameters of passes that cannot be kept or merged.
     """
-    old = weights.model.config
-    strategy = STRATEGIES.get(changes.get("sharing", old.sharing))
-    if strategy and not strategy.takes_groups:
+    check_choice("initialization", initialization, INITIALIZATIONS)
+    strategy = STRATEGIES.get(changes.get("sharing", weights.model.config.sharing))
+    if not (strategy and strategy.takes_groups):
         changes = {"num_hidden_groups": 1} | changes
-    new = dataclasses.replace(old, **changes)
-    if new == old:
-        return weights
+    new = dataclasses.replace(weights.model.config, **changes)
+    old = weights.model.config
+    if (new.layer_sets, new.per_pass) == (old.layer_sets, old.per_pass):
+        return weights if new == old else weights.with_config(new)
+    if new.per_pass != old.per_pass:
+        weights = merge(weights)
+        old = weights.model.config
+    elif PASSES in weights.params["encoder"]:
+        raise InputError(
+            "the parameters of passes belong to the present layers: with a new sharing or num_hidden_layers, give a new "
+            "per_pass too, such as none"
+        )
     source_layers = [i * old.num_hidden_layers // new.num_hidden_layers for i in range(new.num_hidden_layers)]
     blocks = blocks_of(source_layers, old)
     old_sets = {part: tuple(sets[block] for block in blocks) for part, sets in old.layer_sets.items()}
-    return _gather(weights, new, old_sets)
+    without_variant = dataclasses.replace(new, per_pass="none")
+    reshared = _gather(weights, without_variant, old_sets, initialization)
+    return reshared if new == without_variant else _fit(reshared, new, weights, old_sets)
+
+
+def merge(weights: Weights) -> Weights:
+    """A network that computes the same, without per-pass variant: each layer reads its own set.
+
+    A model without variant is returned as it is.
+
+    Raises:
+      InputError: `inject` or `layer_weights`, which layers without variant cannot compute.
+    """
+    config, encoder = weights.model.config, dict(weights.params["encoder"])
+    if PASSES not in encoder:
+        return weights
+    if config.inject or config.layer_weights:
+        name = "inject" if config.inject else "layer_weights"
+        raise InputError(
+            f"model.{name} cannot be converted: only albert_jax computes it (convert --to albert_jax keeps it)"
+        )
+    passes = encoder.pop(PASSES)
+    blocks = [
+        config.per_pass.merge(_row(passes, i), _block(encoder, config.layer_sets, i)) for i in range(config.depth)
+    ]
+    encoder |= _stacked(blocks)
+    unshared = dataclasses.replace(config, sharing="none", num_hidden_groups=1, per_pass="none")
+    return weights.with_config(unshared, params=weights.params | {"encoder": encoder})
+
+
+def _fit(shared: Weights, new: AlbertConfig, weights: Weights, old_sets: dict[str, Sets]) -> Weights:
+    """Add the parameters of `new.per_pass` to `shared`, such that its blocks resemble those of `weights`."""
+    encoder, source = dict(shared.params["encoder"]), weights.params["encoder"]
+    passes = [
+        new.per_pass.fit(new, _block(encoder, new.layer_sets, i), _block(source, old_sets, i)) for i in range(new.depth)
+    ]
+    for part in PARTS:
+        encoder[part] = {name: leaves for name, leaves in encoder[part].items() if name not in new.per_pass.own_modules}
+    encoder[PASSES] = _stacked(passes)
+    return shared.with_config(new, params=shared.params | {"encoder": encoder})
+
+
+def _row(tree: Any, number: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[number], tree)
+
+
+def _block(encoder: dict[str, Any], sets: dict[str, Sets], number: int) -> Block:
+    """The parameters of one block."""
+    return {part: _row(encoder[part], sets[part][number]) for part in PARTS}
+
+
+def _stacked(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf, np.float32) for leaf in leaves]), *trees)
 
 
 def follow(weights: Weights, groups_of_layers: Sets) -> Weights:
-    """The same parameters, with layer i reading parameter group `groups_of_layers[i]`, under the strategy that says so.
+    """The same parameters, with layer i reading parameter group `groups_of_layers[i]`.
 
     Google's and Hugging Face's code compute the group of a layer in floating point, and round wrongly for some numbers of
-    layers and groups.  Our strategies use integers; if none of them matches, each layer gets its own copy of its group.
+    layers and groups.  Our strategies use integers; if none of them matches, the sharing is a table.
     """
     old = weights.model.config
     blocks = blocks_of(groups_of_layers, old)
     for name, strategy in STRATEGIES.items():
         groups = old.num_hidden_groups if strategy.takes_groups else 1
-        config = dataclasses.replace(old, sharing=name, num_hidden_groups=groups)
-        if set(config.layer_sets.values()) == {blocks}:
-            return weights.with_config(config)
-    note = f"layers read groups {list(groups_of_layers)} by the source's formula; stored unshared to keep that"
-    unshared = dataclasses.replace(old, sharing="none", num_hidden_groups=1)
-    weights = _gather(weights, unshared, dict.fromkeys(PARTS, blocks))
+        if set(layer_sets(name, old.num_hidden_layers, groups, old.inner_group_num).values()) == {blocks}:
+            return weights.with_config(dataclasses.replace(old, sharing=name, num_hidden_groups=groups))
+    used = sorted(set(groups_of_layers))
+    sharing = table(tuple(used.index(group) for group in groups_of_layers))
+    note = f"layers read groups {list(groups_of_layers)} by the source's formula: sharing {sharing}"
+    new = dataclasses.replace(old, sharing=sharing, num_hidden_groups=1)
+    weights = _gather(weights, new, dict.fromkeys(PARTS, blocks))
     return dataclasses.replace(weights, notes=[*weights.notes, note])
 
 
@@ -65,13 +141,16 @@ def blocks_of(layers: Sequence[int], config: AlbertConfig) -> Sets:
     return tuple(layer * config.inner_group_num + j for layer in layers for j in range(config.inner_group_num))
 
 
-def _gather(weights: Weights, new: AlbertConfig, old_sets: dict[str, Sets]) -> Weights:
+def _gather(weights: Weights, new: AlbertConfig, old_sets: dict[str, Sets], initialization: str = "average") -> Weights:
     """The parameters of `new`, where block b of a part used to read set `old_sets[part][b]`."""
     encoder = dict(weights.params["encoder"])
     for part, new_sets in new.layer_sets.items():
         sources: list[list[int]] = [[] for _ in range(max(new_sets) + 1)]
         for number, old in zip(new_sets, old_sets[part], strict=True):
             sources[number].append(old)
+        if initialization == "stepwise":
+            steps = np.linspace(0, len(new_sets) - 1, len(sources)).round().astype(int)
+            sources = [[old_sets[part][block]] for block in steps]
 
         def gather(leaf: np.ndarray, sources: list[list[int]] = sources) -> np.ndarray:
             gathered = np.empty((len(sources), *leaf.shape[1:]), leaf.dtype)

@@ -1,5 +1,6 @@
 """Read Google's checkpoints: those of google-research/albert, and unpacked TF-Hub modules."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from albert_jax.exchange.weights import (
 from albert_jax.model.heads import PRETRAINING, Albert
 
 _BLOCK = "bert/encoder/transformer/group_{group}/inner_group_{inner}/"
+_PASS = "bert/encoder/transformer/layer_{group}/inner_group_{inner}/"
 
 
 def _dense(parameter: str, tensor: str) -> dict[str, Name]:
@@ -52,9 +54,11 @@ NAMES: dict[str, Name] = {
     },
     **_dense("encoder/attention/dense", f"{_BLOCK}attention_1/output/dense"),
     **_norm("encoder/attention/LayerNorm", f"{_BLOCK}LayerNorm"),
+    **_norm("encoder/per_pass/attention/LayerNorm", f"{_PASS}LayerNorm"),
     **_dense("encoder/ffn/intermediate", f"{_BLOCK}ffn_1/intermediate/dense"),
     **_dense("encoder/ffn/output", f"{_BLOCK}ffn_1/intermediate/output/dense"),
     **_norm("encoder/ffn/LayerNorm", f"{_BLOCK}LayerNorm_1"),
+    **_norm("encoder/per_pass/ffn/LayerNorm", f"{_PASS}LayerNorm_1"),
     **_dense("pooler", "bert/pooler/dense"),
     **_dense("predictions/dense", "cls/predictions/transform/dense"),
     **_norm("predictions/LayerNorm", "cls/predictions/transform/LayerNorm"),
@@ -69,6 +73,12 @@ NAMES: dict[str, Name] = {
     **_dense("answer_class/answer_dense", "answer_class/dense_0"),
     "answer_class/answer_class/kernel": Name("answer_class/dense_1/kernel"),
 }
+
+KERAS_NORM = re.compile(
+    r"(.*?)(?:group_0(?:_\d+)?/layer_(\d+)/)?(inner_group_0/)?layer_normalization(?:_(\d+))?/(gamma|beta)"
+)
+"""Names of LayerNorms where the code was changed to Keras layers, which never share their parameters: all LayerNorms are
+numbered in the order in which they run, and layers have their own (google-research/albert, issue 241)."""
 
 OPTIMIZER_SLOTS = ("adam_m", "adam_v", "lamb_m", "lamb_v")
 """Last parts of the names of the optimizer's variables."""
@@ -118,6 +128,9 @@ def read(prefix: Path) -> tuple[Weights, Path | None]:
     config = replace(config, layer_norm_eps=1e-12)  # fixed in Google's code
 
     tensors, optimizer_variables = _without_optimizer(TensorBundle(prefix))
+    if any(name.startswith(_PASS.split("{")[0]) for name in tensors.shapes):
+        config = replace(config, per_pass="norm")
+        notes.append("each layer has its own LayerNorms: per_pass norm")
     heads = present_heads(tensors, NAMES)
     if missing := [head for head in PRETRAINING if head not in heads]:
         notes.append(f"{prefix.name} has no {', '.join(missing)}, and so the model has none")
@@ -139,5 +152,17 @@ def _without_optimizer(bundle: TensorBundle) -> tuple[Renamed, list[str]]:
         if name.rsplit("/", 1)[-1] in OPTIMIZER_SLOTS or name in OPTIMIZER_SCALARS:
             skipped.append(f"{name}: of the optimizer")
         else:
-            stored_names[name.removeprefix("module/")] = name
+            stored_names[_without_keras(name.removeprefix("module/"))] = name
     return Renamed(bundle, stored_names), skipped
+
+
+def _without_keras(name: str) -> str:
+    """The name in `NAMES` of a LayerNorm that was stored under a Keras name; other names as they are."""
+    match = KERAS_NORM.fullmatch(name)
+    if match is None:
+        return name
+    scope, layer, inner, number, leaf = match.groups()
+    if layer is None:
+        return f"{scope}LayerNorm/{leaf}"
+    second = "" if int(number or 0) % 2 else "_1"  # number 0 is the embeddings', so a layer's first has an odd number
+    return f"{scope}layer_{layer}/{inner}LayerNorm{second}/{leaf}"

@@ -7,9 +7,10 @@ Shapes: B batch, S sequence, E embedding_size, H hidden_size, F intermediate_siz
 L layers, G parameter sets of a part, P predicted positions.
 """
 
+import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import flax.linen as nn
@@ -17,10 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from albert_jax.config import InputError, check_fields, choice
+from albert_jax.config import InputError, check_fields, choice, variant
 from albert_jax.model import products
+from albert_jax.model.per_pass import PER_PASS
 from albert_jax.model.products import CONTEXT, DROPOUT_MASK, POLICIES, SCORES, cudnn_attention, einsum, named
-from albert_jax.model.sharing import STRATEGIES, Sets, layer_sets
+from albert_jax.model.sharing import PASSES, STRATEGIES, TABLE_EXAMPLE, Sets, layer_sets
 
 Outputs = dict[str, Array]
 
@@ -57,10 +59,16 @@ class AlbertConfig:
     """N: number of heads, each of size hidden_size / N."""
     intermediate_size: int = 3072
     """F: width of the feed-forward layer."""
-    sharing: str = choice("all", STRATEGIES)
-    """Which layers share parameters (paper, Table 4).  all: all layers; attention, ffn: all layers, but only this part; none: no layers; groups: runs of consecutive layers; cycle: every G-th layer."""
+    sharing: str = choice("all", STRATEGIES, or_else=TABLE_EXAMPLE)
+    """Which layers share parameters (paper, Table 4).  all: all layers; attention, ffn: all layers, but only this part; none: no layers; groups: runs of consecutive layers; cycle: every G-th layer; cycle-reversed: cycles, of which the last runs backwards; middle: all but the first and the last layer, in cycles of G."""
     num_hidden_groups: int = 1
-    """G: number of parameter sets, for the sharing strategies that use it."""
+    """G: number of parameter sets, for the sharing strategies that use it; middle has two more."""
+    per_pass: Any = variant("none", PER_PASS)
+    """What each pass of a shared layer has for itself.  norm: its LayerNorms; scale: gains of the two residual branches; embedding: a vector that is added to its input; lora: a low-rank sum to each kernel."""
+    inject: bool = False
+    """Add the output of the embeddings to the input of each pass, times a learned gain that starts at 0."""
+    layer_weights: bool = False
+    """The input of each pass is a learned weighted sum of the outputs of all passes before (ELC-BERT, arXiv 2311.02265).  At first, the last output has weight 1 and all others 0."""
     inner_group_num: int = 1
     """Number of blocks in each layer, with separate parameters.  L times this number of blocks run."""
     hidden_act: str = choice("gelu_new", ACTIVATIONS)
@@ -105,11 +113,19 @@ class AlbertConfig:
             raise InputError(f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {heads}")
         if self.depth > MAX_DEPTH:
             raise InputError(f"num_hidden_layers x inner_group_num is {self.depth}, more than {MAX_DEPTH}")
-        if groups > 1 and not STRATEGIES[self.sharing].takes_groups:
+        strategy = STRATEGIES.get(self.sharing)
+        if groups > 1 and not (strategy and strategy.takes_groups):
             names = " or ".join(name for name, strategy in STRATEGIES.items() if strategy.takes_groups)
             raise InputError(f"num_hidden_groups {groups} needs sharing {names}, not {self.sharing}")
         if groups > self.num_hidden_layers:
             raise InputError(f"num_hidden_groups {groups} exceeds num_hidden_layers {self.num_hidden_layers}")
+        if groups > 1 and self.layer_sets == replace(self, num_hidden_groups=groups - 1).layer_sets:
+            raise InputError(
+                f"num_hidden_groups {groups} is too large: sharing {self.sharing!r} uses {groups - 1} with "
+                f"num_hidden_layers {self.num_hidden_layers}"
+            )
+        _ = self.layer_sets  # checks `sharing`
+        self.per_pass.check(self)
         fusible = self.dtype == "bfloat16" and self.attention_probs_dropout_prob == 0
         if self.attention_implementation == "cudnn" and not fusible:
             raise InputError(
@@ -287,7 +303,7 @@ class Encoder(nn.Module):
 
     The parameters of each part always have a leading axis of sets, [G, ...], with G = 1 if all layers share.  So the
     parameter tree has the same structure for all strategies.  A part with one set is a constant of the scan; otherwise the
-    scan runs over a stack with the set of each block.
+    scan runs over a stack with the set of each block.  What each pass has for itself is in `per_pass`, [L * inner_group_num, ...].
 
     `gather_set(params of one set, *path)`, if given, is called on each set right before its use.  It all-gathers sharded
     parameters, so that a device never holds all sets at once.
@@ -314,12 +330,16 @@ class Encoder(nn.Module):
             example = jnp.zeros((1, 1, config.hidden_size), config.dtype)
             inputs = (example, jnp.ones((1, 1)), None, 0, True) if part == "attention" else (example, None, 0)
             keys = jax.random.split(key, max(sets[part]) + 1)
-            return jax.vmap(lambda key: modules[part].init(key, *inputs)["params"])(keys)
+            stacked = jax.vmap(lambda key: modules[part].init(key, *inputs)["params"])(keys)
+            return {name: leaves for name, leaves in stacked.items() if name not in config.per_pass.own_modules}
 
+        initial = {part: functools.partial(init, part=part) for part in sets}
+        if jax.eval_shape(functools.partial(_init_passes, config), jax.random.key(0)):
+            initial[PASSES] = functools.partial(_init_passes, config)
         if gather_set is None:
-            params = {part: self.param(part, init, part) for part in sets}
+            params = {name: self.param(name, init) for name, init in initial.items()}
         else:  # `self.param` would check shapes, and here a device holds only its shards
-            params = {part: self.get_variable("params", part) for part in sets}
+            params = {name: self.get_variable("params", name) for name in initial}
         constant, scanned = {}, {}
         for part, ids in sets.items():
             if max(ids) == 0:
@@ -330,11 +350,20 @@ class Encoder(nn.Module):
             else:
                 scanned[part] = jax.tree.map(lambda leaf, ids=ids: leaf[jnp.array(ids)], params[part])
 
+        if PASSES in params:
+            scanned[PASSES] = params[PASSES]
+        embedded = x
+
         def block(x: Array, inputs: tuple[dict[str, Any], Array]) -> tuple[Array, Outputs]:
             scanned_params, index = inputs
             if gather_set is not None:
                 scanned_params = {part: gather_set(params, "encoder", part) for part, params in scanned_params.items()}
             block_params, site = constant | scanned_params, 1 + SITES_PER_BLOCK * index
+            pass_params = block_params.pop(PASSES, {})
+            if config.inject:
+                x = x + pass_params["inject"].astype(x.dtype) * embedded
+            x = config.per_pass.enter(pass_params, x)
+            block_params = config.per_pass.block(pass_params, block_params)
             # Initialization uses XLA's attention, because parameter shapes are also needed without a GPU.
             with_weights = collect or self.is_initializing()
             attention_args = (x, mask, keys, site, with_weights)
@@ -346,11 +375,36 @@ class Encoder(nn.Module):
             # XLA merges recomputed values with those of the forward pass if both are in one loop iteration (23 instead of
             # 16 GB for base, 128 x 512 tokens).  Barriers prevent it; a loop with one block needs none.
             block = jax.checkpoint(block, prevent_cse=config.scan_unroll > 1, policy=POLICIES[config.remat])
-        embedded = x
-        x, outputs = jax.lax.scan(
-            block, x, (scanned, jnp.arange(config.depth)), unroll=min(config.scan_unroll, config.depth)
-        )
+        inputs = (scanned, jnp.arange(config.depth))
+        if config.layer_weights:
+            x, outputs = _weighted_passes(block, x, inputs, params[PASSES]["layer_weights"])
+        else:
+            x, outputs = jax.lax.scan(block, x, inputs, unroll=min(config.scan_unroll, config.depth))
         if collect:  # as Hugging Face: hidden states of each layer, attention weights of each block
             layer_ends = outputs["hidden_states"][config.inner_group_num - 1 :: config.inner_group_num]
             outputs["hidden_states"] = jnp.concatenate([embedded[None], layer_ends])
         return x, outputs
+
+
+def _init_passes(config: AlbertConfig, key: Array) -> dict[str, Any]:
+    """What each pass has for itself, [L * inner_group_num, ...]: the variant's parameters, `inject` [], `layer_weights` [L * inner_group_num]."""
+    depth = config.depth
+    params = jax.vmap(functools.partial(config.per_pass.init, config))(jax.random.split(key, depth))
+    if config.inject:
+        params["inject"] = jnp.zeros(depth)
+    if config.layer_weights:
+        params["layer_weights"] = jnp.eye(depth)
+    return params
+
+
+def _weighted_passes(block: Callable[..., Any], x: Array, inputs: Any, weights: Array) -> tuple[Array, Outputs]:
+    """As `jax.lax.scan(block, x, inputs)`, but the input of pass i is the sum of states j <= i with `weights[i, j]`.
+
+    State 0 is x, state j the output of pass j.  Not a scan, which would copy all states in each iteration.
+    """
+    states, outputs = [x], list[Outputs]()
+    for i in range(len(weights)):
+        mixed = sum(weights[i, j].astype(x.dtype) * states[j] for j in range(i + 1))
+        state, output = block(mixed, jax.tree.map(lambda leaf, i=i: leaf[i], inputs))
+        states, outputs = [*states, state], [*outputs, output]
+    return states[-1], jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)

@@ -235,7 +235,7 @@ def gradients_and_traffic(config: PretrainConfig, layout: Layout, params: Any) -
         if sharded and path in layout.stacked:
             # One set at a time is gathered and summed, in every micro-batch.  With several sets, each is
             # gathered again in the backward pass of its block.
-            set_ids, set_size = sets[path[1]], size // leaf.shape[0]
+            set_ids, set_size = sets.get(path[1], range(model.depth)), size // leaf.shape[0]
             unshared = max(set_ids) > 0
             uses = micro_batches * (len(set_ids) if unshared else 1)
             gradients += size // layout.mesh.size

@@ -30,14 +30,12 @@ def path_names(path: Any) -> Path:
     return tuple(jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
 
 
-def decays(path: Path) -> bool:
-    """Whether weight decay and LAMB's trust ratio apply to a parameter: not to LayerNorms and biases."""
-    return "LayerNorm" not in path and "bias" not in path
-
-
 def decay_mask(params: Any) -> Any:
-    """The tree of `decays` over the paths of `params`."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: decays(path_names(path)), params)
+    """Which parameters weight decay and LAMB's trust ratio apply to: matrices, but not LayerNorms, biases and gains.
+
+    `params` holds one parameter set in each leaf.
+    """
+    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
 
 
 def is_hidden_kernel(path: Path) -> bool:
@@ -70,7 +68,7 @@ class AdamSettings:
     epsilon: float = 1e-6
     """Added to the square root in the denominator."""
     weight_decay: float = 0.01
-    """Applies to all parameters except LayerNorms and biases."""
+    """Applies to matrices, not to LayerNorms, biases and gains."""
 
     has_trust_ratio: ClassVar[bool] = False
 
@@ -125,7 +123,7 @@ class Lion:
     beta2: float = 0.99
     """Decay rate of the momentum."""
     weight_decay: float = 0.01
-    """Applies to all parameters except LayerNorms and biases."""
+    """Applies to matrices, not to LayerNorms, biases and gains."""
     has_trust_ratio: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -155,7 +153,7 @@ class Muon:
     epsilon: float = 1e-8
     """Added to AdamW's square root, and to the norm that Muon divides by."""
     weight_decay: float = 0.01
-    """Applies to all parameters except LayerNorms and biases."""
+    """Applies to matrices, not to LayerNorms, biases and gains."""
     has_trust_ratio: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
