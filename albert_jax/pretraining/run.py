@@ -10,15 +10,15 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from albert_jax.config import InputError, check_fields
+from albert_jax.config import InputError, check_fields, choice
 from albert_jax.data import loader, tokenizer_json
 from albert_jax.data.batches import check_enough_rows
 from albert_jax.data.prepare import Prepared, prepare
 from albert_jax.data.sources import DataConfig
 from albert_jax.exchange.load import Source, read
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.heads import Albert, param_shapes, stacked_shapes
-from albert_jax.model.sharing import is_stacked
+from albert_jax.model.heads import Albert, init_params, param_shapes, stacked_shapes
+from albert_jax.model.sharing import STRATEGIES, TABLE_EXAMPLE, is_stacked, layer_sets
 from albert_jax.model.tree import leaves
 from albert_jax.pretraining.baselines import baselines
 from albert_jax.pretraining.diagnostics import plateau_warning
@@ -31,8 +31,31 @@ from albert_jax.training.loop import TrainConfig
 from albert_jax.training.optim import OptimConfig, Optimizer, make_optimizer
 from albert_jax.training.partition import Layout, MeshConfig
 from albert_jax.training.step import Workload
+from albert_jax.training.tying import Ties, tie_initial
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TyingConfig:
+    """Layers that share parameters during a part of the run, though `model.sharing` says that they do not."""
+
+    sharing: str = choice("none", STRATEGIES, or_else=TABLE_EXAMPLE)
+    """Which layers share parameters, as `model.sharing`.  none: there is no such part."""
+    num_hidden_groups: int = 1
+    """Number of parameter sets, for the sharing strategies that use it."""
+    start: int = 0
+    """Share from this step on; before it, layers are separate."""
+    end: int = 0
+    """Share until this step; then layers are separate.  0: until the end of the run."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("start", "end"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if 0 < self.end <= self.start:
+            raise InputError(f"end {self.end} must be above start {self.start}")
 
 
 @dataclass(frozen=True)
@@ -53,6 +76,8 @@ class PretrainConfig:
     """Maximum number of batches of held-out rows in an evaluation."""
     eval_draws: int = 1
     """Number of times that an evaluation draws pairs and masks for each held-out row.  More draws give smaller standard errors."""
+    tying: TyingConfig = field(default_factory=TyingConfig)
+    """Layers that share parameters during a part of the run."""
     length_buckets: bool = False
     """For short documents: batches of rows of similar length, padded to one of at most 12 widths.  Each width is compiled
     once.  MFU, `plan` and the budgets of `ablate` still assume max_seq_length."""
@@ -78,6 +103,10 @@ class PretrainConfig:
         if warmup >= steps:
             raise InputError(f"optim.num_warmup_steps ({warmup}) must be < train.num_train_steps ({steps})")
         self.mesh.check_remat(self.model.remat)
+        for name in ("start", "end"):
+            if getattr(self.tying, name) >= steps:
+                raise InputError(f"tying.{name} {getattr(self.tying, name)} must be < train.num_train_steps {steps}")
+        tied_sets(self)  # checks `tying.sharing`
 
 
 def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[str, Any]:
@@ -207,7 +236,33 @@ def training_parts(
     layout = Layout(mesh, config.mesh.sharding, stacked_shapes(model))
     workload = pretraining_workload(model, config.objective, vocabulary, layout, evaluate=evaluate)
     workload = replace(workload, warning=functools.partial(plateau_warning, config))
-    return workload, make_optimizer(config.optim, config.train.num_train_steps, is_stacked), layout
+    ties = tied_sets(config)
+    if ties:
+        workload = replace(workload, init=lambda key: tie_initial(ties, init_params(model, key)))
+    return workload, make_optimizer(config.optim, config.train.num_train_steps, is_stacked, ties), layout
+
+
+def tied_sets(config: PretrainConfig) -> Ties | None:
+    """The parameter sets that `config.tying` ties; None if there are none."""
+    tying, model = config.tying, config.model
+    if tying.sharing == "none":
+        return None
+    try:
+        wanted = layer_sets(tying.sharing, model.num_hidden_layers, tying.num_hidden_groups, model.inner_group_num)
+    except InputError as error:
+        raise InputError(f"tying.{error}") from None
+    groups: dict[str, tuple[int, ...]] = {}
+    for part, sets in model.layer_sets.items():
+        group_of_set = dict(zip(sets, wanted[part], strict=True))
+        if any(group_of_set[number] != group for number, group in zip(sets, wanted[part], strict=True)):
+            raise InputError(
+                f"tying.sharing {tying.sharing!r}: layers that always share {part} by model.sharing {model.sharing!r} would "
+                "be in different sets; set model.sharing to none"
+            )
+        groups[part] = tuple(group_of_set[number] for number in range(len(group_of_set)))
+    paths = stacked_shapes(pretraining_model(model, config.objective))
+    ties = {path: groups[path[1]] for path in paths if path[1] in groups}
+    return Ties(ties, tying.start, tying.end or config.train.num_train_steps)
 
 
 NETWORK_FIELDS = ("inner_group_num", "num_attention_heads", "hidden_act", "layer_norm_eps")

@@ -19,6 +19,7 @@ import optax.contrib
 from jax import Array
 
 from albert_jax.config import InputError, check_fields, choice, variant
+from albert_jax.training.tying import Ties, tied
 
 Path = tuple[str, ...]
 Schedule = Callable[[Any], Array]
@@ -342,17 +343,21 @@ class Optimizer(NamedTuple):
         return opt_state.skipped if isinstance(opt_state, SpikeState) else None
 
 
-def make_optimizer(config: OptimConfig, num_train_steps: int, is_stacked: Callable[[Path], bool]) -> Optimizer:
+def make_optimizer(
+    config: OptimConfig, num_train_steps: int, is_stacked: Callable[[Path], bool], ties: Ties | None = None
+) -> Optimizer:
     """Clip by global norm, then apply the update rule to one parameter set at a time.
 
     Args:
       config: the optimizer and its settings.
       num_train_steps: length of the schedule.
       is_stacked: path -> whether that leaf stacks several parameter sets along its first axis.
+      ties: sets that are equal during a part of the run.
     """
     rule, schedule = config.optimizer, make_schedule(config, num_train_steps)
+    clip = optax.clip_by_global_norm(config.max_grad_norm)
     sets = per_set(rule.transformation(schedule), is_stacked)
-    transformation = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), sets)
+    transformation = optax.chain(*(tied(clip, sets, ties) if ties else (clip, sets)))
     if config.skip_spikes:
         transformation = skip_spikes(transformation, config.skip_spikes)
     if not hasattr(rule, "eval_params"):
@@ -360,6 +365,7 @@ def make_optimizer(config: OptimConfig, num_train_steps: int, is_stacked: Callab
 
     def eval_params(opt_state: Any, params: Any) -> Any:
         _, rule_state = opt_state.inner if isinstance(opt_state, SpikeState) else opt_state
+        rule_state = rule_state[0] if ties else rule_state
         return stack_sets(rule.eval_params(rule_state, unstack_sets(params, is_stacked)), params)
 
     return Optimizer(transformation, schedule, eval_params)

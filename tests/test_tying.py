@@ -1,0 +1,112 @@
+"""Sharing during a part of a run.
+
+Docstrings name the deliberate breaks that were tried and made the test fail.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from albert_jax.config import InputError
+from albert_jax.data.sources import DataConfig
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.pretraining.run import PretrainConfig, TyingConfig, training_parts
+from albert_jax.training import partition
+from albert_jax.training import step as train_step
+from albert_jax.training.loop import TrainConfig
+from albert_jax.training.optim import OptimConfig
+
+from .small_models import SMALL, assert_same
+from .train_script import BATCH, LENGTH, OBJECTIVE, VOCAB, VOCABULARY, batches
+
+
+def config(sharing: str, tying: TyingConfig, optimizer: str = "lamb") -> PretrainConfig:
+    fields = SMALL | {
+        "num_hidden_layers": 3,
+        "vocab_size": VOCAB,
+        "max_position_embeddings": LENGTH,
+        "sharing": sharing,
+    }
+    return PretrainConfig(
+        run_dir="unused",
+        model=AlbertConfig(**fields, remat="none"),
+        data=DataConfig(),
+        objective=OBJECTIVE,
+        optim=OptimConfig(optimizer=optimizer, learning_rate=0.02, num_warmup_steps=1, max_grad_norm=0.1),
+        train=TrainConfig(num_train_steps=20, global_batch_size=BATCH),
+        tying=tying,
+    )
+
+
+def states(config: PretrainConfig) -> tuple[list[float], list[Any]]:
+    """The loss of each of five steps, and the parameters before and after each."""
+    mesh = partition.make_mesh("cpu", 1)
+    workload, optimizer, layout = training_parts(config, VOCABULARY, mesh)
+    step = train_step.make_step(workload, optimizer, layout, 1)
+    state = train_step.make_init(workload, optimizer, layout)(seed := train_step.as_argument(0, mesh))
+    losses, params = [], [jax.device_get(state.params)]
+    for batch in batches():
+        state, metrics = step(state, partition.put_batch(mesh, batch), seed, partition.device_values(mesh, 0))
+        losses.append(float(metrics["loss"][0]))
+        params.append(jax.device_get(state.params))
+    return losses, params
+
+
+def copies_are_equal(params: Any, tolerance: float = 0.0) -> bool:
+    parts = [params["encoder"][part] for part in ("attention", "ffn")]
+    return all(np.abs(leaf - leaf[:1]).max() <= tolerance for leaf in jax.tree.leaves(parts))
+
+
+@pytest.mark.parametrize("optimizer", ["lamb", pytest.param("muon", marks=pytest.mark.long)])
+def test_tied_layers_learn_as_shared_layers(optimizer: str) -> None:
+    """Losses and parameters, with clipped gradients; copies stay equal bit for bit.
+
+    Fails if the norm counts each copy, or if the gradient of a copy is that of its own layer.
+    """
+    shared = states(config("all", TyingConfig(), optimizer))
+    tied = states(config("none", TyingConfig(sharing="all"), optimizer))
+    np.testing.assert_allclose(tied[0], shared[0], rtol=1e-5)
+    for name in ("attention", "ffn"):
+        jax.tree.map(
+            lambda copies, one: np.testing.assert_allclose(copies, np.repeat(one, 3, axis=0), atol=1e-5),
+            tied[1][-1]["encoder"][name],
+            shared[1][-1]["encoder"][name],
+        )
+    assert all(map(copies_are_equal, tied[1]))
+
+
+def test_unshare_and_share_during_a_run() -> None:
+    """Fails if ties begin or end a step too early or too late."""
+    never = states(config("none", TyingConfig()))[1]
+    until = states(config("none", TyingConfig(sharing="all", end=2)))[1]
+    assert [copies_are_equal(params) for params in until] == [True, True, True, False, False, False]
+    later = states(config("none", TyingConfig(sharing="all", start=2)))[1]
+    # Parameters that were separate become equal up to rounding.
+    assert [copies_are_equal(params, 1e-6) for params in later] == [False, False, False, True, True, True]
+    assert_same(later[2], never[2])
+    ffn = states(config("none", TyingConfig(sharing="ffn", start=4)))[1][-1]["encoder"]
+    spread = {
+        part: np.ptp(ffn[part][name]["kernel"], axis=0).max()
+        for part, name in (("attention", "query"), ("ffn", "output"))
+    }
+    assert spread["ffn"] < 1e-6 < spread["attention"]
+
+
+MISTAKES = {
+    "tying.end 30 must be < train.num_train_steps 20": ("none", {"sharing": "all", "end": 30}),
+    "end 3 must be above start 4": ("none", {"sharing": "all", "start": 4, "end": 3}),
+    "tying.sharing: unknown value 'most'": ("none", {"sharing": "most"}),
+    "tying.sharing '0,1': 2 sets of attention for num_hidden_layers 3": ("none", {"sharing": "0,1"}),
+    "tying.sharing '0,1,0': layers that always share attention by": ("all", {"sharing": "0,1,0"}),
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_mistakes_are_errors_in_one_line(message: str) -> None:
+    sharing, fields = MISTAKES[message]
+    with pytest.raises(InputError) as error:
+        config(sharing, TyingConfig(**fields))
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
