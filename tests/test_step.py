@@ -79,7 +79,7 @@ def test_muon_on_shards_equals_one_device() -> None:
 )
 def test_what_passes_have_for_themselves_on_shards(variant: str) -> None:
     """Fails if the parameters of a pass were not gathered before their use, or their gradients not summed."""
-    fields = {"sharing": "0,1,1,0", "optimizer": "adamw", "per_pass": variant, "inject": True, "layer_weights": True}
+    fields = {"sharing": "0,1,1,0", "optimizer": "adamw", "per_pass": variant, "inject": True}
     one, eight = train(1, **fields), train(8, 2, cut="parameters", **fields)
     np.testing.assert_allclose(eight["losses"], one["losses"], atol=1e-5)
     np.testing.assert_allclose(eight["params"], one["params"], atol=1e-4)
