@@ -20,7 +20,8 @@ from jax import Array
 
 from albert_jax.config import InputError, check_fields, choice, variant
 from albert_jax.model import products
-from albert_jax.model.per_pass import PER_PASS
+from albert_jax.model.depth import DEPTH_SAMPLING, max_layers
+from albert_jax.model.per_pass import PER_PASS, NoVariant
 from albert_jax.model.products import CONTEXT, DROPOUT_MASK, POLICIES, SCORES, cudnn_attention, einsum, named
 from albert_jax.model.sharing import PASSES, STRATEGIES, TABLE_EXAMPLE, Sets, layer_sets
 
@@ -71,6 +72,8 @@ class AlbertConfig:
     """The input of each pass is a learned weighted sum of the outputs of all passes before (ELC-BERT, arXiv 2311.02265).  At first, the last output has weight 1 and all others 0."""
     inner_group_num: int = 1
     """Number of blocks in each layer, with separate parameters.  L times this number of blocks run."""
+    depth_sampling: str = choice("fixed", DEPTH_SAMPLING)
+    """Number of layers in each step of pretraining.  fixed: L; uniform: 1 to 2 L - 1; poisson: about L.  Evaluation uses L."""
     hidden_act: str = choice("gelu_new", ACTIVATIONS)
     """gelu_new is the tanh approximation (released as "gelu"), gelu the exact erf form."""
     hidden_dropout_prob: float = 0.0
@@ -126,6 +129,8 @@ class AlbertConfig:
             )
         _ = self.layer_sets  # checks `sharing`
         self.per_pass.check(self)
+        if self.depth_sampling != "fixed":
+            self.check_repeats(f"depth_sampling {self.depth_sampling!r}")
         fusible = self.dtype == "bfloat16" and self.attention_probs_dropout_prob == 0
         if self.attention_implementation == "cudnn" and not fusible:
             raise InputError(
@@ -141,6 +146,20 @@ class AlbertConfig:
     def depth(self) -> int:
         """Number of blocks that run: L * inner_group_num."""
         return self.num_hidden_layers * self.inner_group_num
+
+    def check_repeats(self, field: str) -> None:
+        """Raise `InputError` unless a deeper network reads the same parameter sets again, so that the depth can change."""
+        repeats = self.per_pass == NoVariant() and not (self.inject or self.layer_weights)
+        try:
+            deeper = replace(self, num_hidden_layers=2 * self.num_hidden_layers, depth_sampling="fixed").layer_sets
+        except InputError:  # a table of sets
+            repeats = False
+        for part, sets in self.layer_sets.items():
+            repeats = repeats and deeper[part][: self.depth] == sets and max(deeper[part]) == max(sets)
+        if not repeats:
+            raise InputError(
+                f"{field} needs layers that repeat: sharing all or cycle, per_pass none, no inject and no layer_weights"
+            )
 
     @property
     def layer_sets(self) -> dict[str, Sets]:
@@ -305,6 +324,8 @@ class Encoder(nn.Module):
     parameter tree has the same structure for all strategies.  A part with one set is a constant of the scan; otherwise the
     scan runs over a stack with the set of each block.  What each pass has for itself is in `per_pass`, [L * inner_group_num, ...].
 
+    If `num_layers` is given, only that many layers run, at most those of `depth_sampling`.
+
     `gather_set(params of one set, *path)`, if given, is called on each set right before its use.  It all-gathers sharded
     parameters, so that a device never holds all sets at once.
     """
@@ -313,9 +334,18 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, mask: Array, keys: Array | None, collect: bool, gather_set: Callable[..., Any] | None = None
+        self,
+        x: Array,
+        mask: Array,
+        keys: Array | None,
+        collect: bool,
+        gather_set: Callable[..., Any] | None = None,
+        num_layers: Array | None = None,
     ) -> tuple[Array, Outputs]:
         config = self.config
+        if num_layers is not None:  # the scan has the largest number of layers, and skips those beyond `num_layers`
+            largest = max_layers(config.depth_sampling, config.num_hidden_layers)
+            config = replace(config, num_hidden_layers=largest, depth_sampling="fixed")
         if config.maps_embeddings:
             x = dense(config, config.hidden_size, "embedding_hidden_mapping_in")(x)
         x = x.astype(config.dtype)
@@ -366,10 +396,16 @@ class Encoder(nn.Module):
             block_params = config.per_pass.block(pass_params, block_params)
             # Initialization uses XLA's attention, because parameter shapes are also needed without a GPU.
             with_weights = collect or self.is_initializing()
-            attention_args = (x, mask, keys, site, with_weights)
-            attended: Any = modules["attention"].apply({"params": block_params["attention"]}, *attention_args)
-            hidden: Any = modules["ffn"].apply({"params": block_params["ffn"]}, attended[0], keys, site + 2)
-            return hidden, {"hidden_states": hidden, "attentions": attended[1]} if collect else {}
+
+            def run(x: Array) -> tuple[Array, Outputs]:
+                attention_args = (x, mask, keys, site, with_weights)
+                attended: Any = modules["attention"].apply({"params": block_params["attention"]}, *attention_args)
+                hidden: Any = modules["ffn"].apply({"params": block_params["ffn"]}, attended[0], keys, site + 2)
+                return hidden, {"hidden_states": hidden, "attentions": attended[1]} if collect else {}
+
+            if num_layers is None:
+                return run(x)
+            return jax.lax.cond(index < num_layers * config.inner_group_num, run, lambda x: (x, {}), x)
 
         if config.remat != "none":
             # XLA merges recomputed values with those of the forward pass if both are in one loop iteration (23 instead of

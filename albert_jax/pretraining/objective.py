@@ -159,7 +159,7 @@ def loss(config: ObjectiveConfig, apply: Any, params: Any, examples: Examples, t
       config: for the sentence objective.
       apply: the model's `apply`.
       params: the model's parameters.
-      examples: the result of `draw`, or some of its rows.
+      examples: the result of `draw`, or some of its rows; optionally with `num_layers` [B], the same number in all rows.
       train: use dropout.
     """
     outputs = apply(
@@ -169,6 +169,7 @@ def loss(config: ObjectiveConfig, apply: Any, params: Any, examples: Examples, t
         examples["token_type_ids"],
         examples["masked_lm_positions"],
         dropout_keys=examples["dropout_keys"] if train else None,
+        num_layers=examples["num_layers"][0] if "num_layers" in examples else None,
     )
     total = jnp.float32(0)
     metrics: Metrics = {"tokens": jnp.stack([jnp.sum(examples["attention_mask"]).astype(jnp.float32), jnp.float32(0)])}

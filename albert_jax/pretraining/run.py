@@ -78,6 +78,9 @@ class PretrainConfig:
     """Number of times that an evaluation draws pairs and masks for each held-out row.  More draws give smaller standard errors."""
     tying: TyingConfig = field(default_factory=TyingConfig)
     """Layers that share parameters during a part of the run."""
+    eval_depths: str = ""
+    """Evaluate the final parameters also with other numbers of layers: multiples of num_hidden_layers, such as 0.5,1,2,4.
+    For layers that repeat (sharing all or cycle)."""
     length_buckets: bool = False
     """For short documents: batches of rows of similar length, padded to one of at most 12 widths.  Each width is compiled
     once.  MFU, `plan` and the budgets of `ablate` still assume max_seq_length."""
@@ -107,6 +110,7 @@ class PretrainConfig:
             if getattr(self.tying, name) >= steps:
                 raise InputError(f"tying.{name} {getattr(self.tying, name)} must be < train.num_train_steps {steps}")
         tied_sets(self)  # checks `tying.sharing`
+        depths(self)  # checks `eval_depths`
 
 
 def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[str, Any]:
@@ -190,6 +194,16 @@ def pretrain_seeds(configs: Sequence[PretrainConfig], allow_data_change: bool = 
         metrics_of_baselines = baselines(prepared, eval_objective, len(model.sentence_classes), *sizes)
     evaluate = make_evaluate(model, eval_objective, vocabulary, heldout, metrics_of_baselines, mesh, *sizes)
     workload, optimizer, layout = training_parts(config, vocabulary, mesh, evaluate)
+
+    def evaluate_depths(params: Any) -> dict[str, Any]:
+        metrics = {}
+        for num_layers in depths(config):
+            other = model.clone(config=replace(model.config, num_hidden_layers=num_layers))
+            evaluate_depth = make_evaluate(other, eval_objective, vocabulary, heldout, {}, mesh, *sizes)
+            metrics[str(num_layers)] = evaluate_depth(params)["eval"]
+        return {"depths": metrics} if metrics else {}
+
+    workload = replace(workload, final=evaluate_depths)
     runs = []
     for run_dir, one, initial in zip(run_dirs, configs, initials, strict=True):
         start_batches = functools.partial(
@@ -240,6 +254,30 @@ def training_parts(
     if ties:
         workload = replace(workload, init=lambda key: tie_initial(ties, init_params(model, key)))
     return workload, make_optimizer(config.optim, config.train.num_train_steps, is_stacked, ties), layout
+
+
+def depths(config: PretrainConfig) -> list[int]:
+    """The numbers of layers that `config.eval_depths` names.
+
+    Raises:
+      InputError: `eval_depths` is not a list of positive numbers, or the layers do not repeat.
+    """
+    if not config.eval_depths:
+        return []
+    try:
+        factors = [float(word) for word in config.eval_depths.split(",")]
+    except ValueError:
+        factors = []
+    if not factors or not all(0 < factor <= 100 for factor in factors):
+        raise InputError(f"eval_depths: expected factors in (0, 100], separated by commas, got {config.eval_depths!r}")
+    config.model.check_repeats("eval_depths")
+    numbers = sorted({max(1, round(factor * config.model.num_hidden_layers)) for factor in factors})
+    for number in numbers:
+        try:
+            replace(config.model, num_hidden_layers=number)
+        except InputError as error:
+            raise InputError(f"eval_depths {config.eval_depths}, {number} layers: {error}") from None
+    return numbers
 
 
 def tied_sets(config: PretrainConfig) -> Ties | None:

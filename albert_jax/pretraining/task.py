@@ -6,13 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from albert_jax.config import InputError
 from albert_jax.data.sequences import capacity
 from albert_jax.model.albert import AlbertConfig
+from albert_jax.model.depth import sample_layers
 from albert_jax.model.heads import SENTENCE_CLASSES, Albert, flops_per_token, init_params
 from albert_jax.pretraining import objective as objectives
-from albert_jax.pretraining.objective import ObjectiveConfig, Vocabulary
+from albert_jax.pretraining.objective import Examples, ObjectiveConfig, Vocabulary
 from albert_jax.pretraining.segment_pairs import SENTENCE_OBJECTIVES
 from albert_jax.training.partition import Layout
 from albert_jax.training.step import Workload
@@ -36,12 +38,23 @@ def pretraining_workload(
     apply = functools.partial(model.apply, gather_set=layout.gather_set)
     return Workload(
         init=functools.partial(init_params, model),
-        draw=functools.partial(objectives.draw, objective, vocabulary),
+        draw=functools.partial(_draw, model.config, objective, vocabulary),
         loss=functools.partial(objectives.loss, objective, apply, train=True),
         batches=batches,
         evaluate=evaluate,
         flops_per_token=flops_per_token(model.config, objective.max_seq_length, objective.max_predictions_per_seq),
     )
+
+
+def _draw(
+    config: AlbertConfig, objective: ObjectiveConfig, vocabulary: Vocabulary, batch: dict[str, Any], key: Array
+) -> Examples:
+    """`objectives.draw`, and the number of layers of the step, if it is random."""
+    examples = objectives.draw(objective, vocabulary, batch, key)
+    num_layers = sample_layers(config.depth_sampling, jax.random.fold_in(key, 1), config.num_hidden_layers)
+    if num_layers is not None:
+        examples["num_layers"] = jnp.full(len(batch["document"]), num_layers)
+    return examples
 
 
 def placeholder_vocabulary(vocab_size: int) -> Vocabulary:

@@ -228,6 +228,8 @@ def _values(summary: dict[str, Any]) -> dict[str, float]:
     """The numbers in a run's summary, with the metrics of the best evaluation if there is one."""
     metrics = summary.get("best", summary["eval"])
     values = {name: value for name, value in (summary | metrics).items() if type(value) in (int, float)}
+    for layers, at_depth in summary.get("depths", {}).items():
+        values[f"MLM loss, {layers} layers"] = at_depth["mlm_loss"]
     if "flops_per_token" in values:
         values["flops"] = values["flops_per_token"] * values["tokens"]
     return {name: value for name, value in values.items() if "threshold" not in name and name not in NOT_COMPARED}

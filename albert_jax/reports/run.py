@@ -94,6 +94,25 @@ def draw_baselines(
             )
 
 
+def plot_depths(run_dir: Path, depths: Mapping[str, Mapping[str, float]], trained: int) -> None:
+    """Draw `depths.png`: the held-out losses and accuracies by the number of layers in evaluation."""
+    from matplotlib.figure import Figure
+
+    names = [name for name in next(iter(depths.values())) if name.startswith("mlm")]
+    figure = Figure(figsize=(5 * len(names), 3.5), layout="constrained")
+    layers = [int(text) for text in depths]
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False).flatten(), names, strict=True):
+        axes.plot(layers, [metrics[name] for metrics in depths.values()], "o-")
+        axes.axvline(trained, color="black", ls=":", lw=1, label="num_hidden_layers")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(layers, map(str, layers))
+        axes.set(xlabel="layers in evaluation", ylabel=metric_label(name))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.suptitle(run_dir.name, fontsize=10)
+    figure.savefig(run_dir / "depths.png", dpi=120)
+
+
 def summary_table(summary: dict[str, Any]) -> str:
     """Format a run's held-out metrics beside the baselines as Markdown; for fine-tuning, the best and the last."""
     columns = {"model": summary["eval"]}
@@ -108,6 +127,10 @@ def summary_table(summary: dict[str, Any]) -> str:
     for split, metrics in summary.get("test", {}).items():
         rows += [[f"{split}: {name}", number(value), *["-"] * (len(columns) + 1)] for name, value in metrics.items()]
     lines = ["", markdown_table(["held out", *columns, "baselines", "beats"], rows), ""]
+    if depths := summary.get("depths"):
+        names = list(next(iter(depths.values())))
+        rows = [[layers, *(number(metrics[name]) for name in names)] for layers, metrics in depths.items()]
+        lines += [markdown_table(["layers", *names], rows), ""]
     if "diagnostics" in summary:
         lines += [_diagnostics_sentence(summary["diagnostics"]), ""]
     if summary.get("degenerate"):
@@ -169,5 +192,8 @@ def finish(run_dir: Path, summary: dict[str, Any], writes: bool) -> None:
     """Draw the curves of a completed run and log its table; only one of several processes `writes` files."""
     if writes:
         plot_curves(run_dir)
+        if "depths" in summary:
+            model = read_json(run_dir / "config.json")["config"]["model"]
+            plot_depths(run_dir, summary["depths"], model["num_hidden_layers"])
     log.info("%s", summary_table(summary))
     log.info("curves, log, checkpoints and summary: %s", run_dir)

@@ -226,10 +226,11 @@ def train(
                 raise Interrupted(stop, step)
         for session in sessions:
             session.checkpoints.finish(config.num_train_steps)
-        summaries = [
-            evaluation | session.summary()
-            for evaluation, session in zip(evaluate(config.num_train_steps), sessions, strict=True)
-        ]
+        summaries = []
+        for number, evaluation in enumerate(evaluate(config.num_train_steps)):
+            final = runs[number].workload.final(eval_params(take(state, number)))
+            summaries.append(evaluation | final | sessions[number].summary())
+            watchdog.feed()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     return [(take(state, number), summary | {"parameters": parameters}) for number, summary in enumerate(summaries)]
 

@@ -42,6 +42,8 @@ class Workload:
     `diagnostics`, other values to log, and `examples`, the number of examples that each metric is a mean over."""
     flops_per_token: float
     """Matmul FLOPs of a training step per token."""
+    final: Callable[[Params], dict[str, Any]] = lambda params: {}
+    """parameters -> more entries of the summary, computed once after the last step."""
     warning: Callable[[int, dict[str, Any]], str] = lambda step, evaluation: ""
     """(step, evaluation) -> what to warn of, or an empty string; a run logs the first warning."""
     select: str = ""

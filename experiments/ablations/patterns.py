@@ -8,7 +8,7 @@ same number of parameters.
 Results: not run yet.
 """
 
-from albert_jax.ablation import Ablation, Row, at
+from albert_jax.ablation import Ablation, Row
 
 
 def pattern(sharing: str, groups: int = 1) -> Row:

@@ -1,0 +1,46 @@
+"""The number of passes as a dial: drawn at random for each training step, or chosen after training.
+
+It needs layers that repeat: a deeper network reads the same parameter sets again.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax import Array
+
+
+def uniform(num_layers: int) -> np.ndarray:
+    """1 to 2 L - 1 layers, all equally likely; the mean is L."""
+    return np.full(2 * num_layers - 1, 1 / (2 * num_layers - 1))
+
+
+def poisson(num_layers: int) -> np.ndarray:
+    """1 layer plus a Poisson number with mean L - 1, cut at 2 L - 1 layers in all; the mean is slightly below L."""
+    mean = num_layers - 1
+    weights = np.array([mean**k / math.factorial(k) for k in range(2 * num_layers - 1)])
+    return weights / weights.sum()
+
+
+DEPTH_SAMPLING: dict[str, Callable[[int], np.ndarray] | None] = {
+    "fixed": None,  # always L
+    "uniform": uniform,
+    "poisson": poisson,
+}
+"""Name -> function from L to the probabilities of 1, 2, ..., 2 L - 1 layers."""
+
+
+def sample_layers(sampling: str, key: Array, num_layers: int) -> Array | None:
+    """Draw the number of layers of a step, int32; None if it is fixed."""
+    probabilities = DEPTH_SAMPLING[sampling]
+    if probabilities is None:
+        return None
+    p = probabilities(num_layers)
+    return jax.random.choice(key, np.arange(1, len(p) + 1, dtype=np.int32), p=p)
+
+
+def max_layers(sampling: str, num_layers: int) -> int:
+    """The largest number of layers that can be drawn."""
+    probabilities = DEPTH_SAMPLING[sampling]
+    return num_layers if probabilities is None else len(probabilities(num_layers))
