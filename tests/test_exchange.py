@@ -22,6 +22,7 @@ from albert_jax.exchange.convert import convert
 from albert_jax.exchange.load import read
 from albert_jax.exchange.reshare import reshare
 from albert_jax.model.heads import PRETRAINING, init_params
+from albert_jax.model.per_pass import Lora
 
 from .conftest import ROOT, refused
 from .small_models import SMALL, assert_same
@@ -160,6 +161,34 @@ def test_convert_there_and_back(complete: Path, tmp_path: Path, capsys: pytest.C
     message = refused(["pretrain", str(ours / "config.json"), "--run-dir", str(tmp_path / "run")], capsys)
     assert message.endswith(f"not an experiment; name an experiment, with --init-from {ours}")
     assert "exists; name another" in refused(["convert", str(again), str(tmp_path / "un")], capsys)
+
+
+def test_convert_to_parameters_of_passes(complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the command line; the way back gives one group per layer.  Fails if the settings of the variant were lost."""
+    lora, back = tmp_path / "lora", tmp_path / "back"
+    words = ["convert", str(complete), str(lora), "--to", "albert_jax", "--per-pass", "lora", "--per-pass.rank", "2"]
+    assert main([*words, "--per-pass.parts", "ffn", "--initialization", "stepwise"]) == 0
+    assert read(lora).weights.model.config.per_pass == Lora(rank=2, parts="ffn")
+    assert main(["convert", str(lora), str(back)]) == 0
+    assert read_json(back / "config.json")["num_hidden_groups"] == read_json(back / "config.json")["num_hidden_layers"]
+    words = ["convert", str(complete), str(tmp_path / "new")]
+    for options, message in {
+        ("--per-pass.rank", "2"): "--per-pass.rank needs --per-pass NAME",
+        (
+            "--per-pass",
+            "adapter",
+        ): "--per-pass: unknown value 'adapter'; choose one of none, norm, scale, embedding, lora",
+        ("--per-pass", "lora", "--per-pass.rang", "2"): "unknown key '--per-pass.rang'; did you mean 'rank'?",
+        (
+            "--per-pass",
+            "lora",
+            "--per-pass.rank",
+            "99",
+        ): "per_pass.rank must be in [1, 16], the smallest side of a kernel",
+        ("--initialization", "lower"): "initialization: unknown value 'lower'; choose one of average, stepwise",
+        ("--sharing", "0,1"): "sharing '0,1': 2 sets of attention for num_hidden_layers",
+    }.items():
+        assert refused([*words, *options], capsys).startswith(message)
 
 
 def test_no_vocabulary(golden: Path, vocabulary: Path) -> None:
