@@ -61,7 +61,10 @@ def tuning_table(table: Path, plan: Mapping[str, Any]) -> str:
     rows = [row for row in plan["rows"] if row.get("grid")]
     if not rows:
         return ""
-    columns = list(dict.fromkeys(values_text(point) for row in rows for point in grid_points(row["grid"])))
+    points = [point for row in rows for point in grid_points(row["grid"])]
+    columns = list(
+        dict.fromkeys(map(values_text, sorted(points, key=lambda point: (list(point), list(point.values())))))
+    )
     lines, failures = [], []
     for row in rows:
         cells = dict.fromkeys(columns, "")
