@@ -162,7 +162,12 @@ def loss(config: ObjectiveConfig, apply: Any, params: Any, examples: Examples, t
       examples: the result of `draw`, or some of its rows; optionally with `num_layers` [B], the same number in all rows.
       train: use dropout.
     """
-    outputs = apply(
+    return loss_of_outputs(config, outputs(apply, params, examples, train), examples)
+
+
+def outputs(apply: Any, params: Any, examples: Examples, train: bool, **options: Any) -> Examples:
+    """The outputs of a model for `examples`; see `loss`."""
+    return apply(
         {"params": params},
         examples["input_ids"],
         examples["attention_mask"],
@@ -170,7 +175,12 @@ def loss(config: ObjectiveConfig, apply: Any, params: Any, examples: Examples, t
         examples["masked_lm_positions"],
         dropout_keys=examples["dropout_keys"] if train else None,
         num_layers=examples["num_layers"][0] if "num_layers" in examples else None,
+        **options,
     )
+
+
+def loss_of_outputs(config: ObjectiveConfig, outputs: Examples, examples: Examples) -> tuple[Array, Metrics]:
+    """`loss`, given the outputs of the model."""
     total = jnp.float32(0)
     metrics: Metrics = {"tokens": jnp.stack([jnp.sum(examples["attention_mask"]).astype(jnp.float32), jnp.float32(0)])}
     heads = [("mlm", "prediction_logits", "masked_lm")]

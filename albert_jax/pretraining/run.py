@@ -16,12 +16,14 @@ from albert_jax.data.batches import check_enough_rows
 from albert_jax.data.prepare import Prepared, prepare
 from albert_jax.data.sources import DataConfig
 from albert_jax.exchange.load import Source, read
+from albert_jax.exchange.weights import Weights
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert, init_params, param_shapes, stacked_shapes
 from albert_jax.model.sharing import STRATEGIES, TABLE_EXAMPLE, is_stacked, layer_sets
 from albert_jax.model.tree import leaves
 from albert_jax.pretraining.baselines import baselines
 from albert_jax.pretraining.diagnostics import plateau_warning
+from albert_jax.pretraining.distillation import DistillationConfig, check_teacher, with_teacher
 from albert_jax.pretraining.evaluation import make_evaluate
 from albert_jax.pretraining.objective import ObjectiveConfig, Vocabulary, vocabulary_of
 from albert_jax.pretraining.task import pretraining_model, pretraining_workload
@@ -78,6 +80,8 @@ class PretrainConfig:
     """Number of times that an evaluation draws pairs and masks for each held-out row.  More draws give smaller standard errors."""
     tying: TyingConfig = field(default_factory=TyingConfig)
     """Layers that share parameters during a part of the run."""
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    """A teacher."""
     eval_depths: str = ""
     """Evaluate the final parameters also with other numbers of layers: multiples of num_hidden_layers, such as 0.5,1,2,4.
     For layers that repeat (sharing all or cycle)."""
@@ -111,6 +115,8 @@ class PretrainConfig:
                 raise InputError(f"tying.{name} {getattr(self.tying, name)} must be < train.num_train_steps {steps}")
         tied_sets(self)  # checks `tying.sharing`
         depths(self)  # checks `eval_depths`
+        if self.distillation.hidden_weight and self.model.depth_sampling != "fixed":
+            raise InputError("distillation.hidden_weight needs model.depth_sampling fixed")
 
 
 def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[str, Any]:
@@ -204,6 +210,10 @@ def pretrain_seeds(configs: Sequence[PretrainConfig], allow_data_change: bool = 
         return {"depths": metrics} if metrics else {}
 
     workload = replace(workload, final=evaluate_depths)
+    if config.distillation.teacher:
+        teacher = _teacher(config, prepared)
+        apply = functools.partial(model.apply, gather_set=layout.gather_set)
+        workload = with_teacher(workload, config.distillation, config.objective, apply, teacher)
     runs = []
     for run_dir, one, initial in zip(run_dirs, configs, initials, strict=True):
         start_batches = functools.partial(
@@ -301,6 +311,21 @@ def tied_sets(config: PretrainConfig) -> Ties | None:
     paths = stacked_shapes(pretraining_model(model, config.objective))
     ties = {path: groups[path[1]] for path in paths if path[1] in groups}
     return Ties(ties, tying.start, tying.end or config.train.num_train_steps)
+
+
+def _teacher(config: PretrainConfig, prepared: Prepared) -> Weights:
+    """The teacher, after checks that it fits the student and the data."""
+    field = f"distillation.teacher {config.distillation.teacher}"
+    source = read(config.distillation.teacher)
+    for note in source.weights.notes:
+        log.info("%s: %s", config.distillation.teacher, note)
+    if source.weights.model.config.vocab_size != config.model.vocab_size:
+        raise InputError(
+            f"{field}: its vocab_size is {source.weights.model.config.vocab_size}, the student's {config.model.vocab_size}"
+        )
+    check_teacher(config.distillation, config.model, config.objective.max_seq_length, source.weights)
+    _check_vocabulary(field, source, prepared)
+    return source.weights
 
 
 NETWORK_FIELDS = ("inner_group_num", "num_attention_heads", "hidden_act", "layer_norm_eps")

@@ -146,6 +146,7 @@ def train(
     seeds = as_argument([run.config.seed for run in runs] if num_seeds > 1 else config.seed, mesh)
     step_fn = make_step(workload, optimizer, layout, config.gradient_accumulation, num_seeds)
     eval_params, take = make_eval_params(optimizer, shapes), make_take(shapes, num_seeds)
+    frozen = jax.device_put(workload.frozen, partition.replicated(mesh))
     with contextlib.ExitStack() as exits:
         sessions = [_Session(run, fingerprints, exits) for run in runs]
         watchdog = exits.enter_context(closing(processes.Watchdog(config.watchdog_seconds)))
@@ -198,7 +199,7 @@ def train(
             signum = signals[0] if signals else 0
             if signum not in signal_arrays:
                 signal_arrays[signum] = partition.device_values(mesh, signum)
-            arguments = (batch, seeds, signal_arrays[signum])
+            arguments = (batch, seeds, signal_arrays[signum], *frozen)
             shape = tuple(sorted((name, rows.shape) for name, rows in batch.items()))
             with explain_out_of_memory(config, mesh.size, "a step", compiled.get(shape)):
                 if shape not in compiled:

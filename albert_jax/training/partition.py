@@ -224,7 +224,7 @@ def prefetch(
 
 
 def summed_gradients(loss_fn: Callable[..., Any], layout: Layout, micro_batches: int) -> Callable[..., Any]:
-    """Return `(params, examples) -> (gradients, loss, metrics)`, each summed over micro-batches and then, once, over devices.
+    """Return `(params, examples, *frozen) -> (gradients, loss, metrics)`, each summed over micro-batches and then, once, over devices.
 
     Parameters are marked as varying over the mesh before the loops.  Otherwise XLA puts an all-reduce of the shared layer's
     gradient into each of the L iterations of the backward scan.
@@ -235,12 +235,12 @@ def summed_gradients(loss_fn: Callable[..., Any], layout: Layout, micro_batches:
     and it would reduce the gradient of a shared layer L times.
 
     Args:
-      loss_fn: `(params, examples) -> (loss, metrics)`, sums over rows.
+      loss_fn: `(params, examples, *frozen) -> (loss, metrics)`, sums over rows.  Every device has all of `frozen`.
       layout: the mesh and the shardings.
       micro_batches: number of parts that the rows of a device are split into.
     """
 
-    def gradients(params: Any, examples: Any) -> Any:
+    def gradients(params: Any, examples: Any, *frozen: Any) -> Any:
         axes = {
             (path := path_names(key)): tuple(layout.axis(part, path, leaf.shape) for part in ("params", "opt_state"))
             for key, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -260,15 +260,15 @@ def summed_gradients(loss_fn: Callable[..., Any], layout: Layout, micro_batches:
                 return jax.lax.psum(grad, DATA)
             return jax.lax.psum_scatter(grad, DATA, scatter_dimension=opt_state_axis, tiled=True)
 
-        def on_one_device(params: Any, examples: Any) -> Any:
+        def on_one_device(params: Any, examples: Any, *frozen: Any) -> Any:
             params = jax.tree_util.tree_map_with_path(prepare, params)
 
             def add(total: Any, rows: Any) -> tuple[Any, None]:
-                (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, rows)
+                (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, rows, *frozen)
                 return jax.tree.map(jnp.add, total, (grads, loss, metrics)), None
 
             micro = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), examples)
-            shapes = jax.eval_shape(loss_fn, params, jax.tree.map(lambda x: x[0], micro))
+            shapes = jax.eval_shape(loss_fn, params, jax.tree.map(lambda x: x[0], micro), *frozen)
             zeros = varying(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (params, *shapes)))
             (grads, loss, metrics), _ = jax.lax.scan(add, zeros, micro)
             return jax.tree_util.tree_map_with_path(sum_over_devices, grads), *jax.lax.psum((loss, metrics), DATA)
@@ -276,9 +276,9 @@ def summed_gradients(loss_fn: Callable[..., Any], layout: Layout, micro_batches:
         return jax.shard_map(
             on_one_device,
             mesh=layout.mesh,
-            in_specs=(layout.specs("params", params), PartitionSpec(DATA)),
+            in_specs=(layout.specs("params", params), PartitionSpec(DATA), *[PartitionSpec()] * len(frozen)),
             out_specs=(layout.specs("opt_state", params), PartitionSpec(), PartitionSpec()),
-        )(params, examples)
+        )(params, examples, *frozen)
 
     def varying(tree: Any) -> Any:
         return jax.tree.map(lambda x: jax.lax.pcast(x, DATA, to="varying"), tree)

@@ -33,8 +33,8 @@ class Workload:
     """key -> parameters."""
     draw: Callable[[Batch, Array], Batch]
     """(global batch, key) -> the examples that the loss reads; runs inside the jitted step."""
-    loss: Callable[[Params, Batch], tuple[Array, dict[str, Array]]]
-    """(parameters, rows) -> loss, and metrics: name -> [2], sum and weight."""
+    loss: Callable[..., tuple[Array, dict[str, Array]]]
+    """(parameters, rows, *frozen) -> loss, and metrics: name -> [2], sum and weight."""
     batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
     """step -> this process' rows of the batches that follow that step, without end."""
     evaluate: Callable[[Params], dict[str, Any]]
@@ -42,6 +42,8 @@ class Workload:
     `diagnostics`, other values to log, and `examples`, the number of examples that each metric is a mean over."""
     flops_per_token: float
     """Matmul FLOPs of a training step per token."""
+    frozen: tuple[Any, ...] = ()
+    """More arguments of the loss that never change, such as the parameters of a teacher; every device holds them."""
     final: Callable[[Params], dict[str, Any]] = lambda params: {}
     """parameters -> more entries of the summary, computed once after the last step."""
     warning: Callable[[int, dict[str, Any]], str] = lambda step, evaluation: ""
@@ -89,21 +91,23 @@ def as_argument(seed: int | Sequence[int], mesh: Mesh) -> Array:
 
 
 def make_step(workload: Workload, optimizer: Optimizer, layout: Layout, micro_batches: int, num_seeds: int = 1) -> Any:
-    """The jitted step (state, global batch, seed, signals) -> (state, metrics).
+    """The jitted step (state, global batch, seed, signals, *frozen) -> (state, metrics).
 
-    With several seeds, all but `signals` have a leading axis [K] for the seeds: see `stacking.py`.
+    With several seeds, all but `signals` and `frozen` have a leading axis [K] for the seeds: see `stacking.py`.
     It draws the examples once, all-reduces the gradients once, and updates once.  `signals` [devices] is the signal that each
     device's process has received, 0 for none; the metric `signal` is the largest.  So all processes learn of a signal with the
     metrics of the same step, and stop after the same step.
     """
     gradients = partition.summed_gradients(workload.loss, layout, micro_batches)
 
-    def step(state: TrainState, batch: Batch, seed: Array, signals: Array) -> tuple[TrainState, dict[str, Array]]:
+    def step(
+        state: TrainState, batch: Batch, seed: Array, signals: Array, *frozen: Any
+    ) -> tuple[TrainState, dict[str, Array]]:
         # Fold 1 separates these keys from the key of the initial parameters.
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step)
         with jax.named_scope(DRAW):
             examples = jax.lax.with_sharding_constraint(workload.draw(batch, key), partition.by_rows(layout.mesh))
-        grads, loss, metrics = gradients(state.params, examples)
+        grads, loss, metrics = gradients(state.params, examples, *frozen)
         with jax.named_scope(UPDATE):
             squares = jnp.stack([jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)])
             norm = jnp.sqrt(sum(squares))
@@ -122,8 +126,14 @@ def make_step(workload: Workload, optimizer: Optimizer, layout: Layout, micro_ba
     state_shardings = shardings(stacking.stacked_shapes(state_shapes(workload, optimizer, layout), num_seeds))
     replicated, by_rows = partition.replicated(layout.mesh), partition.by_rows(layout.mesh)
     return jax.jit(
-        stacking.vmapped(step, num_seeds, in_axes=(0, 0, 0, None)),
-        in_shardings=(state_shardings, stacking.stacked_sharding(by_rows, num_seeds), replicated, by_rows),
+        stacking.vmapped(step, num_seeds, in_axes=(0, 0, 0, None, *[None] * len(workload.frozen))),
+        in_shardings=(
+            state_shardings,
+            stacking.stacked_sharding(by_rows, num_seeds),
+            replicated,
+            by_rows,
+            *[replicated] * len(workload.frozen),
+        ),
         out_shardings=(state_shardings, replicated),
         donate_argnums=0,
     )

@@ -1,0 +1,163 @@
+"""A teacher in pretraining.
+
+Docstrings name the deliberate breaks that were tried and made the test fail.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from albert_jax.cli import main
+from albert_jax.config import InputError
+from albert_jax.data.sources import DataConfig
+from albert_jax.exchange.weights import Weights
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.pretraining.distillation import (
+    DistillationConfig,
+    check_teacher,
+    hidden_difference,
+    soft_cross_entropy,
+    with_teacher,
+)
+from albert_jax.pretraining.run import PretrainConfig, training_parts
+from albert_jax.pretraining.task import pretraining_model
+from albert_jax.training import partition
+from albert_jax.training import step as train_step
+from albert_jax.training.loop import TrainConfig
+from albert_jax.training.optim import OptimConfig
+from albert_jax.training.partition import MeshConfig
+
+from .small_models import SMALL
+from .train_script import BATCH, LENGTH, OBJECTIVE, VOCAB, VOCABULARY, batches
+from .weight_files import random_weights
+
+Words = Callable[..., list[str]]
+FIELDS: dict[str, Any] = SMALL | {"vocab_size": VOCAB, "max_position_embeddings": LENGTH}
+
+
+def test_soft_cross_entropy() -> None:
+    """Against numpy, and equal to the entropy if student and teacher agree.  Fails without the factor T^2."""
+    student, teacher = np.random.default_rng(0).normal(size=(2, 3, 7))
+    p, q = (np.exp(x / 2) / np.exp(x / 2).sum(-1, keepdims=True) for x in (teacher, student))
+    np.testing.assert_allclose(soft_cross_entropy(student, teacher, 2.0), -4 * (p * np.log(q)).sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(soft_cross_entropy(teacher, teacher, 2.0), -4 * (p * np.log(p)).sum(-1), rtol=1e-5)
+    gradient = jax.grad(lambda x: jnp.sum(soft_cross_entropy(x, teacher, 2.0)))(jnp.asarray(teacher))
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+
+
+def test_layers_of_the_teacher() -> None:
+    """Two layers learn from layers 2 and 4 of four; embeddings do not count.  Fails if layer i learned from layer i."""
+    student, teacher = (
+        np.random.default_rng(0).normal(size=(3, 2, 5, 4)),
+        np.random.default_rng(1).normal(size=(5, 2, 5, 4)),
+    )
+    expected = np.mean([(student[1] - teacher[2]) ** 2, (student[2] - teacher[4]) ** 2], axis=(0, -1))
+    np.testing.assert_allclose(hidden_difference(student, teacher), expected, rtol=1e-5)
+
+
+def trained(devices: int, distillation: DistillationConfig, sharding: str = "none", accumulation: int = 1) -> Any:
+    """The losses of five steps, the last metrics and the parameters; the teacher has unshared layers."""
+    config = PretrainConfig(
+        run_dir="unused",
+        model=AlbertConfig(**FIELDS | {"num_hidden_layers": 2}, sharing="none"),
+        data=DataConfig(),
+        objective=OBJECTIVE,
+        optim=OptimConfig(learning_rate=0.02, num_warmup_steps=1),
+        train=TrainConfig(num_train_steps=20, global_batch_size=BATCH, gradient_accumulation=accumulation),
+        mesh=MeshConfig(devices, sharding),
+    )
+    mesh = partition.make_mesh("cpu", devices)
+    workload, optimizer, layout = training_parts(config, VOCABULARY, mesh)
+    teacher = random_weights(
+        **{name: value for name, value in FIELDS.items() if name not in SMALL or SMALL[name] != value}
+    )
+    apply: Any = pretraining_model(config.model, OBJECTIVE).apply
+    workload = with_teacher(
+        workload,
+        distillation,
+        OBJECTIVE,
+        lambda *words, **options: apply(*words, gather_set=layout.gather_set, **options),
+        teacher,
+    )
+    step = train_step.make_step(workload, optimizer, layout, accumulation)
+    state = train_step.make_init(workload, optimizer, layout)(seed := train_step.as_argument(0, mesh))
+    frozen = jax.device_put(workload.frozen, partition.replicated(mesh))
+    losses = []
+    for batch in batches():
+        signals = partition.device_values(mesh, 0)
+        state, metrics = step(state, partition.put_batch(mesh, batch), seed, signals, *frozen)
+        losses.append(float(metrics["loss"][0]))
+    return losses, jax.device_get(metrics), jax.device_get(state.params)
+
+
+def test_a_teacher_on_several_devices() -> None:
+    """Losses on eight devices, with sharded parameters and micro-batches, equal those on one.
+
+    Fails if the scales were those of a device, or the teacher had dropout.
+    """
+    distillation = DistillationConfig(teacher="teacher", hidden_weight=0.5)
+    one, eight = trained(1, distillation), trained(8, distillation, "parameters", 2)
+    np.testing.assert_allclose(eight[0], one[0], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), eight[2], one[2])
+    metrics = {name: value[0] / value[1] for name, value in one[1].items() if name.endswith("_loss")}
+    total = metrics["mlm_loss"] + metrics["sop_loss"] + metrics["distillation_loss"] + 0.5 * metrics["hidden_loss"]
+    assert one[0][-1] == pytest.approx(total, rel=1e-4)
+
+
+def test_no_weight_is_no_teacher() -> None:
+    """Fails if the teacher's part of the loss ignored its weight."""
+    off = trained(1, DistillationConfig(teacher="teacher", weight=0.0))
+    on = trained(1, DistillationConfig(teacher="teacher", weight=1.0))
+    metrics = {name: value[0] / value[1] for name, value in off[1].items() if name.endswith("_loss")}
+    assert off[0][-1] == pytest.approx(metrics["mlm_loss"] + metrics["sop_loss"], rel=1e-4)
+    assert on[0][0] > off[0][0] + 1
+
+
+def test_a_run_teaches_another(small: Words, short: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the command line, and resumed; a teacher with another vocabulary is refused before the folder is written."""
+    two = {"train__num_train_steps": 2, "optim__num_warmup_steps": 1, "train__checkpoint_every": 1}
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    assert main(short(teacher, **two, model__sharing="none")) == 0
+    words = short(student, **two, distillation__teacher=teacher)
+    assert main(words) == 0
+    records = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
+    assert any("train/distillation_loss" in record for record in records)
+    other = short(tmp_path / "other", **two, distillation__teacher=teacher, model__vocab_size=400)
+    capsys.readouterr()
+    assert main(other) == 2
+    assert f"distillation.teacher {teacher}: its vocab_size is " in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def teacher(**changes: Any) -> Weights:
+    heads = changes.pop("heads", ("pooler", "predictions", "sop_classifier"))
+    return random_weights(heads, **changes)
+
+
+MISTAKES: dict[str, Callable[[], object]] = {
+    "weight must be finite and >= 0, got -1": lambda: DistillationConfig(weight=-1.0),
+    "temperature must be finite and > 0, got 0": lambda: DistillationConfig(temperature=0.0),
+    "distillation.teacher T: it has no masked-LM head": lambda: check_teacher(
+        DistillationConfig("T"), AlbertConfig(**SMALL), 16, teacher(heads=("pooler",))
+    ),
+    "distillation.teacher T: it has 16 positions, the sequences have 32": lambda: check_teacher(
+        DistillationConfig("T"), AlbertConfig(**SMALL), 32, teacher()
+    ),
+    "distillation.teacher T: its hidden_size is 32, the student's 16; set": lambda: check_teacher(
+        DistillationConfig("T", hidden_weight=1.0), AlbertConfig(**SMALL), 16, teacher(hidden_size=32)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_mistakes_are_errors_in_one_line(message: str) -> None:
+    with pytest.raises(InputError) as error:
+        MISTAKES[message]()
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
