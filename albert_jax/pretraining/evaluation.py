@@ -10,7 +10,9 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from albert_jax.config import InputError
 from albert_jax.data import loader
+from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert
 from albert_jax.pretraining import diagnostics
 from albert_jax.pretraining import objective as objectives
@@ -131,3 +133,27 @@ def make_evaluate(
         }
 
     return evaluate
+
+
+def evaluated_depths(model: AlbertConfig, eval_depths: str) -> list[int]:
+    """The numbers of layers that `eval_depths` names, such as "0.5,1,2".
+
+    Raises:
+      InputError: `eval_depths` is not a list of positive numbers, or the layers do not repeat.
+    """
+    if not eval_depths:
+        return []
+    try:
+        factors = [float(word) for word in eval_depths.split(",")]
+    except ValueError:
+        factors = []
+    if not factors or not all(0 < factor <= 100 for factor in factors):
+        raise InputError(f"eval_depths: expected factors in (0, 100], separated by commas, got {eval_depths!r}")
+    model.check_repeats("eval_depths")
+    numbers = sorted({max(1, round(factor * model.num_hidden_layers)) for factor in factors})
+    for number in numbers:
+        try:
+            replace(model, num_hidden_layers=number)
+        except InputError as error:
+            raise InputError(f"eval_depths {eval_depths}, {number} layers: {error}") from None
+    return numbers

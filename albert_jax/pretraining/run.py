@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from albert_jax.config import InputError, check_fields, choice
+from albert_jax.config import InputError, check_fields
 from albert_jax.data import loader, tokenizer_json
 from albert_jax.data.batches import check_enough_rows
 from albert_jax.data.prepare import Prepared, prepare
@@ -19,45 +19,24 @@ from albert_jax.exchange.load import Source, read
 from albert_jax.exchange.weights import Weights
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert, init_params, param_shapes, stacked_shapes
-from albert_jax.model.sharing import STRATEGIES, TABLE_EXAMPLE, is_stacked, layer_sets
+from albert_jax.model.sharing import is_stacked
 from albert_jax.model.tree import leaves
 from albert_jax.pretraining.baselines import baselines
 from albert_jax.pretraining.diagnostics import plateau_warning
 from albert_jax.pretraining.distillation import DistillationConfig, check_teacher, with_teacher
-from albert_jax.pretraining.evaluation import make_evaluate
+from albert_jax.pretraining.evaluation import evaluated_depths, make_evaluate
 from albert_jax.pretraining.objective import ObjectiveConfig, Vocabulary, vocabulary_of
 from albert_jax.pretraining.task import pretraining_model, pretraining_workload
+from albert_jax.pretraining.tying import TyingConfig, tied_sets
 from albert_jax.reports.run import finish
 from albert_jax.training import checkpoint, job, loop, processes, run_folder
 from albert_jax.training.loop import TrainConfig
 from albert_jax.training.optim import OptimConfig, Optimizer, make_optimizer
 from albert_jax.training.partition import Layout, MeshConfig
 from albert_jax.training.step import Workload
-from albert_jax.training.tying import Ties, tie_initial
+from albert_jax.training.tying import tie_initial
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TyingConfig:
-    """Layers that share parameters during a part of the run, though `model.sharing` says that they do not."""
-
-    sharing: str = choice("none", STRATEGIES, or_else=TABLE_EXAMPLE)
-    """Which layers share parameters, as `model.sharing`.  none: there is no such part."""
-    num_hidden_groups: int = 1
-    """Number of parameter sets, for the sharing strategies that use it."""
-    start: int = 0
-    """Share from this step on; before it, layers are separate."""
-    end: int = 0
-    """Share until this step; then layers are separate.  0: until the end of the run."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("start", "end"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be >= 0, got {getattr(self, name)}")
-        if 0 < self.end <= self.start:
-            raise InputError(f"end {self.end} must be above start {self.start}")
 
 
 @dataclass(frozen=True)
@@ -110,11 +89,8 @@ class PretrainConfig:
         if warmup >= steps:
             raise InputError(f"optim.num_warmup_steps ({warmup}) must be < train.num_train_steps ({steps})")
         self.mesh.check_remat(self.model.remat)
-        for name in ("start", "end"):
-            if getattr(self.tying, name) >= steps:
-                raise InputError(f"tying.{name} {getattr(self.tying, name)} must be < train.num_train_steps {steps}")
-        tied_sets(self)  # checks `tying.sharing`
-        depths(self)  # checks `eval_depths`
+        tied_sets(self.tying, pretraining_model(self.model, self.objective), steps)  # checks `tying`
+        evaluated_depths(self.model, self.eval_depths)  # checks `eval_depths`
         if self.distillation.hidden_weight and self.model.depth_sampling != "fixed":
             raise InputError("distillation.hidden_weight needs model.depth_sampling fixed")
 
@@ -203,7 +179,7 @@ def pretrain_seeds(configs: Sequence[PretrainConfig], allow_data_change: bool = 
 
     def evaluate_depths(params: Any) -> dict[str, Any]:
         metrics = {}
-        for num_layers in depths(config):
+        for num_layers in evaluated_depths(config.model, config.eval_depths):
             other = model.clone(config=replace(model.config, num_hidden_layers=num_layers))
             evaluate_depth = make_evaluate(other, eval_objective, vocabulary, heldout, {}, mesh, *sizes)
             metrics[str(num_layers)] = evaluate_depth(params)["eval"]
@@ -260,57 +236,10 @@ def training_parts(
     layout = Layout(mesh, config.mesh.sharding, stacked_shapes(model))
     workload = pretraining_workload(model, config.objective, vocabulary, layout, evaluate=evaluate)
     workload = replace(workload, warning=functools.partial(plateau_warning, config))
-    ties = tied_sets(config)
+    ties = tied_sets(config.tying, model, config.train.num_train_steps)
     if ties:
         workload = replace(workload, init=lambda key: tie_initial(ties, init_params(model, key)))
     return workload, make_optimizer(config.optim, config.train.num_train_steps, is_stacked, ties), layout
-
-
-def depths(config: PretrainConfig) -> list[int]:
-    """The numbers of layers that `config.eval_depths` names.
-
-    Raises:
-      InputError: `eval_depths` is not a list of positive numbers, or the layers do not repeat.
-    """
-    if not config.eval_depths:
-        return []
-    try:
-        factors = [float(word) for word in config.eval_depths.split(",")]
-    except ValueError:
-        factors = []
-    if not factors or not all(0 < factor <= 100 for factor in factors):
-        raise InputError(f"eval_depths: expected factors in (0, 100], separated by commas, got {config.eval_depths!r}")
-    config.model.check_repeats("eval_depths")
-    numbers = sorted({max(1, round(factor * config.model.num_hidden_layers)) for factor in factors})
-    for number in numbers:
-        try:
-            replace(config.model, num_hidden_layers=number)
-        except InputError as error:
-            raise InputError(f"eval_depths {config.eval_depths}, {number} layers: {error}") from None
-    return numbers
-
-
-def tied_sets(config: PretrainConfig) -> Ties | None:
-    """The parameter sets that `config.tying` ties; None if there are none."""
-    tying, model = config.tying, config.model
-    if tying.sharing == "none":
-        return None
-    try:
-        wanted = layer_sets(tying.sharing, model.num_hidden_layers, tying.num_hidden_groups, model.inner_group_num)
-    except InputError as error:
-        raise InputError(f"tying.{error}") from None
-    groups: dict[str, tuple[int, ...]] = {}
-    for part, sets in model.layer_sets.items():
-        group_of_set = dict(zip(sets, wanted[part], strict=True))
-        if any(group_of_set[number] != group for number, group in zip(sets, wanted[part], strict=True)):
-            raise InputError(
-                f"tying.sharing {tying.sharing!r}: layers that always share {part} by model.sharing {model.sharing!r} would "
-                "be in different sets; set model.sharing to none"
-            )
-        groups[part] = tuple(group_of_set[number] for number in range(len(group_of_set)))
-    paths = stacked_shapes(pretraining_model(model, config.objective))
-    ties = {path: groups[path[1]] for path in paths if path[1] in groups}
-    return Ties(ties, tying.start, tying.end or config.train.num_train_steps)
 
 
 def _teacher(config: PretrainConfig, prepared: Prepared) -> Weights:
