@@ -76,10 +76,11 @@ def variant_name(config: Any, field: str) -> str:
     return next(name for name, kind in table.items() if type(getattr(config, field)) is kind)
 
 
-def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
-    """Raise an `InputError` that names the field or option, unless `value` is one of `choices`."""
+def check_choice(name: str, value: Any, choices: Collection[str], or_else: str = "") -> None:
+    """Raise an `InputError` that names the field or option, unless `value` is one of `choices`; `or_else` names other values."""
     if not (isinstance(value, str) and value in choices):
-        raise InputError(f"{name}: unknown value {value!r}; choose one of {', '.join(choices)}")
+        last = f", or {or_else}" if or_else else ""
+        raise InputError(f"{name}: unknown value {value!r}; choose one of {', '.join(choices)}{last}")
 
 
 def check_fields(config: Any) -> None:

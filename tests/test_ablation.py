@@ -175,6 +175,14 @@ def test_budget_of_params() -> None:
         assert min(gaps)[1] == model.hidden_size, row.label
 
 
+@pytest.mark.parametrize("name", ["per_pass", "patterns", "delayed_sharing", "elastic_depth"])
+def test_budgets_of_tables_with_other_layers(name: str) -> None:
+    """Rows that exist only above some width, and options that are fractions of a run.  Fails if LoRA's rank stops the search."""
+    for budget in ("flops", "params"):
+        plan = resolve(table(name), budget=budget, overrides={"train.num_train_steps": 1000})
+        assert all(row.config.train.num_train_steps >= 900 for row in plan.rows)
+
+
 def test_budget_of_params_refuses_a_start_from_a_different_width() -> None:
     with pytest.raises(InputError, match="'shared, then 2 groups' cannot start from 'shared, first half'"):
         resolve(table("unsharing"), budget="params")

@@ -20,7 +20,7 @@ from albert_jax.data.sources import DataConfig
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.depth import DEPTH_SAMPLING, max_layers, sample_layers
 from albert_jax.model.heads import Albert, init_params
-from albert_jax.pretraining.run import PretrainConfig, training_parts
+from albert_jax.pretraining.run import PretrainConfig, cannot_be_parallel, training_parts
 from albert_jax.training import partition
 from albert_jax.training import step as train_step
 from albert_jax.training.loop import TrainConfig
@@ -71,19 +71,23 @@ def test_running_some_layers_is_a_network_of_that_depth(name: str) -> None:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), actual[1], expected[1])
 
 
-def losses(devices: int, sharding: str = "none", accumulation: int = 1) -> list[float]:
+def parts(devices: int, sharding: str = "none", accumulation: int = 1, depth_sampling: str = "uniform") -> Any:
     fields = SMALL | {"vocab_size": VOCAB, "max_position_embeddings": LENGTH} | REPEATED["cycle"]
     config = PretrainConfig(
         run_dir="unused",
-        model=AlbertConfig(**fields, depth_sampling="uniform"),
+        model=AlbertConfig(**fields, depth_sampling=depth_sampling),
         data=DataConfig(),
         objective=OBJECTIVE,
         optim=OptimConfig(learning_rate=0.02, num_warmup_steps=1),
         train=TrainConfig(num_train_steps=20, global_batch_size=BATCH, gradient_accumulation=accumulation),
         mesh=MeshConfig(devices, sharding),
     )
-    mesh = partition.make_mesh("cpu", devices)
-    workload, optimizer, layout = training_parts(config, VOCABULARY, mesh)
+    return config, training_parts(config, VOCABULARY, partition.make_mesh("cpu", devices))
+
+
+def losses(devices: int, sharding: str = "none", accumulation: int = 1) -> list[float]:
+    _, (workload, optimizer, layout) = parts(devices, sharding, accumulation)
+    mesh = layout.mesh
     step = train_step.make_step(workload, optimizer, layout, accumulation)
     state = train_step.make_init(workload, optimizer, layout)(seed := train_step.as_argument(0, mesh))
     result = []
@@ -95,9 +99,34 @@ def losses(devices: int, sharding: str = "none", accumulation: int = 1) -> list[
 
 def test_all_devices_run_the_same_number_of_layers() -> None:
     """Fails if each device or micro-batch draws its own number."""
-    one = losses(1)
-    np.testing.assert_allclose(losses(8, "parameters", 2), one, atol=1e-5)
-    assert np.ptp(one) > 1e-3
+    np.testing.assert_allclose(losses(8, "parameters", 2), losses(1), atol=1e-5)
+
+
+def test_steps_draw_different_numbers_of_layers() -> None:
+    """The same in all rows of a step, and the loss is that of this number.  Fails if steps run L layers."""
+    config, (workload, _, _) = parts(1)
+    batch = {name: jnp.asarray(rows) for name, rows in batches()[0].items()}
+    params = jax.jit(workload.init)(jax.random.key(0))
+    draw, loss = jax.jit(workload.draw), jax.jit(workload.loss)
+    seen = {}
+    for seed in range(8):
+        examples = draw(batch, jax.random.key(seed))
+        number = int(examples["num_layers"][0])
+        assert (examples["num_layers"] == number).all()
+        if number >= 2 and number not in seen:
+            fixed = dataclasses.replace(
+                config, model=dataclasses.replace(config.model, num_hidden_layers=number, depth_sampling="fixed")
+            )
+            other, _, _ = training_parts(fixed, VOCABULARY, partition.make_mesh("cpu", 1))
+            rows = {name: value for name, value in examples.items() if name != "num_layers"}
+            seen[number] = (float(loss(params, examples)[0]), float(jax.jit(other.loss)(params, rows)[0]))
+    assert len(seen) >= 3
+    for sampled, fixed_loss in seen.values():
+        assert sampled == pytest.approx(fixed_loss, rel=1e-5)
+
+
+def test_seeds_of_random_depths_are_not_parallel() -> None:
+    assert cannot_be_parallel(parts(1)[0]).startswith("model.depth_sampling: a program of several seeds would run the ")
 
 
 def test_evaluated_depths(small: Words, tmp_path: Path) -> None:

@@ -475,9 +475,13 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"sharing": "some"}, "sharing: unknown value 'some'; choose one of all, attention, ffn, none, groups, cycle"),
     (
         {"num_hidden_groups": 2},
-        "num_hidden_groups 2 needs sharing groups or cycle or cycle-reversed or middle, not all",
+        "num_hidden_groups 2 needs sharing to be one of groups, cycle, cycle-reversed, middle; it is 'all'",
     ),
     ({"sharing": "groups", "num_hidden_groups": 13}, "num_hidden_groups 13 exceeds num_hidden_layers 12"),
+    (
+        {"sharing": "middle", "num_hidden_groups": 11},
+        "num_hidden_groups 11 is too large for sharing 'middle' with num_",
+    ),
     ({"num_hidden_layers": 0}, "num_hidden_layers must be in [1, 16777216], got 0"),
     ({"attention_probs_dropout_prob": math.nan}, "attention_probs_dropout_prob must be in"),
     ({"dtype": "float16"}, "dtype: unknown value 'float16'; choose one of float32, bfloat16"),

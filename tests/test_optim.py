@@ -32,9 +32,9 @@ from albert_jax.training.optim import (
     is_hidden_kernel,
     make_optimizer,
     make_schedule,
-    path_names,
     skip_spikes,
 )
+from albert_jax.training.paths import path_names
 
 from .small_models import one_set_shapes
 

@@ -88,7 +88,7 @@ def test_muon_resumes_bitwise(short: Words, tmp_path: Path) -> None:
     """Fails if the momentum of kernels, or the state of the other parameters, were lost, those of passes among them."""
     muon = {"optim__optimizer": "muon", "optim__learning_rate": 0.005}
     muon |= {"model__sharing": "attention=0,0;ffn=0,1", "model__per_pass": "lora", "model__per_pass__rank": 2}
-    muon |= {"tying__sharing": "all", "tying__end": 9}
+    muon |= {"tying__sharing": "all", "tying__end": 0.75}
     assert main(short(tmp_path / "straight", **muon)) == 0
     run_dir = Path(shutil.copytree(tmp_path / "straight", tmp_path / "run"))
     shutil.rmtree(run_dir / "checkpoints/12")

@@ -103,6 +103,10 @@ def test_layer_norms_of_keras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     found = read(tmp_path).weights
     assert_same(found.params, weights.params)
     assert_same(outputs(found), outputs(weights))
+    first = next(name for name in stored if "layer_3/" in name and name.endswith("normalization_7/gamma"))
+    stored[first.replace("normalization_7", "normalization_9")] = stored.pop(first)
+    with pytest.raises(InputError, match=r"1 missing: .*layer_3/inner_group_0/LayerNorm/gamma'; unknown: .*layer_norm"):
+        read(tmp_path)
     assert "each layer has its own LayerNorms: per_pass norm" in found.notes
     exported = read(write(found, tmp_path / "exported")).weights
     assert_near("own LayerNorms, exported", outputs(exported), outputs(weights))

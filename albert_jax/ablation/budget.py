@@ -61,7 +61,10 @@ def widened(model: AlbertConfig, target: int) -> AlbertConfig:
         return replace(model, hidden_size=width, intermediate_size=intermediate, embedding_size=embedding)
 
     def excess(size: int) -> int:
-        return num_params(Albert(with_head_size(size))) - target
+        try:
+            return num_params(Albert(with_head_size(size))) - target
+        except InputError:  # too narrow for the rank of LoRA
+            return -target
 
     above = next(size for size in itertools.count(1) if excess(size) >= 0)
     return with_head_size(min(range(max(1, above - 1), above + 1), key=lambda size: abs(excess(size))))

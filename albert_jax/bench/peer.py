@@ -14,6 +14,7 @@ from albert_jax.config import InputError
 from albert_jax.exchange.huggingface_names import NAMES, TIED
 from albert_jax.exchange.released_config import OPTIONAL, REQUIRED
 from albert_jax.exchange.weights import Weights, named_tensors
+from albert_jax.model.per_pass import NoVariant
 from albert_jax.pretraining import objective as pretraining
 from albert_jax.pretraining.task import pretraining_model
 from albert_jax.reports.tables import markdown_table
@@ -31,6 +32,9 @@ def check(config: BenchConfig, peer: str, rounds: int) -> None:
     for package in ("torch", "transformers"):
         if importlib.util.find_spec(package) is None:
             raise InputError(f"--peer {peer}: {package} is not installed; pip install {package}")
+    model = config.model
+    if model.per_pass != NoVariant() or model.inject or model.layer_weights:
+        raise InputError(f"--peer {peer} does not support per_pass, inject and layer_weights")
     if any(max(sets) >= config.model.inner_group_num for sets in config.model.layer_sets.values()):
         raise InputError(f"--peer {peer} needs layers that share all parameters, got sharing {config.model.sharing!r}")
     if config.mesh.data != 1:

@@ -28,7 +28,7 @@ def add_exchange_commands(add_command: Callable[..., Parser]) -> None:
     parser.add_argument("--sharing", metavar="NAME", help=text)
     text = "number of parameter sets, for --sharing groups, cycle, ..."
     parser.add_argument("--num-hidden-groups", type=int, metavar="N", help=text)
-    text = """change what each pass of a shared layer has for itself: none, norm, scale, embedding or lora; --per-pass.rank 8
+    text = """change the per-pass parameters of shared layers: none, norm, scale, embedding or lora; --per-pass.rank 8
     and others set its fields"""
     parser.add_argument("--per-pass", metavar="NAME", help=text)
     parser.free_options = "--per-pass."

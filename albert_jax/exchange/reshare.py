@@ -1,4 +1,4 @@
-"""Change how the layers of a model share parameters, what differs between passes, and how many layers there are.
+"""Change how the layers of a model share parameters, their per-pass parameters, and how many layers there are.
 
 For warm starts, for ablations, and for formats that lack a sharing strategy.
 """
@@ -13,15 +13,15 @@ import numpy as np
 from albert_jax.config import InputError, check_choice
 from albert_jax.exchange.weights import Weights
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.per_pass import Block
+from albert_jax.model.per_pass import Block, NoVariant
 from albert_jax.model.sharing import PARTS, PASSES, STRATEGIES, Sets, layer_sets, table
 
 MAY_CHANGE_IN_CONVERSION = ("sharing", "num_hidden_groups", "num_hidden_layers", "per_pass", "hidden_act")
 """The fields of `AlbertConfig` that a conversion may change."""
 
 INITIALIZATIONS = ("average", "stepwise")
-"""How a parameter set is made from layers: the mean of the layers that read it, or one layer for each set, at equal distances
-(arXiv 2410.20672, section 2.2)."""
+"""How a parameter set is made from the layers that read it: their mean, or one of them, such that the chosen layers are at about
+equal distances (arXiv 2410.20672)."""
 
 
 def reshare(weights: Weights, initialization: str = "average", **changes: Any) -> Weights:
@@ -31,48 +31,55 @@ def reshare(weights: Weights, initialization: str = "average", **changes: Any) -
     copy, so unsharing keeps the outputs.  Layer i of L' layers is a copy of layer i * L // L' of the old L: growing
     repeats each layer, and reducing 12 layers to 6 keeps every second one.
 
-    A new per-pass variant is fitted to the differences between the layers and their parameter set.  The old one is merged
-    into the layers first.
+    Per-pass parameters are kept if variant and depth stay the same.  If the variant changes, the old one is merged into the layers;
+    of the new one, `norm` and `lora` are fitted to the differences between the layers and their parameter set, the others
+    start as ALBERT.
 
     Args:
       weights: the model.
-      initialization: a key of `INITIALIZATIONS`, for parameter sets that several different layers read.
+      initialization: one of `INITIALIZATIONS`, for parameter sets that several different layers read.
       changes: the new values.
 
     Raises:
-      InputError: a combination that `AlbertConfig` refuses, or parameters of passes that cannot be kept or merged.
+      InputError: a combination that `AlbertConfig` refuses, or per-pass parameters that can be neither kept nor merged.
     """
     check_choice("initialization", initialization, INITIALIZATIONS)
-    strategy = STRATEGIES.get(changes.get("sharing", weights.model.config.sharing))
+    old = weights.model.config
+    strategy = STRATEGIES.get(changes.get("sharing", old.sharing))
     if not (strategy and strategy.takes_groups):
         changes = {"num_hidden_groups": 1} | changes
-    new = dataclasses.replace(weights.model.config, **changes)
-    old = weights.model.config
+    fixed = dataclasses.replace(old, depth_sampling="fixed")
+    new = dataclasses.replace(fixed, **changes)
     if (new.layer_sets, new.per_pass) == (old.layer_sets, old.per_pass):
+        new = dataclasses.replace(old, **changes)
         return weights if new == old else weights.with_config(new)
+    if old.depth_sampling != "fixed":
+        note = f"depth_sampling was {old.depth_sampling!r} and is now 'fixed', because the layers have changed"
+        weights = dataclasses.replace(weights.with_config(fixed), notes=[*weights.notes, note])
     if new.per_pass != old.per_pass:
         weights = merge(weights)
-        old = weights.model.config
-    elif PASSES in weights.params["encoder"]:
+    elif PASSES in weights.params["encoder"] and new.depth != old.depth:
         raise InputError(
-            "the parameters of passes belong to the present layers: with a new sharing or num_hidden_layers, give a new "
-            "per_pass too, such as none"
+            f"num_hidden_layers: the model has per-pass parameters for {old.num_hidden_layers} layers; to change the depth, "
+            "also set per_pass to none (models with inject or layer_weights cannot change)"
         )
+    old = weights.model.config
     source_layers = [i * old.num_hidden_layers // new.num_hidden_layers for i in range(new.num_hidden_layers)]
     blocks = blocks_of(source_layers, old)
     old_sets = {part: tuple(sets[block] for block in blocks) for part, sets in old.layer_sets.items()}
+    if new.per_pass == old.per_pass:
+        return _gather(weights, new, old_sets, initialization)
     without_variant = dataclasses.replace(new, per_pass="none")
-    reshared = _gather(weights, without_variant, old_sets, initialization)
-    return reshared if new == without_variant else _fit(reshared, new, weights, old_sets)
+    return _fit(_gather(weights, without_variant, old_sets, initialization), new, weights, old_sets)
 
 
 def merge(weights: Weights) -> Weights:
-    """A network that computes the same, without per-pass variant: each layer reads its own set.
+    """A network that computes the same, without per-pass parameters: each layer reads its own set.
 
-    A model without variant is returned as it is.
+    A model without per-pass parameters is returned as it is.
 
     Raises:
-      InputError: `inject` or `layer_weights`, which layers without variant cannot compute.
+      InputError: `inject` or `layer_weights`, which layers without per-pass parameters cannot compute.
     """
     config, encoder = weights.model.config, dict(weights.params["encoder"])
     if PASSES not in encoder:
@@ -80,7 +87,7 @@ def merge(weights: Weights) -> Weights:
     if config.inject or config.layer_weights:
         name = "inject" if config.inject else "layer_weights"
         raise InputError(
-            f"model.{name} cannot be converted: only albert_jax computes it (convert --to albert_jax keeps it)"
+            f"model.{name} cannot be merged into layers, so the model cannot be exported to Hugging Face, nor change its per_pass"
         )
     passes = encoder.pop(PASSES)
     blocks = [
@@ -94,6 +101,8 @@ def merge(weights: Weights) -> Weights:
 def _fit(shared: Weights, new: AlbertConfig, weights: Weights, old_sets: dict[str, Sets]) -> Weights:
     """Add the parameters of `new.per_pass` to `shared`, such that its blocks resemble those of `weights`."""
     encoder, source = dict(shared.params["encoder"]), weights.params["encoder"]
+    if new.per_pass == NoVariant():
+        return shared
     passes = [
         new.per_pass.fit(new, _block(encoder, new.layer_sets, i), _block(source, old_sets, i)) for i in range(new.depth)
     ]
@@ -149,8 +158,11 @@ def _gather(weights: Weights, new: AlbertConfig, old_sets: dict[str, Sets], init
         for number, old in zip(new_sets, old_sets[part], strict=True):
             sources[number].append(old)
         if initialization == "stepwise":
-            steps = np.linspace(0, len(new_sets) - 1, len(sources)).round().astype(int)
-            sources = [[old_sets[part][block]] for block in steps]
+            steps = np.linspace(0, len(new_sets) - 1, len(sources))
+            for number, step in enumerate(steps):  # of the blocks that read the set, the one nearest to its step
+                readers = [block for block, one_set in enumerate(new_sets) if one_set == number]
+                nearest = readers[int(np.argmin(np.abs(np.array(readers) - step)))]
+                sources[number] = [old_sets[part][nearest]]
 
         def gather(leaf: np.ndarray, sources: list[list[int]] = sources) -> np.ndarray:
             gathered = np.empty((len(sources), *leaf.shape[1:]), leaf.dtype)

@@ -147,12 +147,16 @@ def read(prefix: Path) -> tuple[Weights, Path | None]:
 
 def _without_optimizer(bundle: TensorBundle) -> tuple[Renamed, list[str]]:
     """The variables of the model without TF-Hub's prefix, and a line for each of the optimizer's."""
-    stored_names, skipped = {}, []
+    stored_names: dict[str, str] = {}
+    skipped = []
     for name in bundle.shapes:
         if name.rsplit("/", 1)[-1] in OPTIMIZER_SLOTS or name in OPTIMIZER_SCALARS:
             skipped.append(f"{name}: of the optimizer")
         else:
-            stored_names[_without_keras(name.removeprefix("module/"))] = name
+            known = _without_keras(name.removeprefix("module/"))
+            if known in stored_names:
+                raise InputError(f"{bundle.path}: {stored_names[known]} and {name} are both {known}")
+            stored_names[known] = name
     return Renamed(bundle, stored_names), skipped
 
 
@@ -164,5 +168,7 @@ def _without_keras(name: str) -> str:
     scope, layer, inner, number, leaf = match.groups()
     if layer is None:
         return f"{scope}LayerNorm/{leaf}"
-    second = "" if int(number or 0) % 2 else "_1"  # number 0 is the embeddings', so a layer's first has an odd number
-    return f"{scope}layer_{layer}/{inner}LayerNorm{second}/{leaf}"
+    position = int(number or 0) - 2 * int(layer)  # LayerNorm 0 is that of the embeddings
+    if position not in (1, 2):
+        return name
+    return f"{scope}layer_{layer}/{inner}LayerNorm{'' if position == 1 else '_1'}/{leaf}"

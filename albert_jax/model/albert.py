@@ -21,7 +21,7 @@ from jax import Array
 from albert_jax.config import InputError, check_fields, choice, variant
 from albert_jax.model import products
 from albert_jax.model.depth import DEPTH_SAMPLING, max_layers
-from albert_jax.model.per_pass import PER_PASS, NoVariant
+from albert_jax.model.per_pass import PER_PASS, NoVariant, init_passes, weighted_passes
 from albert_jax.model.products import CONTEXT, DROPOUT_MASK, POLICIES, SCORES, cudnn_attention, einsum, named
 from albert_jax.model.sharing import PASSES, STRATEGIES, TABLE_EXAMPLE, Sets, layer_sets
 
@@ -65,11 +65,11 @@ class AlbertConfig:
     num_hidden_groups: int = 1
     """G: number of parameter sets, for the sharing strategies that use it; middle has two more."""
     per_pass: Any = variant("none", PER_PASS)
-    """What each pass of a shared layer has for itself.  norm: its LayerNorms; scale: gains of the two residual branches; embedding: a vector that is added to its input; lora: a low-rank sum to each kernel."""
+    """Parameters that each pass of a shared layer has for itself.  norm: LayerNorms; scale: gains of the two residual branches; embedding: a vector that is added to its input; lora: a low-rank matrix added to each kernel."""
     inject: bool = False
     """Add the output of the embeddings to the input of each pass, times a learned gain that starts at 0."""
     layer_weights: bool = False
-    """The input of each pass is a learned weighted sum of the outputs of all passes before (ELC-BERT, arXiv 2311.02265).  At first, the last output has weight 1 and all others 0."""
+    """The input of each pass is a learned weighted sum of the outputs of all passes before (after ELC-BERT, arXiv 2311.02265, without its softmax).  At first, the last output has weight 1 and all others 0."""
     inner_group_num: int = 1
     """Number of blocks in each layer, with separate parameters.  L times this number of blocks run."""
     depth_sampling: str = choice("fixed", DEPTH_SAMPLING)
@@ -118,19 +118,23 @@ class AlbertConfig:
             raise InputError(f"num_hidden_layers x inner_group_num is {self.depth}, more than {MAX_DEPTH}")
         strategy = STRATEGIES.get(self.sharing)
         if groups > 1 and not (strategy and strategy.takes_groups):
-            names = " or ".join(name for name, strategy in STRATEGIES.items() if strategy.takes_groups)
-            raise InputError(f"num_hidden_groups {groups} needs sharing {names}, not {self.sharing}")
+            names = ", ".join(name for name, strategy in STRATEGIES.items() if strategy.takes_groups)
+            raise InputError(f"num_hidden_groups {groups} needs sharing to be one of {names}; it is {self.sharing!r}")
         if groups > self.num_hidden_layers:
             raise InputError(f"num_hidden_groups {groups} exceeds num_hidden_layers {self.num_hidden_layers}")
-        if groups > 1 and self.layer_sets == replace(self, num_hidden_groups=groups - 1).layer_sets:
+        fewer = layer_sets(self.sharing, self.num_hidden_layers, max(groups - 1, 1), self.inner_group_num)
+        if groups > 1 and self.layer_sets == fewer:
             raise InputError(
-                f"num_hidden_groups {groups} is too large: sharing {self.sharing!r} uses {groups - 1} with "
-                f"num_hidden_layers {self.num_hidden_layers}"
+                f"num_hidden_groups {groups} is too large for sharing {self.sharing!r} with num_hidden_layers "
+                f"{self.num_hidden_layers}"
             )
-        _ = self.layer_sets  # checks `sharing`
         self.per_pass.check(self)
         if self.depth_sampling != "fixed":
             self.check_repeats(f"depth_sampling {self.depth_sampling!r}")
+            if 2 * self.depth > MAX_DEPTH:
+                raise InputError(
+                    f"depth_sampling {self.depth_sampling!r} draws up to {2 * self.depth} blocks, more than {MAX_DEPTH}"
+                )
         fusible = self.dtype == "bfloat16" and self.attention_probs_dropout_prob == 0
         if self.attention_implementation == "cudnn" and not fusible:
             raise InputError(
@@ -149,13 +153,15 @@ class AlbertConfig:
 
     def check_repeats(self, field: str) -> None:
         """Raise `InputError` unless a deeper network reads the same parameter sets again, so that the depth can change."""
-        repeats = self.per_pass == NoVariant() and not (self.inject or self.layer_weights)
-        try:
-            deeper = replace(self, num_hidden_layers=2 * self.num_hidden_layers, depth_sampling="fixed").layer_sets
-        except InputError:  # a table of sets
-            repeats = False
-        for part, sets in self.layer_sets.items():
-            repeats = repeats and deeper[part][: self.depth] == sets and max(deeper[part]) == max(sets)
+        repeats = (
+            self.per_pass == NoVariant() and not (self.inject or self.layer_weights) and self.sharing in STRATEGIES
+        )
+        if repeats:
+            deeper = layer_sets(self.sharing, 2 * self.num_hidden_layers, self.num_hidden_groups, self.inner_group_num)
+            repeats = all(
+                deeper[part][: self.depth] == sets and max(deeper[part]) == max(sets)
+                for part, sets in self.layer_sets.items()
+            )
         if not repeats:
             raise InputError(
                 f"{field} needs layers that repeat: sharing all or cycle, per_pass none, no inject and no layer_weights"
@@ -322,9 +328,9 @@ class Encoder(nn.Module):
 
     The parameters of each part always have a leading axis of sets, [G, ...], with G = 1 if all layers share.  So the
     parameter tree has the same structure for all strategies.  A part with one set is a constant of the scan; otherwise the
-    scan runs over a stack with the set of each block.  What each pass has for itself is in `per_pass`, [L * inner_group_num, ...].
+    scan runs over a stack with the set of each block.  Per-pass parameters are in `per_pass`, [L * inner_group_num, ...].
 
-    If `num_layers` is given, only that many layers run, at most those of `depth_sampling`.
+    If `num_layers` is given, only that many layers run; the maximum is `max_layers` of `depth_sampling`.
 
     `gather_set(params of one set, *path)`, if given, is called on each set right before its use.  It all-gathers sharded
     parameters, so that a device never holds all sets at once.
@@ -343,7 +349,10 @@ class Encoder(nn.Module):
         num_layers: Array | None = None,
     ) -> tuple[Array, Outputs]:
         config = self.config
-        if num_layers is not None:  # the scan has the largest number of layers, and skips those beyond `num_layers`
+        if num_layers is not None:
+            if collect:
+                raise ValueError("num_layers cannot be combined with output_hidden_states or output_attentions")
+            # The scan has the largest number of layers, and skips those beyond `num_layers`.
             largest = max_layers(config.depth_sampling, config.num_hidden_layers)
             config = replace(config, num_hidden_layers=largest, depth_sampling="fixed")
         if config.maps_embeddings:
@@ -364,8 +373,8 @@ class Encoder(nn.Module):
             return {name: leaves for name, leaves in stacked.items() if name not in config.per_pass.own_modules}
 
         initial = {part: functools.partial(init, part=part) for part in sets}
-        if jax.eval_shape(functools.partial(_init_passes, config), jax.random.key(0)):
-            initial[PASSES] = functools.partial(_init_passes, config)
+        if jax.eval_shape(functools.partial(init_passes, config), jax.random.key(0)):
+            initial[PASSES] = functools.partial(init_passes, config)
         if gather_set is None:
             params = {name: self.param(name, init) for name, init in initial.items()}
         else:  # `self.param` would check shapes, and here a device holds only its shards
@@ -390,8 +399,8 @@ class Encoder(nn.Module):
                 scanned_params = {part: gather_set(params, "encoder", part) for part, params in scanned_params.items()}
             block_params, site = constant | scanned_params, 1 + SITES_PER_BLOCK * index
             pass_params = block_params.pop(PASSES, {})
-            if config.inject:
-                x = x + pass_params["inject"].astype(x.dtype) * embedded
+            if config.inject:  # in float32, because the gradient of a gain is one sum over the batch
+                x = (x.astype(jnp.float32) + pass_params["inject"] * embedded.astype(jnp.float32)).astype(x.dtype)
             x = config.per_pass.enter(pass_params, x)
             block_params = config.per_pass.block(pass_params, block_params)
             # Initialization uses XLA's attention, because parameter shapes are also needed without a GPU.
@@ -410,37 +419,14 @@ class Encoder(nn.Module):
         if config.remat != "none":
             # XLA merges recomputed values with those of the forward pass if both are in one loop iteration (23 instead of
             # 16 GB for base, 128 x 512 tokens).  Barriers prevent it; a loop with one block needs none.
-            block = jax.checkpoint(block, prevent_cse=config.scan_unroll > 1, policy=POLICIES[config.remat])
+            several = config.scan_unroll > 1 or config.layer_weights
+            block = jax.checkpoint(block, prevent_cse=several, policy=POLICIES[config.remat])
         inputs = (scanned, jnp.arange(config.depth))
         if config.layer_weights:
-            x, outputs = _weighted_passes(block, x, inputs, params[PASSES]["layer_weights"])
+            x, outputs = weighted_passes(block, x, inputs, params[PASSES]["layer_weights"])
         else:
             x, outputs = jax.lax.scan(block, x, inputs, unroll=min(config.scan_unroll, config.depth))
         if collect:  # as Hugging Face: hidden states of each layer, attention weights of each block
             layer_ends = outputs["hidden_states"][config.inner_group_num - 1 :: config.inner_group_num]
             outputs["hidden_states"] = jnp.concatenate([embedded[None], layer_ends])
         return x, outputs
-
-
-def _init_passes(config: AlbertConfig, key: Array) -> dict[str, Any]:
-    """What each pass has for itself, [L * inner_group_num, ...]: the variant's parameters, `inject` [], `layer_weights` [L * inner_group_num]."""
-    depth = config.depth
-    params = jax.vmap(functools.partial(config.per_pass.init, config))(jax.random.split(key, depth))
-    if config.inject:
-        params["inject"] = jnp.zeros(depth)
-    if config.layer_weights:
-        params["layer_weights"] = jnp.eye(depth)
-    return params
-
-
-def _weighted_passes(block: Callable[..., Any], x: Array, inputs: Any, weights: Array) -> tuple[Array, Outputs]:
-    """As `jax.lax.scan(block, x, inputs)`, but the input of pass i is the sum of states j <= i with `weights[i, j]`.
-
-    State 0 is x, state j the output of pass j.  Not a scan, which would copy all states in each iteration.
-    """
-    states, outputs = [x], list[Outputs]()
-    for i in range(len(weights)):
-        mixed = sum(weights[i, j].astype(x.dtype) * states[j] for j in range(i + 1))
-        state, output = block(mixed, jax.tree.map(lambda leaf, i=i: leaf[i], inputs))
-        states, outputs = [*states, state], [*outputs, output]
-    return states[-1], jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)

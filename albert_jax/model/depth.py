@@ -1,4 +1,4 @@
-"""The number of passes as a dial: drawn at random for each training step, or chosen after training.
+"""Variable depth: a random number of layers in each training step, or another number in evaluation.
 
 It needs layers that repeat: a deeper network reads the same parameter sets again.
 """
@@ -19,7 +19,8 @@ def uniform(num_layers: int) -> np.ndarray:
 def poisson(num_layers: int) -> np.ndarray:
     """1 layer plus a Poisson number with mean L - 1, cut at 2 L - 1 layers in all; the mean is slightly below L."""
     mean = num_layers - 1
-    weights = np.array([mean**k / math.factorial(k) for k in range(2 * num_layers - 1)])
+    logs = np.array([k * math.log(mean or 1) - math.lgamma(k + 1) for k in range(2 * num_layers - 1)])
+    weights = np.exp(logs - logs.max())
     return weights / weights.sum()
 
 

@@ -6,6 +6,8 @@ outputs equal ALBERT's bit for bit.  A new variant is a dataclass in `PER_PASS`;
 The parameters of all passes are stacked: `encoder/per_pass` has the leading axis [L * inner_group_num].
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -31,8 +33,8 @@ RESIDUAL_BRANCHES = {"attention": "dense", "ffn": "output"}
 
 
 @dataclass(frozen=True)
-class NoVariant:
-    """All passes that read a parameter set compute the same, as in ALBERT."""
+class PassVariant:
+    """What every variant implements.  The methods here are those of a variant without parameters."""
 
     own_modules: ClassVar[tuple[str, ...]] = ()
     """Modules of a part that parameter sets do not have, because each pass has its own."""
@@ -60,11 +62,15 @@ class NoVariant:
         return self.block(params, block)
 
     def fit(self, config: "AlbertConfig", block: Block, target: Block) -> PassParams:
-        """The parameters of a pass that make it as similar as possible to a layer with the parameters `target`."""
+        """The parameters of a pass that is to resemble a layer with the parameters `target`; by default the initial ones."""
         return jax.tree.map(np.asarray, self.init(config, jax.random.key(0)))
 
 
-class OwnLayerNorms(NoVariant):
+class NoVariant(PassVariant):
+    """All passes that read a parameter set compute the same, as in ALBERT."""
+
+
+class OwnLayerNorms(PassVariant):
     """Each pass has its own LayerNorms."""
 
     own_modules = ("LayerNorm",)
@@ -80,7 +86,7 @@ class OwnLayerNorms(NoVariant):
         return {part: {"LayerNorm": target[part]["LayerNorm"]} for part in PARTS}
 
 
-class ResidualGains(NoVariant):
+class ResidualGains(PassVariant):
     """Each pass multiplies the outputs of attention and of the feed-forward layer by learned gains before the residual sum."""
 
     def init(self, config: "AlbertConfig", key: Array) -> PassParams:
@@ -94,14 +100,14 @@ class ResidualGains(NoVariant):
         return {part: scaled(part) for part in PARTS}
 
 
-class PassEmbedding(NoVariant):
+class PassEmbedding(PassVariant):
     """Each pass adds a learned vector [H] to its input, as the Universal Transformer adds the time step (arXiv 1807.03819)."""
 
     def init(self, config: "AlbertConfig", key: Array) -> PassParams:
         return {"embedding": jnp.zeros(config.hidden_size)}
 
     def enter(self, params: PassParams, x: Array) -> Array:
-        return x + params["embedding"].astype(x.dtype)
+        return (x.astype(jnp.float32) + params["embedding"]).astype(x.dtype)  # in float32, for the gradient
 
     def merge(self, params: PassParams, block: Block) -> Block:
         """The vector reaches query, key, value and the residual, and so the biases of these and of the last dense layer."""
@@ -114,16 +120,16 @@ class PassEmbedding(NoVariant):
 
 
 @dataclass(frozen=True)
-class Lora(NoVariant):
+class Lora(PassVariant):
     """Each pass adds a product of two matrices A [K, r] and B [r, M] to each kernel [K, M] (arXiv 2410.20672).
 
     B starts at zero.
     """
 
     rank: int = 4
-    """r: rank of the sum; each pass has r (K + M) parameters for each kernel."""
+    """r: rank of the added matrix; each pass has r (K + M) parameters for each kernel."""
     parts: str = choice("both", ("both", *PARTS))
-    """The parts of a layer whose kernels vary."""
+    """The parts of a layer that get LoRA."""
 
     def check(self, config: "AlbertConfig") -> None:
         largest = min(shape[i] for shape in self.kernels(config).values() for i in (0, 1))
@@ -157,17 +163,20 @@ class Lora(NoVariant):
         return block | {part: block[part] | {name: summed(part, name) for name in params[part]} for part in parts}
 
     def fit(self, config: "AlbertConfig", block: Block, target: Block) -> PassParams:
-        """The first r terms of the singular value decomposition of each difference (arXiv 2410.20672, section 2.3)."""
+        """The first r terms of the singular value decomposition of each difference.
+
+        As in arXiv 2410.20672, the singular values are on the side of the output, so that B is 0 if there is no difference.
+        """
         params: PassParams = {}
         for part, name in self.kernels(config):
             difference = np.float64(target[part][name]["kernel"]) - np.float64(block[part][name]["kernel"])
             u, s, v = np.linalg.svd(difference, full_matrices=False)
-            lora = {"lora_a": u[:, : self.rank] * s[: self.rank], "lora_b": v[: self.rank]}
+            lora = {"lora_a": u[:, : self.rank], "lora_b": s[: self.rank, None] * v[: self.rank]}
             params.setdefault(part, {})[name] = {key: value.astype(np.float32) for key, value in lora.items()}
         return params
 
 
-PER_PASS: dict[str, type[NoVariant]] = {
+PER_PASS: dict[str, type[PassVariant]] = {
     "none": NoVariant,  # ALBERT
     "norm": OwnLayerNorms,
     "scale": ResidualGains,
@@ -175,3 +184,31 @@ PER_PASS: dict[str, type[NoVariant]] = {
     "lora": Lora,
 }
 """Name -> what differs between passes."""
+
+
+def init_passes(config: "AlbertConfig", key: Array) -> dict[str, Any]:
+    """The initial per-pass parameters [L * inner_group_num, ...]: those of the variant, `inject` and `layer_weights`."""
+    depth = config.depth
+    params = jax.vmap(functools.partial(config.per_pass.init, config))(jax.random.split(key, depth))
+    if config.inject:
+        params["inject"] = jnp.zeros(depth)
+    if config.layer_weights:
+        params["layer_weights"] = jnp.eye(depth)
+    return params
+
+
+def weighted_passes(
+    block: Callable[..., tuple[Array, dict[str, Array]]], x: Array, inputs: Any, weights: Array
+) -> tuple[Array, dict[str, Array]]:
+    """As `jax.lax.scan(block, x, inputs)`, but the input of pass i is the sum of states j <= i with `weights[i, j]`.
+
+    State 0 is x, state j the output of pass j.  Not a scan, which would copy all states in each iteration.  Sums are in
+    float32, because the gradient of a weight is one sum over the batch.
+    """
+    states, outputs = [x], list[dict[str, Array]]()
+    for i in range(len(weights)):
+        terms = [weights[i, j] * states[j].astype(jnp.float32) for j in range(i + 1)]
+        mixed = functools.reduce(jnp.add, terms)
+        state, output = block(mixed.astype(x.dtype), jax.tree.map(lambda leaf, i=i: leaf[i], inputs))
+        states, outputs = [*states, state], [*outputs, output]
+    return states[-1], jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)

@@ -71,7 +71,7 @@ STRATEGIES: dict[str, Strategy] = {
 }
 """Name -> sharing strategy."""
 
-TABLE_EXAMPLE = "a table of sets, such as 0,1,2,1 or 'attention=0,0,0,0;ffn=0,1,2,3'"
+TABLE_EXAMPLE = "a table of sets such as 0,1,2,1 or 'attention=0,0,0,0;ffn=0,1,2,3'"
 
 
 def layer_sets(sharing: str, num_hidden_layers: int, num_hidden_groups: int, inner_group_num: int) -> dict[str, Sets]:
@@ -91,7 +91,7 @@ def layer_sets(sharing: str, num_hidden_layers: int, num_hidden_groups: int, inn
     if any(character in sharing for character in "0123456789=,;"):
         sets = _read_table(sharing, num_hidden_layers)
     else:
-        check_choice("sharing", sharing, (*STRATEGIES, TABLE_EXAMPLE))
+        check_choice("sharing", sharing, STRATEGIES, TABLE_EXAMPLE)
         rules = STRATEGIES[sharing]
         sets = {part: getattr(rules, part)(num_hidden_layers, num_hidden_groups) for part in PARTS}
     return {
@@ -133,7 +133,7 @@ def table(layers: Sets) -> str:
 
 
 PASSES = "per_pass"
-"""Key of the encoder's parameters that each pass has for itself, see `per_pass.py`."""
+"""Key of the encoder's per-pass parameters, see `per_pass.py`."""
 
 
 def is_stacked(path: tuple[str, ...]) -> bool:

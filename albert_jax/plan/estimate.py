@@ -14,6 +14,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from albert_jax.config import InputError
 from albert_jax.model.albert import AlbertConfig
+from albert_jax.model.depth import max_layers
 from albert_jax.model.heads import num_params
 from albert_jax.model.products import POLICIES
 from albert_jax.plan.compiled import compile_step
@@ -27,8 +28,8 @@ from albert_jax.pretraining.task import (
     pretraining_workload,
 )
 from albert_jax.training.devices import DATA_SHEETS
-from albert_jax.training.optim import path_names
 from albert_jax.training.partition import DATA, Layout, check_batch_size
+from albert_jax.training.paths import path_names
 from albert_jax.training.step import state_shapes
 
 GPU_SHARE = 0.75
@@ -196,7 +197,8 @@ def activation_bytes(model: AlbertConfig, objective: ObjectiveConfig, rows: int)
     saved = _saved_bytes(model, objective, rows)
     if model.remat == "none":
         return saved
-    return saved + _saved_bytes(replace(model, remat="none"), objective, rows) // model.depth
+    depth = at_largest_depth(model).depth
+    return saved + _saved_bytes(replace(model, remat="none"), objective, rows) // depth
 
 
 @functools.cache
@@ -223,10 +225,16 @@ def _saved_bytes(model: AlbertConfig, objective: ObjectiveConfig, rows: int) -> 
     return sum(x.size * x.dtype.itemsize for x in arrays)
 
 
+def at_largest_depth(model: AlbertConfig) -> AlbertConfig:
+    """The network with the largest number of layers that `depth_sampling` draws: its loop has that many iterations."""
+    layers = max_layers(model.depth_sampling, model.num_hidden_layers)
+    return replace(model, num_hidden_layers=layers, depth_sampling="fixed")
+
+
 def gradients_and_traffic(config: PretrainConfig, layout: Layout, params: Any) -> tuple[int, int, dict[str, int]]:
     """`Memory.gradients`, `Memory.gathered_params` and `Plan.traffic` of `partition.summed_gradients`."""
     model, micro_batches = config.model, config.train.gradient_accumulation
-    sets = model.layer_sets
+    sets = at_largest_depth(model).layer_sets
     gradients = gathered = 0
     traffic = {"all-reduce": 0, "reduce-scatter": 0, "all-gather": 0}
     for key, leaf in jax.tree_util.tree_leaves_with_path(params):

@@ -34,7 +34,7 @@ from albert_jax.training.loop import TrainConfig
 from albert_jax.training.optim import OptimConfig, Optimizer, make_optimizer
 from albert_jax.training.partition import Layout, MeshConfig
 from albert_jax.training.step import Workload
-from albert_jax.training.tying import tie_initial
+from albert_jax.training.tying import tie_fresh, tie_trained
 
 log = logging.getLogger(__name__)
 
@@ -177,15 +177,16 @@ def pretrain_seeds(configs: Sequence[PretrainConfig], allow_data_change: bool = 
     evaluate = make_evaluate(model, eval_objective, vocabulary, heldout, metrics_of_baselines, mesh, *sizes)
     workload, optimizer, layout = training_parts(config, vocabulary, mesh, evaluate)
 
-    def evaluate_depths(params: Any) -> dict[str, Any]:
-        metrics = {}
-        for num_layers in evaluated_depths(config.model, config.eval_depths):
-            other = model.clone(config=replace(model.config, num_hidden_layers=num_layers))
-            evaluate_depth = make_evaluate(other, eval_objective, vocabulary, heldout, {}, mesh, *sizes)
-            metrics[str(num_layers)] = evaluate_depth(params)["eval"]
-        return {"depths": metrics} if metrics else {}
+    evaluate_depths = {}
+    for num_layers in evaluated_depths(config.model, config.eval_depths):
+        changed = model.clone(config=replace(model.config, num_hidden_layers=num_layers))
+        evaluate_depths[str(num_layers)] = make_evaluate(changed, eval_objective, vocabulary, heldout, {}, mesh, *sizes)
 
-    workload = replace(workload, final=evaluate_depths)
+    def final(params: Any) -> dict[str, Any]:
+        depths = {layers: evaluate_depth(params)["eval"] for layers, evaluate_depth in evaluate_depths.items()}
+        return {"depths": depths} if depths else {}
+
+    workload = replace(workload, final=final)
     if config.distillation.teacher:
         teacher = _teacher(config, prepared)
         apply = functools.partial(model.apply, gather_set=layout.gather_set)
@@ -223,6 +224,8 @@ def cannot_be_parallel(config: PretrainConfig) -> str:
     """Why one program cannot train several seeds of this run; empty if it can."""
     if config.length_buckets:
         return "length_buckets: the batches of different seeds have different widths; train the seeds separately"
+    if config.model.depth_sampling != "fixed":
+        return "model.depth_sampling: a program of several seeds would run the largest number of layers in every step"
     if config.train.checkpoint_dir:
         return "train.checkpoint_dir: several seeds cannot share one folder of checkpoints"
     return ""
@@ -238,7 +241,7 @@ def training_parts(
     workload = replace(workload, warning=functools.partial(plateau_warning, config))
     ties = tied_sets(config.tying, model, config.train.num_train_steps)
     if ties:
-        workload = replace(workload, init=lambda key: tie_initial(ties, init_params(model, key)))
+        workload = replace(workload, init=lambda key: tie_fresh(ties, init_params(model, key)))
     return workload, make_optimizer(config.optim, config.train.num_train_steps, is_stacked, ties), layout
 
 
@@ -279,7 +282,8 @@ def _initial_params(config: PretrainConfig, prepared: Prepared) -> Any:
     params = {name: value for name, value in source.weights.params.items() if name not in unused_heads}
     _check_network(field, stored, model, params)
     _check_vocabulary(field, source, prepared)
-    return params
+    ties = tied_sets(config.tying, model, config.train.num_train_steps)
+    return tie_trained(ties, params) if ties else params
 
 
 def _check_network(field: str, stored: Albert, model: Albert, params: dict[str, Any]) -> None:

@@ -46,12 +46,16 @@ def pretraining_workload(
     )
 
 
+LAYERS_KEY = 0x1A7E55
+"""Separates the key of the number of layers from those that `objectives.draw` derives by splitting."""
+
+
 def _draw(
     config: AlbertConfig, objective: ObjectiveConfig, vocabulary: Vocabulary, batch: dict[str, Any], key: Array
 ) -> Examples:
     """`objectives.draw`, and the number of layers of the step, if it is random."""
     examples = objectives.draw(objective, vocabulary, batch, key)
-    num_layers = sample_layers(config.depth_sampling, jax.random.fold_in(key, 1), config.num_hidden_layers)
+    num_layers = sample_layers(config.depth_sampling, jax.random.fold_in(key, LAYERS_KEY), config.num_hidden_layers)
     if num_layers is not None:
         examples["num_layers"] = jnp.full(len(batch["document"]), num_layers)
     return examples

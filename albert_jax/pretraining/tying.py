@@ -1,10 +1,11 @@
-"""Which layers share parameters during a part of a run; `training/tying.py` does it."""
+"""Which layers share parameters during a part of a run; `training/tying.py` ties them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from albert_jax.config import InputError, check_fields, choice
 from albert_jax.model.heads import Albert, stacked_shapes
-from albert_jax.model.sharing import STRATEGIES, TABLE_EXAMPLE, layer_sets
+from albert_jax.model.sharing import STRATEGIES, TABLE_EXAMPLE
 from albert_jax.training.tying import Ties
 
 
@@ -13,37 +14,36 @@ class TyingConfig:
     """Layers that share parameters during a part of the run, though `model.sharing` says that they do not."""
 
     sharing: str = choice("none", STRATEGIES, or_else=TABLE_EXAMPLE)
-    """Which layers share parameters, as `model.sharing`.  none: there is no such part."""
+    """Which layers share parameters, as `model.sharing`.  none: tying is off."""
     num_hidden_groups: int = 1
     """Number of parameter sets, for the sharing strategies that use it."""
-    start: int = 0
-    """Share from this step on; before it, layers are separate."""
-    end: int = 0
-    """Share until this step; then layers are separate.  0: until the end of the run."""
+    start: float = 0.0
+    """The layers are separate until this fraction of the steps, and shared from then on."""
+    end: float = 1.0
+    """The layers are shared until this fraction of the steps, and separate from then on."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("start", "end"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be >= 0, got {getattr(self, name)}")
-        if 0 < self.end <= self.start:
-            raise InputError(f"end {self.end} must be above start {self.start}")
+        if not 0 <= self.start < self.end <= 1:
+            raise InputError(
+                f"start and end must be fractions with 0 <= start < end <= 1, got {self.start} and {self.end}"
+            )
+        if self.sharing == "none" and (self.num_hidden_groups, self.start, self.end) != (1, 0, 1):
+            raise InputError("sharing is none, so the other fields have no effect; set it to all, for example")
 
 
 def tied_sets(tying: TyingConfig, model: Albert, num_train_steps: int) -> Ties | None:
     """The parameter sets of `model` that `tying` ties; None if there are none.
 
     Raises:
-      InputError: layers that share a set would be in different groups, or a step is beyond the end of the run.
+      InputError: `AlbertConfig` refuses the sharing, or layers that share a set would be in different groups.
     """
-    config = model.config
-    for name in ("start", "end"):
-        if getattr(tying, name) >= num_train_steps:
-            raise InputError(f"tying.{name} {getattr(tying, name)} must be < train.num_train_steps {num_train_steps}")
     if tying.sharing == "none":
         return None
+    config = model.config
+    plain: dict[str, Any] = {"per_pass": "none", "inject": False, "layer_weights": False, "depth_sampling": "fixed"}
     try:
-        wanted = layer_sets(tying.sharing, config.num_hidden_layers, tying.num_hidden_groups, config.inner_group_num)
+        wanted = replace(config, sharing=tying.sharing, num_hidden_groups=tying.num_hidden_groups, **plain).layer_sets
     except InputError as error:
         raise InputError(f"tying.{error}") from None
     groups: dict[str, tuple[int, ...]] = {}
@@ -55,6 +55,5 @@ def tied_sets(tying: TyingConfig, model: Albert, num_train_steps: int) -> Ties |
                 "be in different sets; set model.sharing to none"
             )
         groups[part] = tuple(group_of_set[number] for number in range(len(group_of_set)))
-    paths = stacked_shapes(model)
-    ties = {path: groups[path[1]] for path in paths if path[1] in groups}
-    return Ties(ties, tying.start, tying.end or num_train_steps)
+    ties = {path: groups[path[1]] for path in stacked_shapes(model) if path[1] in groups}
+    return Ties(ties, round(tying.start * num_train_steps), round(tying.end * num_train_steps))

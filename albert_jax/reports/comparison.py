@@ -16,6 +16,7 @@ from albert_jax.config import InputError, flat, override, read_json
 from albert_jax.reports import paired, tuning_runs
 from albert_jax.reports.tables import (
     CONFIG,
+    LAYERS,
     PAPER,
     QUANTITIES,
     TUNED,
@@ -229,7 +230,7 @@ def _values(summary: dict[str, Any]) -> dict[str, float]:
     metrics = summary.get("best", summary["eval"])
     values = {name: value for name, value in (summary | metrics).items() if type(value) in (int, float)}
     for layers, at_depth in summary.get("depths", {}).items():
-        values[f"MLM loss, {layers} layers"] = at_depth["mlm_loss"]
+        values[f"mlm_loss_{layers}{LAYERS}"] = at_depth["mlm_loss"]
     if "flops_per_token" in values:
         values["flops"] = values["flops_per_token"] * values["tokens"]
     return {name: value for name, value in values.items() if "threshold" not in name and name not in NOT_COMPARED}

@@ -37,6 +37,10 @@ QUANTITIES = {
 """Size and cost of a run, by their names in `summary.json`; all other values are metrics."""
 
 
+LAYERS = "_layers"
+"""End of the names of losses at other depths, such as `mlm_loss_2_layers`."""
+
+
 def value_columns(runs: "pd.DataFrame") -> list[str]:
     """The numeric result columns of `load_runs`: quantities first, then metrics."""
     prefixes = (CONFIG, TUNED, PAPER)
@@ -89,6 +93,9 @@ def title(name: str) -> str:
     """The column title of a value: `sop_accuracy` -> "SOP (%)", `mlm_loss` -> "MLM loss"."""
     if name in QUANTITIES:
         return QUANTITIES[name].title
+    if name.endswith(LAYERS):
+        at_full_depth, _, layers = name.removesuffix(LAYERS).rpartition("_")
+        return f"{title(at_full_depth)}, {layers} layers"
     objective, _, kind = name.rpartition("_")
     suffix = {"accuracy": " (%)", "loss": " loss"}.get(kind, "")
     return objective.upper() + suffix if objective and suffix else name
@@ -109,7 +116,7 @@ def value_text(name: str, value: float | None) -> str:
         return format(value * QUANTITIES[name].scale, QUANTITIES[name].spec)
     if name.endswith("_accuracy"):
         return f"{100 * value:.1f}"
-    return f"{value:.3f}" if name.endswith("_loss") else number(value)
+    return f"{value:.3f}" if name.endswith(("_loss", LAYERS)) else number(value)
 
 
 def number(value: float | None) -> str:

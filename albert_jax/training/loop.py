@@ -229,7 +229,8 @@ def train(
             session.checkpoints.finish(config.num_train_steps)
         summaries = []
         for number, evaluation in enumerate(evaluate(config.num_train_steps)):
-            final = runs[number].workload.final(eval_params(take(state, number)))
+            with explain_out_of_memory(config, mesh.size, "an evaluation"):
+                final = runs[number].workload.final(eval_params(take(state, number)))
             summaries.append(evaluation | final | sessions[number].summary())
             watchdog.feed()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))

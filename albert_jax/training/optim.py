@@ -19,16 +19,11 @@ import optax.contrib
 from jax import Array
 
 from albert_jax.config import InputError, check_fields, choice, variant
+from albert_jax.training.paths import Path, path_names
 from albert_jax.training.tying import Ties, tied
 
-Path = tuple[str, ...]
 Schedule = Callable[[Any], Array]
 EvalParams = Callable[[Any, Any], Any]
-
-
-def path_names(path: Any) -> Path:
-    """Convert a JAX key path to strings."""
-    return tuple(jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
 
 
 def decay_mask(params: Any) -> Any:

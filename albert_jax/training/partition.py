@@ -16,13 +16,11 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from albert_jax.config import InputError, check_fields, choice, first_line
-from albert_jax.training.optim import path_names
+from albert_jax.training.paths import Path, path_names
 from albert_jax.training.stacking import stacked_sharding
 
 DATA = "data"
 """Name of the mesh axis."""
-
-Path = tuple[str, ...]
 
 SHARDINGS: dict[str, tuple[str, ...]] = {
     "none": (),

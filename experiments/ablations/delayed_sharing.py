@@ -1,4 +1,4 @@
-"""When should a run share its layers, and when not?
+"""When during a run should layers be shared?
 
     albert-jax ablate experiments/ablations/delayed_sharing.py --scale tiny --seeds 5 --tune optim.learning_rate=2e-3,5e-3,1e-2
 
@@ -7,26 +7,20 @@ compute and learn as one shared layer.
 Results: not run yet.
 """
 
-from albert_jax.ablation import Ablation, Row, at
-
-STEPS = {"tiny": 2000, "small": 2000, "paper": 125_000}
+from albert_jax.ablation import Ablation, Row
 
 
-def tied(start: float = 0.0, end: float = 0.0) -> Row:
-    fields = {
-        f"tying.{name}": at(**{scale: round(share * steps) for scale, steps in STEPS.items()})
-        for name, share in (("start", start), ("end", end))
-    }
-    return Row({"model.sharing": "none", "tying.sharing": "all"} | fields)
+def tied(start: float, end: float) -> Row:
+    return Row({"model.sharing": "none", "tying.sharing": "all", "tying.start": start, "tying.end": end})
 
 
 ablation = Ablation(
     rows={
         "shared": Row({"model.sharing": "all"}),
-        "shared for 25 %": tied(end=0.25),
-        "shared for 50 %": tied(end=0.5),
-        "shared for 75 %": tied(end=0.75),
-        "shared after 50 %": tied(start=0.5),
+        "shared for 25 %": tied(0.0, 0.25),
+        "shared for 50 %": tied(0.0, 0.5),
+        "shared for 75 %": tied(0.0, 0.75),
+        "shared after 50 %": tied(0.5, 1.0),
         "not shared": Row({"model.sharing": "none"}),
     },
 )
