@@ -231,7 +231,9 @@ def test_merged_and_exported(variant: str, pattern: str, tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("variant", EXTRAS)
 def test_what_cannot_be_exported(variant: str, tmp_path: Any) -> None:
-    with pytest.raises(InputError, match=r"^model\.\w+ cannot be merged into layers, so the model cannot be exported to"):
+    with pytest.raises(
+        InputError, match=r"^model\.\w+ cannot be merged into layers, so the model cannot be exported to"
+    ):
         huggingface.write(random_weights(**EXTRAS[variant]), tmp_path)
 
 

@@ -15,7 +15,7 @@ from albert_jax.config import InputError
 from albert_jax.data.sources import DataConfig
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.pretraining.run import PretrainConfig, training_parts
-from albert_jax.pretraining.tying import TyingConfig
+from albert_jax.pretraining.tied_layers import TyingConfig
 from albert_jax.training import partition
 from albert_jax.training import step as train_step
 from albert_jax.training.loop import TrainConfig

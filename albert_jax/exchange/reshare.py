@@ -13,7 +13,7 @@ import numpy as np
 from albert_jax.config import InputError, check_choice
 from albert_jax.exchange.weights import Weights
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.per_pass import Block, NoVariant
+from albert_jax.model.per_pass import Block
 from albert_jax.model.sharing import PARTS, PASSES, STRATEGIES, Sets, layer_sets, table
 
 MAY_CHANGE_IN_CONVERSION = ("sharing", "num_hidden_groups", "num_hidden_layers", "per_pass", "hidden_act")
@@ -101,8 +101,6 @@ def merge(weights: Weights) -> Weights:
 def _fit(shared: Weights, new: AlbertConfig, weights: Weights, old_sets: dict[str, Sets]) -> Weights:
     """Add the parameters of `new.per_pass` to `shared`, such that its blocks resemble those of `weights`."""
     encoder, source = dict(shared.params["encoder"]), weights.params["encoder"]
-    if new.per_pass == NoVariant():
-        return shared
     passes = [
         new.per_pass.fit(new, _block(encoder, new.layer_sets, i), _block(source, old_sets, i)) for i in range(new.depth)
     ]

@@ -27,7 +27,7 @@ from albert_jax.pretraining.distillation import DistillationConfig, check_teache
 from albert_jax.pretraining.evaluation import evaluated_depths, make_evaluate
 from albert_jax.pretraining.objective import ObjectiveConfig, Vocabulary, vocabulary_of
 from albert_jax.pretraining.task import pretraining_model, pretraining_workload
-from albert_jax.pretraining.tying import TyingConfig, tied_sets
+from albert_jax.pretraining.tied_layers import TyingConfig, tied_sets
 from albert_jax.reports.run import finish
 from albert_jax.training import checkpoint, job, loop, processes, run_folder
 from albert_jax.training.loop import TrainConfig
