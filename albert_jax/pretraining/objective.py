@@ -167,6 +167,8 @@ def loss(config: ObjectiveConfig, apply: Any, params: Any, examples: Examples, t
 
 def outputs(apply: Any, params: Any, examples: Examples, train: bool, **options: Any) -> Examples:
     """The outputs of a model for `examples`; see `loss`."""
+    if "num_layers" in examples:
+        options["num_layers"] = examples["num_layers"][0]
     return apply(
         {"params": params},
         examples["input_ids"],
@@ -174,7 +176,6 @@ def outputs(apply: Any, params: Any, examples: Examples, train: bool, **options:
         examples["token_type_ids"],
         examples["masked_lm_positions"],
         dropout_keys=examples["dropout_keys"] if train else None,
-        num_layers=examples["num_layers"][0] if "num_layers" in examples else None,
         **options,
     )
 
