@@ -315,7 +315,7 @@ def test_changed_layers_have_a_fixed_depth(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("variant", ["embedding", *EXTRAS])
 def test_gradients_in_bfloat16(variant: str) -> None:
-    """Of per-pass parameters, relative to float32.  Fails if gains are cast to bfloat16 before they are used."""
+    """Of per-pass parameters, relative to float32.  Fails if the gains of `inject` or `layer_weights` are cast to bfloat16."""
     exact = config("all", variant, vocab_size=200, hidden_size=32, max_position_embeddings=64)
     half = dataclasses.replace(exact, dtype="bfloat16")
     params = random_params(exact)
@@ -332,6 +332,12 @@ def test_gradients_in_bfloat16(variant: str) -> None:
 
     expected = gradient(exact)
     assert np.linalg.norm(gradient(half) - expected) < 0.1 * np.linalg.norm(expected)
+
+
+def test_recomputed_passes_have_barriers() -> None:
+    """Fails without barriers in passes that are not in a loop: XLA then merges recomputed values with those of the forward pass."""
+    config = AlbertConfig(**SMALL, layer_weights=True)
+    assert compiled(config).lower(random_params(config)).as_text().count("optimization_barrier") >= 4
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [

@@ -67,7 +67,7 @@ def copies_are_equal(params: Any, tolerance: float = 0.0) -> bool:
 def test_tied_layers_learn_as_shared_layers(optimizer: str) -> None:
     """Losses and parameters, with clipped gradients; copies stay equal bit for bit.
 
-    Fails if the norm counts each copy, or if the gradient of a copy is that of its own layer.
+    Fails if the norm counts each copy, or if each copy gets only the gradient of its layer.
     """
     shared = states(config("all", TyingConfig(), optimizer))
     tied = states(config("none", TyingConfig(sharing="all"), optimizer))

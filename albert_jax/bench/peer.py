@@ -35,8 +35,8 @@ def check(config: BenchConfig, peer: str, rounds: int) -> None:
     model = config.model
     if model.per_pass != NoVariant() or model.inject or model.layer_weights:
         raise InputError(f"--peer {peer} does not support per_pass, inject and layer_weights")
-    if any(max(sets) >= config.model.inner_group_num for sets in config.model.layer_sets.values()):
-        raise InputError(f"--peer {peer} needs layers that share all parameters, got sharing {config.model.sharing!r}")
+    if any(max(sets) >= model.inner_group_num for sets in model.layer_sets.values()):
+        raise InputError(f"--peer {peer} needs layers that share all parameters, got sharing {model.sharing!r}")
     if config.mesh.data != 1:
         raise InputError(f"--peer {peer} supports one device only; omit --mesh.data")
     if config.gradient_accumulation != 1:

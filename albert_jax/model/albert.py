@@ -122,8 +122,8 @@ class AlbertConfig:
             raise InputError(f"num_hidden_groups {groups} needs sharing to be one of {names}; it is {self.sharing!r}")
         if groups > self.num_hidden_layers:
             raise InputError(f"num_hidden_groups {groups} exceeds num_hidden_layers {self.num_hidden_layers}")
-        fewer = layer_sets(self.sharing, self.num_hidden_layers, max(groups - 1, 1), self.inner_group_num)
-        if groups > 1 and self.layer_sets == fewer:
+        sets = self.layer_sets  # raises if `sharing` is no strategy and no valid table
+        if groups > 1 and sets == layer_sets(self.sharing, self.num_hidden_layers, groups - 1, self.inner_group_num):
             raise InputError(
                 f"num_hidden_groups {groups} is too large for sharing {self.sharing!r} with num_hidden_layers "
                 f"{self.num_hidden_layers}"

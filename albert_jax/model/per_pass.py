@@ -1,7 +1,7 @@
 """Parameters that differ between the passes of a shared layer.
 
-ALBERT runs the same parameters in every pass.  A variant gives each pass a few parameters of its own.  They start such that the
-outputs equal ALBERT's bit for bit.  A new variant is a dataclass in `PER_PASS`; its fields are its settings.
+ALBERT uses the same parameters in every pass.  A variant adds a few parameters to each pass.  At initialization, the outputs equal
+ALBERT's bit for bit.  A new variant is a dataclass in `PER_PASS`; its fields are its settings.
 
 The parameters of all passes are stacked: `encoder/per_pass` has the leading axis [L * inner_group_num].
 """

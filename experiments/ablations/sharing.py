@@ -7,8 +7,8 @@ attention costs nothing with E = 128 (+0.1); most of the loss comes from the fee
 not in the paper, which only says that more groups are better and larger.
 Results: at `tiny` (five seeds, held-out masked-LM loss, against not-shared, 95 % confidence interval), all-shared +0.251 [+0.221,
 +0.280] nats, shared-FFN +0.171 [+0.117, +0.225], shared-attention +0.058 [+0.019, +0.097].  Sharing the feed-forward part causes most of
-the cost, as in the paper.  3 groups cannot be distinguished from not-shared (+0.027 [-0.047, +0.102]); 2 groups can be told from
-neither all-shared nor not-shared, because one seed was still on the second plateau.  No row learns sentence order from 32
+the cost, as in the paper.  3 groups cannot be distinguished from not-shared (+0.027 [-0.047, +0.102]); 2 groups cannot be
+distinguished from all-shared or from not-shared, because one seed was still on the second plateau.  No row learns sentence order from 32
 tokens.  The rows with E = H have not run (experiments/LOG.md).
 """
 
