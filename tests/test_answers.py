@@ -222,7 +222,7 @@ def test_padding_does_not_change_answers(head: str) -> None:
     results = []
     for size, width in ((1, 14), (3, 32)):
         batch = {name: jnp.asarray(value) for name, value in collate([row], size, width).items()}
-        loss, metrics = task.loss(model.apply, params, batch | {"scale": batch["weights"]}, train=False)
+        loss, metrics = task.loss(task.logits(model.apply, params, batch, None), batch | {"scale": batch["weights"]})
         found = {name: value[0] for name, value in task.outputs(model.apply, params, batch, chosen).items()}
         good = np.asarray(found["score"]) > -1e29
         order = np.argsort(-np.asarray(found["score"])[good])

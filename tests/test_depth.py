@@ -18,7 +18,7 @@ from albert_jax.cli import main
 from albert_jax.config import InputError
 from albert_jax.data.sources import DataConfig
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.depth import DEPTH_SAMPLING, max_layers, sample_layers
+from albert_jax.model.depth import DEPTH_SAMPLING, layers_of_step, max_layers
 from albert_jax.model.heads import Albert, init_params
 from albert_jax.pretraining.run import PretrainConfig, cannot_be_parallel, training_parts
 from albert_jax.training import partition
@@ -38,13 +38,13 @@ def test_numbers_of_layers() -> None:
     """The mean is that of a fixed depth, and drawn numbers have the stated probabilities.  Fails if 0 layers are drawn."""
     for name, probabilities in DEPTH_SAMPLING.items():
         if probabilities is None:
-            assert sample_layers(name, jax.random.key(0), 6) is None
+            assert layers_of_step(name, jax.random.key(0), 6, 4) == {}
             continue
         p = probabilities(6)
         assert max_layers(name, 6) == len(p) == 11
         assert p.sum() == pytest.approx(1)
         assert p @ np.arange(1, 12) == pytest.approx(6, abs=0.1)
-        drawn = jax.vmap(lambda key, name=name: sample_layers(name, key, 6))(
+        drawn = jax.vmap(lambda key, name=name: layers_of_step(name, key, 6, 1)["num_layers"][0])(
             jax.random.split(jax.random.key(1), 20_000)
         )
         np.testing.assert_allclose(np.bincount(drawn, minlength=12)[1:] / 20_000, p, atol=0.015)

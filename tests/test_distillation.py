@@ -1,9 +1,11 @@
-"""A teacher in pretraining.
+"""A teacher in pretraining and in fine-tuning.
 
 Docstrings name the deliberate breaks that were tried and made the test fail.
 """
 
+import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,10 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from albert_jax.config import InputError
+from albert_jax.config import InputError, from_dict, to_dict
+from albert_jax.data.batches import collate
 from albert_jax.data.sources import DataConfig
+from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.exchange.weights import Weights
+from albert_jax.finetuning import family, files
+from albert_jax.finetuning import teacher as finetuning_teacher
+from albert_jax.finetuning.run import FinetuneConfig, load_config
+from albert_jax.finetuning.tasks import TASKS
 from albert_jax.model.albert import AlbertConfig
+from albert_jax.model.heads import Albert, init_params
 from albert_jax.pretraining.distillation import (
     DistillationConfig,
     check_teacher,
@@ -29,8 +38,12 @@ from albert_jax.training import step as train_step
 from albert_jax.training.loop import TrainConfig
 from albert_jax.training.optim import OptimConfig
 from albert_jax.training.partition import MeshConfig
+from albert_jax.training.step import Workload
 
+from .conftest import overrides_of
 from .small_models import SMALL
+from .synthetic_tasks import FIELDS as FINETUNE_FIELDS
+from .synthetic_tasks import WRITE, finetune_words
 from .train_script import BATCH, LENGTH, OBJECTIVE, VOCAB, VOCABULARY, batches
 from .weight_files import random_weights
 
@@ -108,23 +121,83 @@ def test_a_teacher_on_several_devices() -> None:
     assert one[0][-1] == pytest.approx(total, rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["sst2", "stsb", "squad1", "squad2", "race", "ner"])
+def test_a_teacher_in_every_family(name: str, tmp_path: Path) -> None:
+    """A student that equals its teacher has the gradient of the loss without teacher; another one has not.
+
+    Fails if the teacher saw other inputs, or its prediction were another one of the task's.
+    """
+    _, experiment, *words = finetune_words(name, tmp_path, data__max_train_samples=8)
+    config = load_config(experiment, overrides_of(FinetuneConfig, [*words, *WRITE[name](tmp_path)]))
+    task = TASKS[name]
+    split = family.read_splits(task, files.find(config.data, task.splits), config.data)["train"]
+    rows = task.rows(split, Tokenizer(FINETUNE_FIELDS["data.vocab"]), config.data)
+    batch = collate([rows[number] for number in range(6)], 6, 32)
+    fields = to_dict(config.model) | {"vocab_size": 500, "classifier_dropout_prob": 0.0}
+    model = Albert(from_dict(AlbertConfig, fields), task.heads(config.data), split.labels)
+    plain = Workload(
+        init=functools.partial(init_params, model),
+        draw=functools.partial(family.draw, model.config),
+        loss=functools.partial(family.train_loss, task, model.apply),
+        batches=lambda step: iter(()),
+        evaluate=lambda params: {},
+        flops_per_token=0.0,
+    )
+    params, other = (jax.jit(plain.init)(jax.random.key(seed)) for seed in (0, 1))
+    distillation = DistillationConfig(weight=0.7, hidden_weight=0.5)
+    taught = finetuning_teacher.with_teacher(
+        plain, distillation, task, model.apply, Weights(model, params, []), config.data
+    )
+
+    @jax.jit
+    def gradient(params: Any) -> Any:
+        value = jax.value_and_grad(plain.loss, has_aux=True)(params, plain.draw(batch, jax.random.key(2)))
+        drawn = taught.draw(batch, jax.random.key(2))
+        return value, jax.value_and_grad(taught.loss, has_aux=True)(params, drawn, *taught.frozen)
+
+    for student in (params, other):
+        ((loss, _), wanted), ((total, metrics), found) = gradient(student)
+        means = {name: value[0] / value[1] for name, value in metrics.items()}
+        total_of_parts = loss + 0.7 * means["distillation_loss"] + 0.5 * means["hidden_loss"]
+        assert float(total) == pytest.approx(float(total_of_parts), rel=1e-5)
+        differences = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), found, wanted)
+        assert (max(jax.tree.leaves(differences)) < 1e-6) == (student is params), differences
+
+
 def teacher(**changes: Any) -> Weights:
     heads = changes.pop("heads", ("pooler", "predictions", "sop_classifier"))
     return random_weights(heads, **changes)
 
 
+def check(
+    weights: Weights,
+    heads: tuple[str, ...] = ("predictions",),
+    labels: tuple[str, ...] = (),
+    length: int = 16,
+    hidden_weight: float = 0.0,
+) -> None:
+    config = DistillationConfig("T", hidden_weight=hidden_weight)
+    check_teacher(config, AlbertConfig(**SMALL), length, heads, labels, weights)
+
+
 MISTAKES: dict[str, Callable[[], object]] = {
     "weight must be finite and >= 0, got -1": lambda: DistillationConfig(weight=-1.0),
     "temperature must be finite and > 0, got 0": lambda: DistillationConfig(temperature=0.0),
-    "distillation.teacher T: it has no masked-LM head": lambda: check_teacher(
-        DistillationConfig("T"), AlbertConfig(**SMALL), 16, teacher(heads=("pooler",))
+    "distillation.teacher T: it has no head predictions; its heads are pooler": lambda: check(
+        teacher(heads=("pooler",))
     ),
-    "distillation.teacher T: it has 16 positions, the sequences have 32": lambda: check_teacher(
-        DistillationConfig("T"), AlbertConfig(**SMALL), 32, teacher()
+    "distillation.teacher T: its classes are yes, no, those of the data no, yes": lambda: check(
+        teacher(heads=("pooler", "classifier"), labels=("yes", "no")),
+        heads=("pooler", "classifier"),
+        labels=("no", "yes"),
     ),
-    "distillation.teacher T: its hidden_size is 32, the student's 16; set": lambda: check_teacher(
-        DistillationConfig("T", hidden_weight=1.0), AlbertConfig(**SMALL), 16, teacher(hidden_size=32)
+    "distillation.teacher T: it has 16 positions, the sequences have 32": lambda: check(teacher(), length=32),
+    "distillation.teacher T: its hidden_size is 32, the student's 16; set": lambda: check(
+        teacher(hidden_size=32), hidden_weight=1.0
     ),
+    "distillation.hidden_weight needs model.depth_sampling fixed": lambda: DistillationConfig(
+        hidden_weight=1.0
+    ).check_depth(AlbertConfig(depth_sampling="uniform")),
 }
 
 

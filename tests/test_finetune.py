@@ -14,7 +14,7 @@ from albert_jax.cli import main
 from albert_jax.data.batches import collate
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.finetuning import files
-from albert_jax.finetuning.family import Split, draw, read_splits
+from albert_jax.finetuning.family import Split, draw, read_splits, train_loss
 from albert_jax.finetuning.run import FinetuneConfig, load_config
 from albert_jax.finetuning.tasks import TASKS
 from albert_jax.finetuning.token_classification import Example, TokenClassification
@@ -90,7 +90,7 @@ def test_labels_become_predictions(task: str, tmp_path: Path) -> None:
     key = jax.random.key(0)
 
     def loss(params: Any) -> Any:
-        return family.loss(model.apply, params, draw(batch, key), train=True)
+        return train_loss(family, model.apply, params, draw(config.model, batch, key))
 
     value, metrics = jax.eval_shape(loss, param_shapes(model))
     assert value.shape == ()

@@ -276,6 +276,24 @@ def test_constant_predictions_are_degenerate() -> None:
     assert not is_constant(["a"])
 
 
+def test_a_teacher_and_a_random_number_of_layers(
+    finetuned_sst2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The parameters depend on both; a teacher with other classes is refused before the folder is written."""
+    teacher = ["--distillation.teacher", str(finetuned_sst2 / "run")]
+    options = {"plain": [], "taught": teacher, "random": ["--model.depth-sampling", "uniform"]}
+    results = {}
+    for name, words in options.items():
+        assert main([*words_of(finetuned_sst2, tmp_path / name, **SHORT), *words]) == 0
+        results[name] = albert_jax.load(tmp_path / name / "checkpoints")[1]
+        assert any("train/distillation_loss" in one for one in read_metrics(tmp_path / name)) == (name == "taught")
+    assert not same_params(results["plain"], results["taught"])
+    assert not same_params(results["plain"], results["random"])
+    words = [*finetune_words("rte", tmp_path / "rte", **SHORT), *write_files("rte", tmp_path / "data"), *teacher]
+    assert "its classes are negative, positive, those of the data entailment, not_entailment" in refused(words, capsys)
+    assert not (tmp_path / "rte").exists()
+
+
 def test_evaluation_on_eight_devices(finetuned_sst2: Path) -> None:
     """21 dev rows in batches of 8 have the same metrics on 8 devices as on one."""
     run_dir = finetuned_sst2 / "run"

@@ -14,6 +14,7 @@ from albert_jax.finetuning import (
     token_classification,
 )
 from albert_jax.finetuning.family import Split
+from albert_jax.model.albert import AlbertConfig
 
 from .task_reading import TOKENIZER, config
 
@@ -98,6 +99,6 @@ def test_rows_are_padded_to_the_same_number_of_options() -> None:
 def test_scale_divides_by_the_weights_of_the_batch() -> None:
     """The scaled losses of a batch add up to its mean, without padding."""
     batch = {"input_ids": jnp.zeros((4, 3)), "weights": jnp.array([1.0, 1, 1, 0])}
-    drawn = family.draw(batch, jax.random.key(0))
+    drawn = family.draw(AlbertConfig(), batch, jax.random.key(0))
     assert np.allclose(drawn["scale"], [1 / 3, 1 / 3, 1 / 3, 0])
     assert drawn["dropout_keys"].shape == (4,)

@@ -205,3 +205,24 @@ def _with_missing_heads(weights: Weights) -> Weights:
     params = weights.params | {head: jax.tree.map(np.asarray, fresh[head]) for head in missing}
     notes = [*weights.notes, f"{', '.join(missing)}: initialized with random numbers, because of --init-missing"]
     return replace(weights, model=full_model, params=params, notes=notes)
+
+
+def check_vocabulary(field: str, source: Source, tokenizer: Tokenizer) -> None:
+    """Check that a source of the same vocab_size has the pieces of `tokenizer`; warn if it normalizes text differently.
+
+    Raises:
+      InputError: a piece differs; the message begins with `field`.
+    """
+    if source.tokenizer is None:
+        return
+    source_pieces, data_pieces = (t.pieces(range(t.vocab_size)) for t in (source.tokenizer, tokenizer))
+    for number, (source_piece, data_piece) in enumerate(zip(source_pieces, data_pieces, strict=True)):
+        if source_piece != data_piece:
+            raise InputError(
+                f"{field}: piece {number} is {source_piece!r} in its vocabulary, but {data_piece!r} in the data's; "
+                "use its vocabulary (--data.vocab)"
+            )
+    for name in ("lower_case", "keep_accents", "map_punctuation"):
+        source_value, data_value = getattr(source.tokenizer, name), getattr(tokenizer, name)
+        if source_value != data_value:
+            log.warning("%s: %s is %s in its tokenizer, but %s in the data's", field, name, source_value, data_value)

@@ -192,17 +192,23 @@ class Classification:
             targets = np.array([numbers.get(row.label, 0) for row in split.examples], np.int32)
         return pair_rows(split, targets, tokenizer, config.max_seq_length)
 
-    def loss(self, apply: Any, params: Any, batch: family.Batch, train: bool) -> tuple[Array, dict[str, Array]]:
-        logits = family.apply_model(apply, params, batch, batch["dropout_keys"] if train else None)["logits"]
+    def logits(self, apply: Any, params: Any, batch: family.Batch, keys: Array | None) -> family.Logits:
+        """`class` [B, labels]; for a regression `score` [B, 1]."""
+        logits = family.apply_model(apply, params, batch, keys)["logits"]
+        return {"score" if self.regression else "class": logits}
+
+    def loss(self, logits: family.Logits, batch: family.Batch) -> tuple[Array, dict[str, Array]]:
         if self.regression:
-            losses = jnp.square(logits[:, 0] - batch["target"])
+            losses = jnp.square(logits["score"][:, 0] - batch["target"])
             return jnp.sum(losses * batch["scale"]), family.metric_sums(batch, squared_error=losses)
-        return family.class_loss(logits, batch)
+        return family.class_loss(logits["class"], batch)
 
     def outputs(self, apply: Any, params: Any, batch: family.Batch, config: TaskDataConfig) -> family.Outputs:
         """`probabilities` [B, labels], or `score` [B]."""
-        logits = family.apply_model(apply, params, batch, None)["logits"]
-        return {"score": logits[:, 0]} if self.regression else {"probabilities": jax.nn.softmax(logits)}
+        logits = self.logits(apply, params, batch, None)
+        if self.regression:
+            return {"score": logits["score"][:, 0]}
+        return {"probabilities": jax.nn.softmax(logits["class"])}
 
     def score(
         self, split: Split, rows: Any, outputs: family.RowOutputs, tuned: Mapping[str, float] | None = None

@@ -18,6 +18,8 @@ from albert_jax.config import InputError
 from albert_jax.data.batches import Row, Rows, eval_batches
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.finetuning.files import Source, TaskDataConfig
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.model.depth import layers_of_step
 from albert_jax.pretraining.objective import cross_entropy
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Batch = Mapping[str, Array]
 Outputs = dict[str, Array]
+Logits = dict[str, Array]
+"""Name -> logits with the classes on the last axis.  One class means a score."""
 RowOutputs = list[dict[str, np.ndarray]]
 """For each row, the values that `Family.outputs` computed for it."""
 
@@ -91,7 +95,10 @@ class Family(Protocol):
     def rows(self, split: Split, tokenizer: Tokenizer, config: Any) -> Rows:
         """The model inputs of a split, one or more per example."""
 
-    def loss(self, apply: Any, params: Any, batch: Batch, train: bool) -> tuple[Array, dict[str, Array]]:
+    def logits(self, apply: Any, params: Any, batch: Batch, keys: Array | None) -> Logits:
+        """What the loss reads of the model; `keys` [B] for dropout, or None.  Calls `apply` once."""
+
+    def loss(self, logits: Logits, batch: Batch) -> tuple[Array, dict[str, Array]]:
         """Loss and metrics of a batch, as the train loop expects them."""
 
     def outputs(self, apply: Any, params: Any, batch: Batch, config: Any) -> Outputs:
@@ -161,6 +168,8 @@ class LazyRows(Generic[T]):
 
 def apply_model(apply: Any, params: Any, batch: Batch, dropout_keys: Array | None, **inputs: Array) -> Outputs:
     """The model's outputs for a batch of rows."""
+    if "num_layers" in batch:
+        inputs["num_layers"] = batch["num_layers"][0]
     return apply(
         {"params": params},
         batch["input_ids"],
@@ -171,10 +180,17 @@ def apply_model(apply: Any, params: Any, batch: Batch, dropout_keys: Array | Non
     )
 
 
-def draw(batch: Batch, key: Array) -> Outputs:
-    """Add `dropout_keys` [B] and `scale`, the weights divided by their sum over the global batch."""
+def draw(config: AlbertConfig, batch: Batch, key: Array) -> Outputs:
+    """Add `dropout_keys` [B], `scale`, the weights divided by their sum over the global batch, and a random number of layers."""
+    rows = len(batch["input_ids"])
     scale = batch["weights"] / jnp.maximum(jnp.sum(batch["weights"]), 1)
-    return dict(batch) | {"scale": scale, "dropout_keys": jax.random.split(key, len(batch["input_ids"]))}
+    drawn = {"scale": scale, "dropout_keys": jax.random.split(key, rows)}
+    return dict(batch) | drawn | layers_of_step(config.depth_sampling, key, config.num_hidden_layers, rows)
+
+
+def train_loss(task: Family, apply: Any, params: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
+    """Loss and metrics of a batch from `draw`, with dropout."""
+    return task.loss(task.logits(apply, params, batch, batch["dropout_keys"]), batch)
 
 
 def metric_sums(batch: Batch, **values: Array) -> dict[str, Array]:

@@ -131,23 +131,22 @@ class MultipleChoice:
 
         return LazyRows(range(len(options)), lengths, build)
 
-    def _logits(self, apply: Any, params: Any, batch: family.Batch, keys: Array | None) -> Array:
-        """[B, options]."""
+    def logits(self, apply: Any, params: Any, batch: family.Batch, keys: Array | None) -> family.Logits:
+        """`class` [B, options]."""
         rows, options, width = batch["input_ids"].shape
         names = ("input_ids", "attention_mask", "token_type_ids")
-        flat = {name: batch[name].reshape(rows * options, width) for name in names}
+        flat = dict(batch) | {name: batch[name].reshape(rows * options, width) for name in names}
         if keys is not None:
             keys = jax.vmap(lambda key: jax.random.split(key, options))(keys).reshape(-1)
         logits = family.apply_model(apply, params, flat, keys)["logits"].reshape(rows, options)
-        return jnp.where(jnp.arange(options) < batch["choices"][:, None], logits, -1e30)
+        return {"class": jnp.where(jnp.arange(options) < batch["choices"][:, None], logits, -1e30)}
 
-    def loss(self, apply: Any, params: Any, batch: family.Batch, train: bool) -> tuple[Array, dict[str, Array]]:
-        logits = self._logits(apply, params, batch, batch["dropout_keys"] if train else None)
-        return family.class_loss(logits, batch)
+    def loss(self, logits: family.Logits, batch: family.Batch) -> tuple[Array, dict[str, Array]]:
+        return family.class_loss(logits["class"], batch)
 
     def outputs(self, apply: Any, params: Any, batch: family.Batch, config: TaskDataConfig) -> family.Outputs:
         """`probabilities` [B, options]."""
-        return {"probabilities": jax.nn.softmax(self._logits(apply, params, batch, None))}
+        return {"probabilities": jax.nn.softmax(self.logits(apply, params, batch, None)["class"])}
 
     def score(
         self, split: Split, rows: Any, outputs: family.RowOutputs, tuned: Mapping[str, float] | None = None

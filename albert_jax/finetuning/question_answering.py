@@ -150,20 +150,27 @@ class QuestionAnswering:
         lengths = np.array([len(window.question) + window.size + 3 for window in rows], np.int32)
         return WindowRows(rows, lengths, functools.partial(window_row, tokenizer), config)
 
-    def loss(self, apply: Any, params: Any, batch: family.Batch, train: bool) -> tuple[Array, dict[str, Array]]:
-        keys = batch["dropout_keys"] if train else None
+    def logits(self, apply: Any, params: Any, batch: family.Batch, keys: Array | None) -> family.Logits:
+        """`start` and `end` [B, S], the end given the true start; with the head `answer_class` also `unanswerable` [B, 2]."""
         inputs = {"answer_mask": batch["answer_mask"], "start_positions": batch["start"]}
         outputs = family.apply_model(apply, params, batch, keys, **inputs)
-        start, end = outputs["start_logits"], outputs["end_logits"]
-        start, end = (jnp.where(batch["attention_mask"] == 1, logits, MASKED) for logits in (start, end))
-        losses = (cross_entropy(start, batch["start"]) + cross_entropy(end, batch["end"])) / 2
-        correct = (jnp.argmax(start, -1) == batch["start"]) & (jnp.argmax(end, -1) == batch["end"])
-        metrics = {"span_accuracy": correct.astype(jnp.float32)}
+        logits = {
+            name: jnp.where(batch["attention_mask"] == 1, outputs[f"{name}_logits"], MASKED)
+            for name in ("start", "end")
+        }
         if "answer_class_logits" in outputs:
-            # squad_utils.py weights this loss by 0.5, like start and end.
-            logits, target = outputs["answer_class_logits"], (batch["start"] == 0).astype(jnp.float32)
-            losses += (jax.nn.softplus(logits) - logits * target) / 2
-            metrics["answerable_accuracy"] = ((logits > 0) == (target > 0)).astype(jnp.float32)
+            yes = outputs["answer_class_logits"]
+            logits["unanswerable"] = jnp.stack([jnp.zeros_like(yes), yes], axis=-1)
+        return logits
+
+    def loss(self, logits: family.Logits, batch: family.Batch) -> tuple[Array, dict[str, Array]]:
+        targets = {name: batch[name] for name in ("start", "end")} | {"unanswerable": (batch["start"] == 0).astype(int)}
+        # squad_utils.py weights all three losses by 0.5.
+        losses = sum(cross_entropy(logits[name], targets[name]) for name in logits) / 2
+        correct = {name: jnp.argmax(logits[name], axis=-1) == targets[name] for name in logits}
+        metrics = {"span_accuracy": (correct["start"] & correct["end"]).astype(jnp.float32)}
+        if "unanswerable" in logits:
+            metrics["answerable_accuracy"] = correct["unanswerable"].astype(jnp.float32)
         return jnp.sum(losses * batch["scale"]), family.metric_sums(batch, **metrics)
 
     def outputs(self, apply: Any, params: Any, batch: family.Batch, config: QuestionAnsweringData) -> family.Outputs:

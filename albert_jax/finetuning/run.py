@@ -32,9 +32,11 @@ from albert_jax.finetuning import family, files
 from albert_jax.finetuning.evaluation import Evaluation
 from albert_jax.finetuning.files import TaskDataConfig
 from albert_jax.finetuning.tasks import FAMILIES, TASKS
+from albert_jax.finetuning.teacher import with_teacher
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import HEADS, Albert, flops_per_token, init_params, stacked_shapes
 from albert_jax.model.sharing import is_stacked
+from albert_jax.pretraining.distillation import DistillationConfig, read_teacher
 from albert_jax.reports.run import finish
 from albert_jax.training import checkpoint, loop, processes, run_folder
 from albert_jax.training.job import check_agreement, open_mesh, run_job
@@ -53,6 +55,7 @@ OWN_MODEL_FIELDS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
     "classifier_dropout_prob",
+    "depth_sampling",
 )
 """Model fields that the experiment sets also with --init-from; the others, the architecture, come from the checkpoint."""
 
@@ -98,12 +101,14 @@ class FinetuneConfig:
     run_dir: str
     """The run folder; rerunning the same command resumes from it."""
     model: AlbertConfig
-    """With --init-from, only dropout, dtype, remat, scan_unroll and attention_implementation are used: the architecture comes from the checkpoint."""
+    """With --init-from, only dropout, dtype, remat, scan_unroll, attention_implementation and depth_sampling are used: the architecture comes from the checkpoint."""
     data: TaskDataConfig = variant(MISSING, FAMILIES)
     """The data of the task; its fields depend on the task's family."""
     optim: OptimConfig
     train: TrainConfig
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    """A teacher that was fine-tuned on the same task."""
     init_from: str = ""
     """Model to start from: any source that `albert_jax.load` reads; empty: random weights."""
 
@@ -120,6 +125,7 @@ class FinetuneConfig:
             raise InputError(
                 f"data.task: unknown value {self.data.task!r} for {kind}; choose one of {', '.join(tasks)}"
             )
+        self.distillation.check_depth(self.model)
 
 
 def load_config(experiment: str, overrides: Mapping[str, Any] | None = None, scale: str = "paper") -> FinetuneConfig:
@@ -197,10 +203,11 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
     model = Albert(config.model, tuple(head for head in HEADS if head in task.heads(config.data)), labels)
     layout = Layout(mesh, config.mesh.sharding, stacked_shapes(model))
     evaluation = Evaluation(config, task, splits, rows, model, mesh)
+    apply = functools.partial(model.apply, gather_set=layout.gather_set)
     workload = Workload(
         init=functools.partial(init_params, model),
-        draw=family.draw,
-        loss=functools.partial(task.loss, functools.partial(model.apply, gather_set=layout.gather_set), train=True),
+        draw=functools.partial(family.draw, config.model),
+        loss=functools.partial(family.train_loss, task, apply),
         batches=functools.partial(
             batches.train_batches,
             rows["train"],
@@ -214,6 +221,10 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
         flops_per_token=flops_per_token(config.model, int(rows["train"].lengths.mean()), 0),
         select=evaluation.select,
     )
+    if config.distillation.teacher:
+        length, heads = config.data.max_seq_length, task.heads(config.data)
+        teacher = read_teacher(config.distillation, config.model, tokenizer, length, heads, labels)
+        workload = with_teacher(workload, config.distillation, task, apply, teacher, config.data)
     summary = run_job(
         "finetune",
         config,

@@ -129,13 +129,16 @@ class TokenClassification:
         lengths = np.array([len(part.ids) + 2 for part in parts], np.int32)
         return LazyRows(parts, lengths, functools.partial(part_row, tokenizer))
 
-    def loss(self, apply: Any, params: Any, batch: family.Batch, train: bool) -> tuple[Array, dict[str, Array]]:
-        logits = family.apply_model(apply, params, batch, batch["dropout_keys"] if train else None)["logits"]
-        return family.class_loss(logits, batch)
+    def logits(self, apply: Any, params: Any, batch: family.Batch, keys: Array | None) -> family.Logits:
+        """`class` [B, S, labels]."""
+        return {"class": family.apply_model(apply, params, batch, keys)["logits"]}
+
+    def loss(self, logits: family.Logits, batch: family.Batch) -> tuple[Array, dict[str, Array]]:
+        return family.class_loss(logits["class"], batch)
 
     def outputs(self, apply: Any, params: Any, batch: family.Batch, config: TaskDataConfig) -> family.Outputs:
         """`label` [B, S] and its `probability`."""
-        probabilities = jax.nn.softmax(family.apply_model(apply, params, batch, None)["logits"])
+        probabilities = jax.nn.softmax(self.logits(apply, params, batch, None)["class"])
         return {"label": jnp.argmax(probabilities, axis=-1), "probability": jnp.max(probabilities, axis=-1)}
 
     def score(

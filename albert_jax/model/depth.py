@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -32,13 +33,18 @@ DEPTH_SAMPLING: dict[str, Callable[[int], np.ndarray] | None] = {
 """Name -> function from L to the probabilities of 1, 2, ..., 2 L - 1 layers."""
 
 
-def sample_layers(sampling: str, key: Array, num_layers: int) -> Array | None:
-    """Draw the number of layers of a step, int32; None if it is fixed."""
+LAYERS_KEY = 0x1A7E55
+"""Separates the key of the number of layers from the other keys of a step."""
+
+
+def layers_of_step(sampling: str, key: Array, num_layers: int, rows: int) -> dict[str, Array]:
+    """Draw the number of layers of a step: `num_layers` [rows], int32, the same in all rows; nothing if it is fixed."""
     probabilities = DEPTH_SAMPLING[sampling]
     if probabilities is None:
-        return None
+        return {}
     p = probabilities(num_layers)
-    return jax.random.choice(key, np.arange(1, len(p) + 1, dtype=np.int32), p=p)
+    numbers = np.arange(1, len(p) + 1, dtype=np.int32)
+    return {"num_layers": jnp.full(rows, jax.random.choice(jax.random.fold_in(key, LAYERS_KEY), numbers, p=p))}
 
 
 def max_layers(sampling: str, num_layers: int) -> int:

@@ -1,10 +1,11 @@
-"""Pretraining with a teacher: the student also learns the teacher's predictions at the masked positions.
+"""A teacher: the student also learns the teacher's predictions, in pretraining those at the masked positions.
 
 Hinton et al., arXiv 1503.02531; for hidden states, Jiao et al., arXiv 1909.10351, without its learned projection.
 """
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,21 +14,28 @@ import jax.numpy as jnp
 from jax import Array
 
 from albert_jax.config import InputError, check_fields
+from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.exchange.load import check_vocabulary, read
 from albert_jax.exchange.weights import Weights
 from albert_jax.model.albert import AlbertConfig
+from albert_jax.model.heads import Albert
 from albert_jax.pretraining import objective as objectives
 from albert_jax.pretraining.objective import Examples, Metrics, ObjectiveConfig
 from albert_jax.training.step import Workload
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """A teacher, whose predictions the student learns besides those of the text."""
+    """A teacher, whose predictions the student learns besides the true ones."""
 
     teacher: str = ""
-    """Anything that `albert_jax.load` reads, with the same vocabulary, such as a run folder.  Empty: no teacher."""
+    """Anything that `albert_jax.load` reads, with the same vocabulary, such as a run folder; in fine-tuning, a model that was
+    fine-tuned on the same task.  Empty: no teacher."""
     weight: float = 1.0
-    """Weight of the cross-entropy with the teacher's predictions; masked LM and the sentence objective have weight 1."""
+    """Weight of the cross-entropy with the teacher's predictions (for a regression, of the squared difference); the other losses
+    have weight 1."""
     temperature: float = 2.0
     """Both predictions are softened: their logits are divided by this number."""
     hidden_weight: float = 0.0
@@ -43,16 +51,68 @@ class DistillationConfig:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise InputError(f"temperature must be finite and > 0, got {self.temperature}")
 
+    def check_depth(self, model: AlbertConfig) -> None:
+        """Raise `InputError` if hidden states are to be compared, and their number is random."""
+        if self.hidden_weight and model.depth_sampling != "fixed":
+            raise InputError("distillation.hidden_weight needs model.depth_sampling fixed")
 
-def check_teacher(config: DistillationConfig, model: AlbertConfig, length: int, teacher: Weights) -> None:
-    """Check that a teacher fits the student, apart from the vocabulary.
+
+def read_teacher(
+    config: DistillationConfig,
+    model: AlbertConfig,
+    tokenizer: Tokenizer,
+    length: int,
+    heads: Sequence[str],
+    labels: Sequence[str] = (),
+) -> Weights:
+    """Read the teacher, and check that it fits the student.
+
+    Args:
+      config: with a teacher.
+      model: the student's.
+      tokenizer: of the data.
+      length: tokens in a sequence.
+      heads: whose predictions the student learns.
+      labels: the classes of these heads.
 
     Raises:
-      InputError: it has no masked-LM head, too few positions, or hidden states of another size.
+      InputError: the source cannot be read; it has another vocabulary, no such heads, other classes, too few positions, or
+        hidden states of another size.
     """
+    field, source = f"distillation.teacher {config.teacher}", read(config.teacher)
+    for note in source.weights.notes:
+        log.info("%s: %s", config.teacher, note)
+    if source.weights.model.config.vocab_size != model.vocab_size:
+        raise InputError(
+            f"{field}: its vocab_size is {source.weights.model.config.vocab_size}, the student's {model.vocab_size}"
+        )
+    check_teacher(config, model, length, heads, labels, source.weights)
+    check_vocabulary(field, source, tokenizer)
+    return source.weights
+
+
+HEADS_TAUGHT = ("predictions",)
+"""The heads whose predictions the student learns in pretraining."""
+
+
+def check_teacher(
+    config: DistillationConfig,
+    model: AlbertConfig,
+    length: int,
+    heads: Sequence[str],
+    labels: Sequence[str],
+    teacher: Weights,
+) -> None:
+    """The checks of `read_teacher` apart from the vocabulary."""
     field, stored = f"distillation.teacher {config.teacher}", teacher.model.config
-    if "predictions" not in teacher.model.heads:
-        raise InputError(f"{field}: it has no masked-LM head (predictions)")
+    if missing := [head for head in heads if head not in teacher.model.heads]:
+        raise InputError(
+            f"{field}: it has no head {', '.join(missing)}; its heads are {', '.join(teacher.model.heads) or 'none'}"
+        )
+    if labels and tuple(labels) != teacher.model.labels:
+        raise InputError(
+            f"{field}: its classes are {', '.join(teacher.model.labels)}, those of the data {', '.join(labels)}"
+        )
     if stored.max_position_embeddings < length:
         raise InputError(f"{field}: it has {stored.max_position_embeddings} positions, the sequences have {length}")
     if config.hidden_weight and stored.hidden_size != model.hidden_size:
@@ -75,23 +135,21 @@ def with_teacher(
       config: the weights of the losses.
       objective: of the student.
       apply: the student's `apply`.
-      teacher: see `check_teacher`.
+      teacher: see `read_teacher`.
     """
-    heads = ("predictions",)
-    model = teacher.model.clone(heads=heads)
-    kept = {name: leaves for name, leaves in teacher.params.items() if name in ("embeddings", "encoder", *heads)}
+    model, teacher_params = with_heads(teacher, HEADS_TAUGHT)
 
     def draw(batch: dict[str, Array], key: Array) -> Examples:
         examples = workload.draw(batch, key)
         mask = examples["attention_mask"].astype(jnp.float32)
         return examples | {"token_scale": mask / jnp.maximum(jnp.sum(mask), 1.0)}
 
-    def loss(params: Any, examples: Examples, teacher_params: Any) -> tuple[Array, Metrics]:
+    def loss(params: Any, examples: Examples, frozen: Any) -> tuple[Array, Metrics]:
         hidden = config.hidden_weight > 0
         outputs = objectives.outputs(apply, params, examples, train=True, output_hidden_states=hidden)
         total, metrics = objectives.loss_of_outputs(objective, outputs, examples)
         inputs = {name: value for name, value in examples.items() if name != "num_layers"}
-        taught = objectives.outputs(model.apply, teacher_params, inputs, train=False, output_hidden_states=hidden)
+        taught = objectives.outputs(model.apply, frozen, inputs, train=False, output_hidden_states=hidden)
         soft = soft_cross_entropy(outputs["prediction_logits"], taught["prediction_logits"], config.temperature)
         total += config.weight * jnp.sum(soft * examples["masked_lm_scale"])
         weights = examples["masked_lm_weights"]
@@ -103,7 +161,13 @@ def with_teacher(
             metrics["hidden_loss"] = jnp.stack([jnp.sum(difference * mask), jnp.sum(mask)])
         return total, metrics
 
-    return replace(workload, draw=draw, loss=loss, frozen=(kept,))
+    return replace(workload, draw=draw, loss=loss, frozen=(teacher_params,))
+
+
+def with_heads(teacher: Weights, heads: Sequence[str]) -> tuple[Albert, dict[str, Any]]:
+    """The teacher's model and parameters without its other heads."""
+    kept = {name: leaves for name, leaves in teacher.params.items() if name in ("embeddings", "encoder", *heads)}
+    return teacher.model.clone(heads=tuple(heads)), kept
 
 
 def soft_cross_entropy(logits: Array, teacher_logits: Array, temperature: float) -> Array:

@@ -15,15 +15,14 @@ from albert_jax.data import loader, tokenizer_json
 from albert_jax.data.batches import check_enough_rows
 from albert_jax.data.prepare import Prepared, prepare
 from albert_jax.data.sources import DataConfig
-from albert_jax.exchange.load import Source, read
-from albert_jax.exchange.weights import Weights
+from albert_jax.exchange.load import check_vocabulary, read
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert, init_params, param_shapes, stacked_shapes
 from albert_jax.model.sharing import is_stacked
 from albert_jax.model.tree import leaves
 from albert_jax.pretraining.baselines import baselines
 from albert_jax.pretraining.diagnostics import plateau_warning
-from albert_jax.pretraining.distillation import DistillationConfig, check_teacher, with_teacher
+from albert_jax.pretraining.distillation import HEADS_TAUGHT, DistillationConfig, read_teacher, with_teacher
 from albert_jax.pretraining.evaluation import evaluated_depths, make_evaluate
 from albert_jax.pretraining.objective import ObjectiveConfig, Vocabulary, vocabulary_of
 from albert_jax.pretraining.task import pretraining_model, pretraining_workload
@@ -91,8 +90,7 @@ class PretrainConfig:
         self.mesh.check_remat(self.model.remat)
         tied_sets(self.tying, pretraining_model(self.model, self.objective), steps)  # checks `tying`
         evaluated_depths(self.model, self.eval_depths)  # checks `eval_depths`
-        if self.distillation.hidden_weight and self.model.depth_sampling != "fixed":
-            raise InputError("distillation.hidden_weight needs model.depth_sampling fixed")
+        self.distillation.check_depth(self.model)
 
 
 def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[str, Any]:
@@ -188,7 +186,7 @@ def pretrain_seeds(configs: Sequence[PretrainConfig], allow_data_change: bool = 
 
     workload = replace(workload, final=final)
     if config.distillation.teacher:
-        teacher = _teacher(config, prepared)
+        teacher = read_teacher(config.distillation, config.model, prepared.tokenizer, length, HEADS_TAUGHT)
         apply = functools.partial(model.apply, gather_set=layout.gather_set)
         workload = with_teacher(workload, config.distillation, config.objective, apply, teacher)
     runs = []
@@ -245,21 +243,6 @@ def training_parts(
     return workload, make_optimizer(config.optim, config.train.num_train_steps, is_stacked, ties), layout
 
 
-def _teacher(config: PretrainConfig, prepared: Prepared) -> Weights:
-    """The teacher, after checks that it fits the student and the data."""
-    field = f"distillation.teacher {config.distillation.teacher}"
-    source = read(config.distillation.teacher)
-    for note in source.weights.notes:
-        log.info("%s: %s", config.distillation.teacher, note)
-    if source.weights.model.config.vocab_size != config.model.vocab_size:
-        raise InputError(
-            f"{field}: its vocab_size is {source.weights.model.config.vocab_size}, the student's {config.model.vocab_size}"
-        )
-    check_teacher(config.distillation, config.model, config.objective.max_seq_length, source.weights)
-    _check_vocabulary(field, source, prepared)
-    return source.weights
-
-
 NETWORK_FIELDS = ("inner_group_num", "num_attention_heads", "hidden_act", "layer_norm_eps")
 """Fields of the model that change the computation but not the shapes of the parameters."""
 
@@ -281,7 +264,7 @@ def _initial_params(config: PretrainConfig, prepared: Prepared) -> Any:
         log.info("%s: not used: %s", config.init_from, ", ".join(unused_heads))
     params = {name: value for name, value in source.weights.params.items() if name not in unused_heads}
     _check_network(field, stored, model, params)
-    _check_vocabulary(field, source, prepared)
+    check_vocabulary(field, source, prepared.tokenizer)
     ties = tied_sets(config.tying, model, config.train.num_train_steps)
     return tie_trained(ties, params) if ties else params
 
@@ -306,19 +289,3 @@ def _check_network(field: str, stored: Albert, model: Albert, params: dict[str, 
             raise InputError(
                 f"{field}: model.{name} is {source_value!r} in the source, but set to {model_value!r}; use the same value"
             )
-
-
-def _check_vocabulary(field: str, source: Source, prepared: Prepared) -> None:
-    if source.tokenizer is None:
-        return
-    source_pieces, data_pieces = (t.pieces(range(t.vocab_size)) for t in (source.tokenizer, prepared.tokenizer))
-    for number, (source_piece, data_piece) in enumerate(zip(source_pieces, data_pieces, strict=True)):
-        if source_piece != data_piece:
-            raise InputError(
-                f"{field}: piece {number} is {source_piece!r} in its vocabulary, but {data_piece!r} in the data's; "
-                "prepare the data with its vocabulary (--data.vocab)"
-            )
-    for name in ("lower_case", "keep_accents", "map_punctuation"):
-        source_value, data_value = getattr(source.tokenizer, name), getattr(prepared.tokenizer, name)
-        if source_value != data_value:
-            log.warning("%s: %s is %s in its tokenizer, but %s in the data's", field, name, source_value, data_value)

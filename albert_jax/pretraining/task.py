@@ -11,7 +11,7 @@ from jax import Array
 from albert_jax.config import InputError
 from albert_jax.data.sequences import capacity
 from albert_jax.model.albert import AlbertConfig
-from albert_jax.model.depth import sample_layers
+from albert_jax.model.depth import layers_of_step
 from albert_jax.model.heads import SENTENCE_CLASSES, Albert, flops_per_token, init_params
 from albert_jax.pretraining import objective as objectives
 from albert_jax.pretraining.objective import Examples, ObjectiveConfig, Vocabulary
@@ -46,19 +46,12 @@ def pretraining_workload(
     )
 
 
-LAYERS_KEY = 0x1A7E55
-"""Separates the key of the number of layers from those that `objectives.draw` derives by splitting."""
-
-
 def _draw(
     config: AlbertConfig, objective: ObjectiveConfig, vocabulary: Vocabulary, batch: dict[str, Any], key: Array
 ) -> Examples:
     """`objectives.draw`, and the number of layers of the step, if it is random."""
     examples = objectives.draw(objective, vocabulary, batch, key)
-    num_layers = sample_layers(config.depth_sampling, jax.random.fold_in(key, LAYERS_KEY), config.num_hidden_layers)
-    if num_layers is not None:
-        examples["num_layers"] = jnp.full(len(batch["document"]), num_layers)
-    return examples
+    return examples | layers_of_step(config.depth_sampling, key, config.num_hidden_layers, len(batch["document"]))
 
 
 def placeholder_vocabulary(vocab_size: int) -> Vocabulary:
