@@ -137,6 +137,33 @@ def test_a_row_starts_from_the_same_seed_of_the_other_row(table: Path) -> None:
     assert start_run["tokens"] == summaries[0]["tokens"]
 
 
+def test_a_row_learns_from_another(words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its runs wait for those of the teacher; the second launch finds the same configurations.
+
+    Fails if the teacher is not passed on to the run.
+    """
+    (tmp_path / "scales").symlink_to(ROOT / "experiments" / "ablations" / "scales")
+    rows = """{"teacher": Row({"model.num_hidden_layers": 1}), "student": Row({"model.num_hidden_layers": 2}, teacher="teacher")}"""
+    imports = "from albert_jax.ablation import Ablation, Row"
+    (tmp_path / "taught.py").write_text(f"{imports}\n\nablation = Ablation(rows={rows})\n")
+    folder = tmp_path / "taught"
+    folder.mkdir()
+    (folder / "probes.json").write_text('{"error": "no probe in this test"}')
+    _, _, *options = words(folder)
+    command = ["ablate", str(tmp_path / "taught.py"), *options]
+    for _ in range(2):
+        assert main(command) == 0
+    assert "student, seed 0: already finished" in capsys.readouterr().err
+    stored = read(folder / "student" / "seed-0" / "config.json")["config"]
+    assert stored["distillation"]["teacher"] == str(folder / "teacher" / "seed-0")
+    for name in ("teacher", "student"):
+        records = read_metrics(folder / name / "seed-0")
+        assert any("train/distillation_loss" in one for one in records) == (name == "student")
+    shutil.rmtree(folder / "student")
+    (folder / "teacher" / "seed-0" / "summary.json").unlink()
+    assert "'teacher', from which it learns, is not finished" in run_one(str(folder), "student", 0)
+
+
 def test_a_second_launch_skips_finished_runs(table: Path, words: Words, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in table.glob("*/seed-*/summary.json")}
     assert len(before) == 4

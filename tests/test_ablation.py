@@ -64,7 +64,7 @@ def test_overrides_take_effect(path: Path, scale: str) -> None:
             assert chosen == at_scale(value, scale), name
         shapes = param_shapes(Albert(planned.config.model))
         assert planned.parameters == sum(leaf.size for leaf in jax.tree.leaves(shapes))
-        seen.append(json.dumps(config, sort_keys=True) + planned.start)
+        seen.append(json.dumps(config, sort_keys=True) + planned.start + planned.teacher)
         changed = {line.partition(":")[0] for line in differences(to_dict(plan.rows[0].config), config)}
         assert all(name in row_fields or name.startswith((*adjusted, *variants)) for name in changed), changed
         assert planned.config.train.seed == plan.rows[0].config.train.seed or planned.start
@@ -231,6 +231,21 @@ def test_shares_and_starts() -> None:
     assert plan.run_config(first, 1).init_from == ""
 
 
+def test_teachers() -> None:
+    """A student learns from the run of the same seed; a tuning run of a student from the selected one of the teacher."""
+    plan = resolve(table("distillation"), rows=["taught by shared"], tune=["optim.learning_rate=1e-3,2e-3"])
+    assert [row.label for row in plan.rows] == ["shared", "shared, taught by shared"]
+    teacher = dataclasses.replace(plan.rows[0], tuned={"optim.learning_rate": 0.002})
+    plan = dataclasses.replace(plan, rows=(teacher, plan.rows[1]))
+    student = plan.rows[1]
+    assert plan.run_config(student, 3).distillation.teacher == plan.run_config(teacher, 3).run_dir
+    assert plan.run_config(student, 3).train.seed == plan.run_config(teacher, 3).train.seed
+    tuning_run = plan.run_config(student, {"optim.learning_rate": 0.001})
+    assert tuning_run.distillation.teacher.endswith("/shared/tune-learning_rate-0.002")
+    assert plan.run_config(teacher, 3).distillation.teacher == ""
+    assert "tokens, FLOPs and time do not include those of teachers" in plan.caption
+
+
 def test_all_rows_are_evaluated_with_the_same_masking() -> None:
     """Rows that differ in masking are evaluated with the scale's; rows that differ in sentence pairs with their own pairs."""
     rows = resolve(table("masking")).rows
@@ -328,6 +343,8 @@ MISTAKES = {
     "Row({'model.sharing': 'most'})": "row 'a': model.sharing: unknown value 'most'; choose one of all, ",
     "Row({'model.hidden_size': at(paper=64)})": "row 'a': model.hidden_size has no value at scale 'tiny', only at paper",
     "Row(start='b')": "row 'a' starts from 'b', which is not a row above it",
+    "Row(teacher='b')": "row 'a' learns from 'b', which is not a row above it",
+    "Row({'distillation.teacher': 'b'})": "row 'a' sets distillation.teacher: use 'teacher' to learn from a row",
     "Row({'train.num_train_steps': 3})": "row 'a' sets train.num_train_steps: the budget decides the steps",
     "Row({'train.seed': 3})": "row 'a' sets train.seed: all rows have the same seeds",
     "Row(share=0)": "row 'a': share must be in (0, 1], got 0",

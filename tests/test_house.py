@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "finetuning": {"config", "data", "model", "training", "exchange", "reports", "pretraining"},
     "bench": {"config", "model", "training", "exchange", "reports", "pretraining"},
     "plan": {"config", "model", "training", "reports", "pretraining"},
-    "inference": {"config", "data", "model", "exchange", "finetuning"},
+    "inference": {"config", "data", "model", "exchange", "reports", "finetuning"},
     "ablation": {"config", "parser", "data", "model", "training", "exchange", "reports", "pretraining", "finetuning"},
     "cli": {"config", "parser"} | COMMANDS,
     "__main__": {"cli"},

@@ -154,7 +154,7 @@ def test_tuning_runs_of_a_row_that_starts_from_a_tuned_row(tmp_path: Path) -> No
     end(plan, "1 layer", {0.0005: 5.1, 0.001: 5.0, 0.002: 5.2})
     plan = tuning.select(str(tmp_path), "1 layer")
     row = plan.row("3 layers from 1")
-    starts = [Path(plan.start_config(row, number).run_dir) for number in ({"optim.learning_rate": 0.002}, 1)]
+    starts = [Path(plan.needed_config(row.start, number).run_dir) for number in ({"optim.learning_rate": 0.002}, 1)]
     assert [start.relative_to(tmp_path) for start in starts] == [
         Path("1-layer/tune-learning_rate-0.001"),
         Path("1-layer/seed-1"),

@@ -49,6 +49,13 @@ class PlannedRow:
     """Tuned field -> the values to try."""
     tuned: Values = field(default_factory=dict)
     """The values selected from the grid; empty until all tuning runs have ended."""
+    teacher: str = ""
+    """Label of the row from which this one learns; empty: none."""
+
+    @property
+    def needs(self) -> list[str]:
+        """The rows whose runs must be finished before those of this row begin."""
+        return [label for label in dict.fromkeys((self.start, self.teacher)) if label]
 
 
 @dataclass(frozen=True)
@@ -77,12 +84,15 @@ class Plan:
         run_dir = Path(self.run_dir, row.folder, run_name(number))
         start = str(run_dir / "start") if row.start else config.init_from
         train = replace(config.train, seed=config.train.seed + seed)
-        return replace(config, run_dir=str(run_dir), init_from=start, train=train)
+        distillation = config.distillation
+        if row.teacher:
+            distillation = replace(distillation, teacher=self.needed_config(row.teacher, number).run_dir)
+        return replace(config, run_dir=str(run_dir), init_from=start, train=train, distillation=distillation)
 
-    def start_config(self, row: PlannedRow, number: Number) -> PretrainConfig:
-        """The configuration of the run from which a run starts; a tuning run starts from the selected one of the other row."""
-        start = self.row(row.start)
-        return self.run_config(start, number if isinstance(number, int) else start.tuned)
+    def needed_config(self, label: str, number: Number) -> PretrainConfig:
+        """The run of row `label` from which a run starts or learns: the same seed, or the selected tuning run."""
+        row = self.row(label)
+        return self.run_config(row, number if isinstance(number, int) else row.tuned)
 
     def numbers(self) -> Iterator[tuple[PlannedRow, Number]]:
         """All runs: the tuning runs of rows that are not tuned yet; then all rows with one seed, all rows with the next."""
@@ -151,6 +161,8 @@ class Plan:
         notes = [f"'{row.label}' has {row.share:g} of the budget" for row in self.rows if row.share != 1]
         if any(row.start for row in self.rows):
             notes.append("a row that starts from another includes the other's tokens, FLOPs and time")
+        if any(row.teacher for row in self.rows):
+            notes.append("tokens, FLOPs and time do not include those of teachers")
         equal = "; ".join([BUDGETS[self.budget].caption, *notes, *self._rate_notes()])
         seeds = f"{self.seeds} seed{'s' if self.seeds > 1 else ''} per row"
         return f"{self.name}, scale {self.scale}, {seeds}; {equal}. {self.question}"

@@ -104,6 +104,7 @@ def resolve(
                 config=one,
                 folder=slug(label),
                 start=row.start,
+                teacher=row.teacher,
                 share=row.share,
                 parameters=num_params(Albert(one.model)),
                 flops_per_token=row_flops(one),
@@ -158,13 +159,19 @@ def _starts(table: Ablation, label: str) -> list[str]:
     return [start, *_starts(table, start)] if start else []
 
 
+def _needed(table: Ablation, label: str) -> set[str]:
+    """A row and those that it starts or learns from, directly and indirectly."""
+    row = table.rows[label]
+    return {label}.union(*(_needed(table, other) for other in (row.start, row.teacher) if other))
+
+
 def _chosen_rows(table: Ablation, words: Sequence[str]) -> list[str]:
-    """The rows that `words` name and those that they start from; a part of a label names every row that contains it."""
+    """The rows that `words` name and those that they start or learn from; a part of a label names every row that contains it."""
     labels = list(table.rows)
     chosen = set() if words else set(labels)
     for word in words:
         for label in match_labels("--rows", word, labels):
-            chosen |= {label, *_starts(table, label)}
+            chosen |= _needed(table, label)
     return [label for label in labels if label in chosen]
 
 

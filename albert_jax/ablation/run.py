@@ -142,7 +142,8 @@ def _train_together(run_dir: str, label: str, numbers: Sequence[Number]) -> None
     """
     plan = tuning.select(run_dir, label)
     row = plan.row(label)
-    if reason := cannot_be_parallel(row.config):
+    own_teachers = "teachers: each seed has its own" if row.teacher else ""
+    if reason := cannot_be_parallel(row.config) or own_teachers:
         log.info("%s: one seed after another, because of %s", label, reason)
         return
     try:
@@ -185,8 +186,8 @@ def run_one(run_dir: str, label: str, number: Number) -> str:
     row, is_counted = plan.row(label), isinstance(number, int)
     if row.tuned and not is_counted:
         return "already tuned"
-    if row.start and not is_counted:
-        plan = tuning.select(run_dir, row.start)
+    for label_of_needed in row.needs if not is_counted else []:
+        plan = tuning.select(run_dir, label_of_needed)
     config = plan.run_config(row, number)
     folder = Path(config.run_dir)
     with run_folder.file_lock(folder, LOCK) as is_ours:
@@ -227,11 +228,12 @@ def _not_begun(plan: Plan, row: PlannedRow, number: Number) -> str:
     """
     if isinstance(number, int) and (reason := tuning.check_selected(plan, row)):
         return reason
-    if row.start:
-        if not isinstance(number, int) and (reason := tuning.check_selected(plan, plan.row(row.start))):
+    for label in row.needs:
+        if not isinstance(number, int) and (reason := tuning.check_selected(plan, plan.row(label))):
             return reason
-        if not _is_finished(start := plan.start_config(row, number)):
-            return f"'{row.start}', from which it starts, is not finished ({start.run_dir})"
+        if not _is_finished(needed := plan.needed_config(label, number)):
+            verb = "starts" if label == row.start else "learns"
+            return f"'{label}', from which it {verb}, is not finished ({needed.run_dir})"
     return ""
 
 
@@ -257,7 +259,7 @@ def _write_start(plan: Plan, row: PlannedRow, number: Number) -> None:
     """Write the parameters that a run starts from: those of row `row.start`, with this row's sharing and depth."""
     folder = Path(plan.run_config(row, number).run_dir)
     if row.start and not (folder / "start").exists() and not checkpoint.has_checkpoint(str(folder / "checkpoints")):
-        source = plan.start_config(row, number).run_dir
+        source = plan.needed_config(row.start, number).run_dir
         changes = {name: getattr(row.config.model, name) for name in START_CHANGES}
         convert(source, folder / "start", to="albert_jax", **changes)
 
@@ -265,7 +267,7 @@ def _write_start(plan: Plan, row: PlannedRow, number: Number) -> None:
 def submit(plan: Plan, options: Mapping[str, Any], parallel_seeds: bool = False) -> list[str]:
     """Send each unfinished unit of `units` to Slurm as one job, through submitit.
 
-    A job waits for the jobs that tune its row and for that of the run from which it starts.  A job that finds its run finished or
+    A job waits for the jobs that tune its row and for those of the runs from which it starts or learns.  A job that finds its run finished or
     running ends at once, so a second launch does no harm.
 
     Args:
@@ -295,9 +297,9 @@ def submit(plan: Plan, options: Mapping[str, Any], parallel_seeds: bool = False)
         is_counted = isinstance(numbers[0], int)
         if all(_is_finished(plan.run_config(row, number)) for number in numbers) and not (is_counted and plan.finetune):
             continue
-        tuned = row if is_counted else plan.row(row.start) if row.start else None
-        needed = [(tuned.label, run_name(values)) for values in grid_points(tuned.grid)] if tuned else []
-        needed += [(row.start, run_name(number)) for number in numbers] if is_counted else []
+        tuned = [row] if is_counted else [plan.row(label) for label in row.needs]
+        needed = [(one.label, run_name(values)) for one in tuned for values in grid_points(one.grid)]
+        needed += [(label, run_name(number)) for label in row.needs for number in numbers] if is_counted else []
         before = dict.fromkeys(jobs[key] for key in needed if key in jobs)
         waits = {"dependency": f"afterany:{':'.join(before)}"} if before else {}
         executor.update_parameters(slurm_additional_parameters=waits)

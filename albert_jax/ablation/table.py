@@ -32,6 +32,8 @@ class Row:
     """What the paper prints for this row: column -> value, such as `parameters (M)` or `average` (percent)."""
     start: str = ""
     """Label of an earlier row.  Training starts from its final parameters, adapted to this row's sharing and depth."""
+    teacher: str = ""
+    """Label of an earlier row, whose final parameters are the teacher (`distillation.teacher`) of the same seed."""
     share: float = 1.0
     """The share of the budget that this row gets, in (0, 1]."""
 
@@ -39,6 +41,7 @@ class Row:
         """The row in one line, for `--help`."""
         texts = [f"{name} = {value}" for name, value in self.overrides.items()]
         texts += [f"starts from '{self.start}'"] if self.start else []
+        texts += [f"learns from '{self.teacher}'"] if self.teacher else []
         texts += [f"{self.share:g} of the budget"] if self.share != 1 else []
         return ", ".join(texts)
 
@@ -58,6 +61,7 @@ RESERVED = {
     "train.seed": "all rows have the same seeds",
     "run_dir": "it follows from the label",
     "init_from": "use 'start' to start from a row",
+    "distillation.teacher": "use 'teacher' to learn from a row",
 }
 """Fields that rows cannot set, and why."""
 
@@ -103,6 +107,8 @@ def _check_row(path: str, label: str, row: Row, earlier: Mapping[str, str]) -> N
         raise InputError(f"{path}: rows '{earlier[name]}' and '{label}' have the same folder name '{name}'; rename one")
     if row.start and row.start not in earlier.values():
         raise InputError(f"{path}: row '{label}' starts from '{row.start}', which is not a row above it")
+    if row.teacher and row.teacher not in earlier.values():
+        raise InputError(f"{path}: row '{label}' learns from '{row.teacher}', which is not a row above it")
     if not 0 < row.share <= 1:
         raise InputError(f"{path}: row '{label}': share must be in (0, 1], got {row.share}")
     for field_name, reason in RESERVED.items():

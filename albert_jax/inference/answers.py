@@ -13,6 +13,7 @@ import numpy as np
 from albert_jax.config import InputError, check_writable
 from albert_jax.data.tokenizer import SPACE, Tokenizer
 from albert_jax.inference import finetuned, pretrained
+from albert_jax.inference.early_exit import read_exit
 from albert_jax.model.heads import Albert
 
 Loaded = tuple[Albert, Any, Tokenizer]
@@ -60,12 +61,17 @@ def _generate(loaded: Loaded, texts: list[str], options: Namespace) -> Answers:
 def _classify(loaded: Loaded, texts: list[str], options: Namespace) -> Answers:
     is_pairs = options.pair or any("\t" in text for text in texts)
     inputs: Sequence[tuple[str, ...]] = _pairs("--pair", texts) if is_pairs else [(text,) for text in texts]
-    for columns, result in zip(inputs, finetuned.classify(*loaded, *zip(*inputs, strict=True)), strict=True):
+    first, second = [columns[0] for columns in inputs], [columns[-1] for columns in inputs] if is_pairs else None
+    rule = read_exit(options.early_exit) if options.early_exit else None
+    results = finetuned.classify(*loaded, first, second, rule)
+    for columns, result in zip(inputs, results, strict=True):
         if "score" in result:
             shown = f"{result['score']:.4f}"
         else:
             ranked = sorted(result["probabilities"].items(), key=lambda item: -item[1])
             shown = ", ".join(f"{name} {p:.4f}" for name, p in ranked)
+        if "layers" in result:
+            shown += f" ({result['layers']} of {loaded[0].config.num_hidden_layers} layers)"
         record = dict(zip(("text", "text_pair"), columns, strict=False))
         yield record | result, f"{shown}: {' | '.join(columns)}"
 

@@ -1,11 +1,11 @@
-"""The command predict."""
+"""The commands predict and early-exit."""
 
 import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
 
-from albert_jax.config import InputError, check_choice
+from albert_jax.config import InputError, check_choice, check_writable
 from albert_jax.exchange.command import add_source, source_options
 from albert_jax.parser import Parser
 
@@ -20,9 +20,13 @@ EXAMPLES = """\
   albert-jax predict runs/race 'Tom has a dog.' 'What has Tom?' 'a cat' 'a dog'
 """
 
+EXIT_EXAMPLES = """\
+  albert-jax early-exit runs/sst2   # prints a table; writes early-exit.json and early-exit.png to the run folder
+"""
+
 
 def add_inference_commands(add_command: Callable[..., Parser]) -> None:
-    """Add the command of this folder to the command line."""
+    """Add the commands of this folder to the command line."""
     parser = add_command(
         "predict SOURCE [TEXT...]", predict, "Apply a pretrained or fine-tuned model to text.", EXAMPLES
     )
@@ -44,6 +48,9 @@ def add_inference_commands(add_command: Callable[..., Parser]) -> None:
     text = """answer: report no answer if its odds are above this (summary.json of a SQuAD 2.0 run has the best
     threshold)"""
     parser.add_argument("--null-threshold", type=float, metavar="NUMBER", help=text)
+    text = """classify: stop after the layer at which the prediction is certain enough, such as entropy=0.2 or change=0.3
+    (albert-jax early-exit shows what thresholds cost and save)"""
+    parser.add_argument("--early-exit", default="", metavar="CRITERION=NUMBER", help=text)
     text = "embed: mean of the hidden states (default), or output of the pooler"
     parser.add_argument("--pooling", default="mean", choices=("mean", "pooler"), help=text)
     parser.add_argument("--output", type=Path, metavar="FILE", help="embed: .npy file to write, float32 [texts, H]")
@@ -53,6 +60,12 @@ def add_inference_commands(add_command: Callable[..., Parser]) -> None:
     parser.add_argument("--temperature", type=float, default=1.0, metavar="NUMBER", help=text)
     text = "generate: the same seed gives the same text (default 0)"
     parser.add_argument("--seed", type=int, default=0, metavar="N", help=text)
+
+    summary = "Measure accuracy, layers and time of a fine-tuned classifier whose texts leave early."
+    parser = add_command("early-exit RUN", early_exit, summary, EXIT_EXAMPLES)
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of finetune, of a classification task")
+    text = "rows per batch (default 32)"
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help=text)
 
 
 def predict(arguments: argparse.Namespace) -> int:
@@ -72,4 +85,20 @@ def predict(arguments: argparse.Namespace) -> int:
     task = arguments.task or default_task(loaded[0])
     for record, lines in ANSWERS[task](loaded, texts or read_texts((), None), arguments):
         print(json.dumps(record, ensure_ascii=False) if arguments.json else lines)
+    return 0
+
+
+def early_exit(arguments: argparse.Namespace) -> int:
+    """Run `albert-jax early-exit`."""
+    from albert_jax.inference.exit_curve import draw_exits, exit_table, measure
+
+    if arguments.batch_size < 1:
+        raise InputError(f"--batch-size must be at least 1, got {arguments.batch_size}")
+    results = measure(arguments.run, arguments.batch_size)
+    output = arguments.run / "early-exit.json"
+    check_writable(output, "early-exit.json")
+    output.write_text(json.dumps(results, indent=2) + "\n")
+    draw_exits(results, next(iter(results[0]["metrics"]))).savefig(output.with_suffix(".png"), dpi=150)
+    print(exit_table(results))
+    print(f"\n{output}, {output.with_suffix('.png').name}")
     return 0

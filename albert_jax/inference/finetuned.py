@@ -9,11 +9,13 @@ from typing import Any
 import jax
 
 from albert_jax.config import InputError
+from albert_jax.data.batches import Rows
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.finetuning import classification, family, multiple_choice, question_answering, token_classification
 from albert_jax.finetuning.family import Split
 from albert_jax.finetuning.files import TaskDataConfig
 from albert_jax.finetuning.metrics import spans
+from albert_jax.inference.early_exit import EarlyExit, check_model, classify_early
 from albert_jax.inference.pretrained import BATCH_SIZE, as_list, check_head
 from albert_jax.model.heads import Albert
 
@@ -27,14 +29,20 @@ def classify(
     tokenizer: Tokenizer,
     texts: str | Sequence[str],
     text_pairs: Sequence[str] | None = None,
+    early_exit: EarlyExit | None = None,
 ) -> list[dict[str, Any]]:
     """Classify each text or pair of texts.
 
+    Args:
+      model, params, tokenizer, texts, text_pairs: what classifies what.
+      early_exit: run only as many layers as each text needs.
+
     Returns:
-      For each, its `label`, the `probability` of that label and the `probabilities` of all; for a regression its `score`.
+      For each, its `label`, the `probability` of that label and the `probabilities` of all; for a regression its `score`.  With
+      `early_exit`, also `layers`, the number of layers that ran.
 
     Raises:
-      InputError: the model has no classifier of texts.
+      InputError: the model has no classifier of texts; early exit with a regression or with `layer_weights`.
     """
     check_head(model, "classifier")
     texts = as_list(texts)
@@ -44,15 +52,29 @@ def classify(
     task = classification.Classification(regression=len(model.labels) == 1)
     config = classification.ClassificationData(task="text", max_seq_length=model.config.max_position_embeddings)
     examples = [classification.Example("", text, pair, None) for text, pair in zip(texts, pairs, strict=True)]
-    _, _, outputs = _evaluate(model, params, tokenizer, task, config, examples)
+    if early_exit is None:
+        _, _, outputs = _evaluate(model, params, tokenizer, task, config, examples)
+    else:
+        outputs = _exiting(model, params, task.rows(Split("", examples, model.labels), tokenizer, config), early_exit)
     if task.regression:
         return [{"score": float(row["score"])} for row in outputs]
     answers = []
     for row in outputs:
         probabilities = dict(zip(model.labels, row["probabilities"].tolist(), strict=True))
         label = max(probabilities, key=lambda name: probabilities[name])
-        answers.append({"label": label, "probability": probabilities[label], "probabilities": probabilities})
+        answer = {"label": label, "probability": probabilities[label], "probabilities": probabilities}
+        answers.append(answer | ({"layers": int(row["layers"])} if "layers" in row else {}))
     return answers
+
+
+def _exiting(model: Albert, params: Any, rows: Rows, early_exit: EarlyExit) -> family.RowOutputs:
+    check_model(model)
+
+    def step(params: Any, batch: Any) -> dict[str, Any]:
+        return dict(zip(("probabilities", "layers"), classify_early(model, params, batch, early_exit), strict=True))
+
+    batch_size = max(1, min(BATCH_SIZE, len(rows)))
+    return family.infer(step, params, rows, batch_size, model.config.max_position_embeddings)
 
 
 def entities(

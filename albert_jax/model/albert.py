@@ -21,7 +21,7 @@ from jax import Array
 from albert_jax.config import InputError, check_fields, choice, variant
 from albert_jax.model import products
 from albert_jax.model.depth import DEPTH_SAMPLING, max_layers
-from albert_jax.model.per_pass import PER_PASS, NoVariant, init_passes, weighted_passes
+from albert_jax.model.per_pass import PER_PASS, NoVariant, init_passes, injected, weighted_passes
 from albert_jax.model.products import CONTEXT, DROPOUT_MASK, POLICIES, SCORES, cudnn_attention, einsum, named
 from albert_jax.model.sharing import PASSES, STRATEGIES, TABLE_EXAMPLE, Sets, layer_sets
 
@@ -399,8 +399,8 @@ class Encoder(nn.Module):
                 scanned_params = {part: gather_set(params, "encoder", part) for part, params in scanned_params.items()}
             block_params, site = constant | scanned_params, 1 + SITES_PER_BLOCK * index
             pass_params = block_params.pop(PASSES, {})
-            if config.inject:  # in float32, because the gradient of a gain is one sum over the batch
-                x = (x.astype(jnp.float32) + pass_params["inject"] * embedded.astype(jnp.float32)).astype(x.dtype)
+            if config.inject:
+                x = injected(x, embedded, pass_params["inject"])
             x = config.per_pass.enter(pass_params, x)
             block_params = config.per_pass.block(pass_params, block_params)
             # Initialization uses XLA's attention, because parameter shapes are also needed without a GPU.

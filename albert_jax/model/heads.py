@@ -194,6 +194,7 @@ class Albert(nn.Module):
       dropout_keys: [B] random keys, or None for no dropout.
       output_hidden_states, output_attentions: also return `hidden_states` [L + 1, B, S, H] (the first is the encoder's
         input) and `attentions` [L * inner_group_num, B, N, S, S].
+      last_hidden_state: [B, S, H], such as an entry of `hidden_states`; the heads read it, and the encoder does not run.
       num_layers: int32, the number of layers to run (see `AlbertConfig.depth_sampling`); by default num_hidden_layers.
       gather_set: gathers one set of sharded parameters, see `albert.Encoder`.
 
@@ -232,6 +233,7 @@ class Albert(nn.Module):
         start_positions: Array | None = None,
         gather_set: Callable[..., Any] | None = None,
         num_layers: Array | None = None,
+        last_hidden_state: Array | None = None,
     ) -> Outputs:
         config = self.config
         if attention_mask is None:
@@ -240,8 +242,13 @@ class Albert(nn.Module):
             token_type_ids = jnp.zeros_like(input_ids)
         x, word_embeddings = Embeddings(config, name="embeddings")(input_ids, token_type_ids, dropout_keys)
         collect = output_hidden_states or output_attentions
-        encoder = Encoder(config, name="encoder")
-        hidden, collected = encoder(x, attention_mask, dropout_keys, collect, gather_set, num_layers)
+        if last_hidden_state is None:
+            encoder = Encoder(config, name="encoder")
+            hidden, collected = encoder(x, attention_mask, dropout_keys, collect, gather_set, num_layers)
+        elif collect:
+            raise ValueError("last_hidden_state cannot be combined with output_hidden_states or output_attentions")
+        else:
+            hidden = last_hidden_state
         outputs = {"last_hidden_state": hidden}
         allowed = attention_mask if answer_mask is None else answer_mask
         num_classes = len(self.labels), len(self.sentence_classes)

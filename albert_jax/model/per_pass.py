@@ -186,6 +186,11 @@ PER_PASS: dict[str, type[PassVariant]] = {
 """Name -> what differs between passes."""
 
 
+def injected(x: Array, embedded: Array, gain: Array) -> Array:
+    """x [B, S, H] plus the output of the embeddings times a gain, in float32: the gradient of a gain is one sum over the batch."""
+    return (x.astype(jnp.float32) + gain * embedded.astype(jnp.float32)).astype(x.dtype)
+
+
 def init_passes(config: "AlbertConfig", key: Array) -> dict[str, Any]:
     """The initial per-pass parameters [L * inner_group_num, ...]: those of the variant, `inject` and `layer_weights`."""
     depth = config.depth

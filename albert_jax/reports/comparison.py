@@ -206,7 +206,7 @@ def _read_run(folder: Path, config: dict[str, Any], tasks: Sequence[str] = ()) -
     line = {"run": folder.name, "folder": str(folder), "seed": config["train"]["seed"]}
     line["state"] = _state(folder, config, curve, tasks)
     line |= {
-        f"{CONFIG}{name}": re.sub(r"seed-\d+", "seed", value) if name == "init_from" else value
+        f"{CONFIG}{name}": re.sub(r"seed-\d+", "seed", value) if name in SOURCES else value
         for name, value in flat(without_location(config)).items()
         if name != "train.seed" and not name.startswith(MAY_CHANGE_ON_RESUME)
     }
@@ -220,6 +220,9 @@ def _read_run(folder: Path, config: dict[str, Any], tasks: Sequence[str] = ()) -
             line[f"{task} {tuned['select']}"] = tuned["best"][tuned["select"]]
     return line, curve
 
+
+SOURCES = ("init_from", "distillation.teacher")
+"""Fields that name another run; runs that differ only in its seed are seeds of one row."""
 
 NOT_COMPARED = ("step", "steps", "parallel_seeds")
 """Numbers of a summary that are not results."""
