@@ -39,6 +39,9 @@ RECORDS_PER_SHARD = 4096
 READING_FIELDS = ("text_field", "txt_documents", "encoding_errors", "language", "map_punctuation")
 """Fields of `DataConfig` that determine how a file is read."""
 
+LATER_READING_FIELDS = ("lower_case", "keep_accents")
+"""More of them.  Their defaults are not part of fingerprints, so that text prepared before they existed is found."""
+
 
 def digest(*parts: Any) -> str:
     """SHA-256 of JSON values."""
@@ -47,7 +50,13 @@ def digest(*parts: Any) -> str:
 
 def reading_digest(source_fingerprint: str, config: DataConfig) -> str:
     """Fingerprint of the text of a source before tokenization."""
-    return digest(source_fingerprint, {name: getattr(config, name) for name in READING_FIELDS})
+    values = {name: getattr(config, name) for name in READING_FIELDS}
+    values |= {
+        name: getattr(config, name)
+        for name in LATER_READING_FIELDS
+        if getattr(config, name) != getattr(DataConfig, name)
+    }
+    return digest(source_fingerprint, values)
 
 
 @dataclasses.dataclass

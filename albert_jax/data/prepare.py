@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from albert_jax.config import InputError, check_writable, read_json
 from albert_jax.data import sources
 from albert_jax.data.builder import (
+    LATER_READING_FIELDS,
     READING_FIELDS,
     AlbertText,
     number_of_shards,
@@ -32,7 +33,7 @@ from albert_jax.data.records import Records
 from albert_jax.data.sources import DataConfig
 from albert_jax.data.survey import check_counts, count_documents
 from albert_jax.data.tfds import check_shards
-from albert_jax.data.tokenizer import VOCABULARY, Tokenizer, train_vocabulary
+from albert_jax.data.tokenizer import TEXT_OPTIONS, VOCABULARY, Tokenizer, text_options, train_vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def prepare(config: DataConfig, vocab_size: int, beam_options: Sequence[tuple[st
         if not vocab.exists():
             engine.survey  # noqa: B018  (reports errors before the training)
             train_source_vocabulary(config, vocab, vocab_size)
-    tokenizer = Tokenizer(vocab, map_punctuation=config.map_punctuation)
+    tokenizer = Tokenizer(vocab, **text_options(config))
     builder_config = text_config(config, tokenizer, engine.source_fingerprint)
     builder = engine.builder(data_dir=engine.cache, config=builder_config, file_format="array_record")
     if not Path(builder.data_dir).exists():
@@ -120,6 +121,11 @@ def _write(builder: AlbertText, engine: Any) -> None:
     for problem, number in sorted(repairs.items()):
         if number:
             log.warning("%s: %d", problem, number)
+    if not engine.config.keep_accents and counts["marked letters"] > 0.01 * counts["letters"]:
+        share = 100 * counts["marked letters"] / counts["letters"]
+        log.warning(
+            "%.0f %% of the letters lose an accent or another mark; keep them with --data.keep-accents true", share
+        )
     folder = Path(builder.data_dir)
     builder.builder_config.counts.update(counts)
     tfds.disable_progress_bar()
@@ -140,7 +146,7 @@ def train_source_vocabulary(config: DataConfig, path: Path, vocab_size: int) -> 
     sentences = (
         text for document in sources.documents(config) for text in sources.sentences(document, config.language)
     )
-    train_vocabulary(sentences, path, vocab_size, map_punctuation=config.map_punctuation)
+    train_vocabulary(sentences, path, vocab_size, **text_options(config))
 
 
 def token_counts(prepared: Prepared) -> np.ndarray:
@@ -179,13 +185,15 @@ def _open(folder: Path, config: DataConfig, vocab_size: int) -> Prepared:
         raise InputError(
             f"data.source {folder} was not written by albert-jax prepare; name a data set of TFDS as tfds:{folder}"
         )
-    for name in (*READING_FIELDS, "eval_fraction"):
-        value, stored = getattr(config, name), metadata["data"][name]
-        if value not in (stored, getattr(DataConfig(), name)):
+    for name in (*READING_FIELDS, *LATER_READING_FIELDS, "eval_fraction"):
+        default = getattr(DataConfig, name)
+        value, stored = getattr(config, name), metadata["data"].get(name, default)
+        if value not in (stored, default):
             raise InputError(
                 f"data.{name} is {value!r}, but {folder} was prepared with {stored!r}; remove the setting or prepare again"
             )
-    tokenizer = Tokenizer(folder / VOCABULARY, map_punctuation=metadata["data"]["map_punctuation"])
+    options = {name: metadata["data"].get(name, default) for name, default in TEXT_OPTIONS.items()}
+    tokenizer = Tokenizer(folder / VOCABULARY, **options)
     if tokenizer.sha256 != metadata["vocab_sha256"]:
         problem = f"{folder}: the vocabulary {VOCABULARY} changed after the text was prepared"
         raise InputError(f"{problem}; delete the folder and prepare again")

@@ -42,6 +42,10 @@ class DataConfig:
     """SentencePiece model.  If empty, one with model.vocab_size pieces is trained on the source."""
     map_punctuation: bool = False
     """Replace curly quotes and dashes, which the released vocabulary lacks, with ones it has."""
+    lower_case: bool = True
+    """Convert text to lower case, as in the released code.  Turn off for a cased vocabulary."""
+    keep_accents: bool = False
+    """Keep accents, umlauts and voicing marks.  The released code removes them; turn on for most languages other than English."""
     text_field: str = "text"
     """Field of a .jsonl line, or feature of a TFDS data set, that holds the document."""
     txt_documents: str = choice("file", ("file", "blank-line"))

@@ -4,6 +4,7 @@ This module determines how text is cleaned, how it is split into pieces, and whi
 the tokens [CLS] or [SEP].
 """
 
+import functools
 import hashlib
 import io
 import itertools
@@ -12,6 +13,7 @@ import string
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -25,6 +27,9 @@ SYMBOLS = ("(", ")", '"', "-", ".", "–", "£", "€")
 
 VOCABULARY = "spiece.model"
 """Name of the vocabulary file in the folder of a model, a run or prepared data."""
+
+TEXT_OPTIONS: dict[str, Any] = {"lower_case": True, "keep_accents": False, "map_punctuation": False}
+"""Options of `preprocess`, with the values of the released code.  Configurations of data have fields with these names."""
 
 SPACE = "▁"  # U+2581, SentencePiece's visible space
 # Each character maps to one character, so that offsets stay simple.  The em dash becomes the en dash, its usual substitute.
@@ -56,6 +61,22 @@ def preprocess(text: str, *, map_punctuation: bool = False, keep_accents: bool =
     return text.lower() if lower_case else text
 
 
+def text_options(config: Any) -> dict[str, Any]:
+    """The `TEXT_OPTIONS` of a configuration."""
+    return {name: getattr(config, name) for name in TEXT_OPTIONS}
+
+
+def share_with_marks(text: str) -> tuple[int, int]:
+    """The number of letters in a text, and the number of those that lose an accent, umlaut or voicing mark in `preprocess`."""
+    letters = sum(map(str.isalpha, text))
+    return letters, 0 if text.isascii() else sum(map(_has_mark, text))
+
+
+@functools.cache
+def _has_mark(character: str) -> bool:
+    return character.isalpha() and any(map(unicodedata.combining, unicodedata.normalize("NFKD", character)))
+
+
 class Tokenizer:
     """SentencePiece with ALBERT's preprocessing and digit-comma rule.  Immutable, deterministic and picklable.
 
@@ -64,7 +85,7 @@ class Tokenizer:
       map_punctuation: replace curly quotes and dashes that the released vocabulary lacks (each is <unk>) with ones it has.
         Off in the released code; recommended for new work on web text.
       keep_accents: do not remove accents; same as Hugging Face's option.
-      lower_case: turn off only for a vocabulary trained on cased text.
+      lower_case: turn off for a vocabulary that was trained on cased text.
       model_proto: the SentencePiece model, if `path` is a different file that it was built from.
 
     Attributes:
@@ -199,7 +220,14 @@ class Tokenizer:
         ids: list[int] = []
         ranges: list[tuple[int, int]] = []
         position = 0  # in `normalized`, which is the concatenation of all pieces
+        bytes_left = 0  # of a character that is spelled with several bytes
         for i, piece in itertools.chain.from_iterable(self._replacements.get(i, [(i, piece)]) for i, piece in tokens):
+            if self._model.is_byte(i):
+                bytes_left = (bytes_left or _bytes_of_character(int(piece[3:-1], 16))) - 1
+                ids.append(i)
+                ranges.append((origins[offsets[position]][0], origins[ends[position] - 1][1]))
+                position += bytes_left == 0
+                continue
             first = position + len(piece) - len(piece.lstrip(SPACE))
             position += len(piece)
             ids.append(i)
@@ -263,14 +291,17 @@ class Tokenizer:
         return origins
 
 
+def _bytes_of_character(first: int) -> int:
+    """The number of bytes of a character in UTF-8, given the first."""
+    return 1 if first < 0xC0 else 2 if first < 0xE0 else 3 if first < 0xF0 else 4
+
+
 def ends_in_digit_comma(piece: str) -> bool:
     """Whether the digit-comma rule replaces a piece, such as '▁2010,'."""
     return len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit()
 
 
-def train_vocabulary(
-    sentences: Iterable[str], path: str | Path, vocab_size: int, *, map_punctuation: bool = False
-) -> None:
+def train_vocabulary(sentences: Iterable[str], path: str | Path, vocab_size: int, **options: bool) -> None:
     """Train a unigram vocabulary with the released flags (google-research/albert README) and write it to `path`.
 
     The same sentences give the same bytes.  SentencePiece trains on a sample if there are more than ten million sentences.
@@ -279,7 +310,7 @@ def train_vocabulary(
       sentences: texts of any length; they go through `preprocess`.
       path: file to write.
       vocab_size: number of pieces, special ones included.
-      map_punctuation: as for the `Tokenizer` that will use the vocabulary.
+      options: those of `TEXT_OPTIONS` that the `Tokenizer` will have.
     """
     path = Path(path)
     minimum = len(SPECIAL_PIECES) + len(SYMBOLS) + 1
@@ -292,7 +323,7 @@ def train_vocabulary(
 
     def preprocessed() -> Iterator[str]:
         try:
-            yield from filter(None, (preprocess(text, map_punctuation=map_punctuation) for text in sentences))
+            yield from filter(None, (preprocess(text, **options) for text in sentences))
         except BaseException as error:  # SentencePiece would turn it into a RuntimeError whose message is a traceback
             source_errors.append(error)
             raise

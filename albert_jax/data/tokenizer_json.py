@@ -19,6 +19,7 @@ from albert_jax.data.tokenizer import (
     SPACE,
     SPECIAL_PIECES,
     SYMBOLS,
+    TEXT_OPTIONS,
     VOCABULARY,
     Tokenizer,
     ends_in_digit_comma,
@@ -26,12 +27,8 @@ from albert_jax.data.tokenizer import (
 
 protobuf: Any = sentencepiece_model_pb2  # its names are defined on import, so the type checker does not know them
 
-OPTIONS = {
-    "lower_case": ("do_lower_case", True),
-    "keep_accents": ("keep_accents", False),
-    "map_punctuation": ("map_punctuation", False),
-}
-"""Option of `Tokenizer` -> its key in tokenizer_config.json and its default.  Only this package reads the last key."""
+KEYS = {"lower_case": "do_lower_case", "keep_accents": "keep_accents", "map_punctuation": "map_punctuation"}
+"""Option of `Tokenizer` -> its key in tokenizer_config.json.  Only this package reads the last one."""
 
 PENALTY = -100.0
 """Added to the score of a piece such as '2010,', so that the pieces '2010' and ',' always score better."""
@@ -79,10 +76,10 @@ def read(folder: Path, vocab: str | Path = "") -> Tokenizer | None:
     """
     path = folder / "tokenizer_config.json"
     stored = read_json(path) if path.is_file() else {}
-    options = {option: stored.get(key, default) for option, (key, default) in OPTIONS.items()}
+    options = {option: stored.get(KEYS[option], default) for option, default in TEXT_OPTIONS.items()}
     for option, value in options.items():
         if not isinstance(value, bool):
-            raise InputError(f"{path}: {OPTIONS[option][0]}: expected true or false, got {value!r}")
+            raise InputError(f"{path}: {KEYS[option]}: expected true or false, got {value!r}")
     if vocab or (folder / VOCABULARY).is_file():
         return Tokenizer(vocab or folder / VOCABULARY, **options)
     path = folder / "tokenizer.json"  # transformers 5 saves it without a spiece.model

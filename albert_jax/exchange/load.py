@@ -17,7 +17,7 @@ import numpy as np
 
 from albert_jax.config import InputError, from_dict, read_json
 from albert_jax.data import tokenizer_json
-from albert_jax.data.tokenizer import VOCABULARY, Tokenizer
+from albert_jax.data.tokenizer import TEXT_OPTIONS, VOCABULARY, Tokenizer
 from albert_jax.exchange import archives, huggingface, tf1
 from albert_jax.exchange.weights import Weights
 from albert_jax.model.albert import AlbertConfig
@@ -222,7 +222,7 @@ def check_vocabulary(field: str, source: Source, tokenizer: Tokenizer) -> None:
                 f"{field}: piece {number} is {source_piece!r} in its vocabulary, but {data_piece!r} in the data's; "
                 "use its vocabulary (--data.vocab)"
             )
-    for name in ("lower_case", "keep_accents", "map_punctuation"):
+    for name in TEXT_OPTIONS:
         source_value, data_value = getattr(source.tokenizer, name), getattr(tokenizer, name)
         if source_value != data_value:
             log.warning("%s: %s is %s in its tokenizer, but %s in the data's", field, name, source_value, data_value)

@@ -45,8 +45,12 @@ class TaskDataConfig:
     """Test files, likewise; predictions are written for them, and metrics if they have labels."""
     vocab: str = ""
     """SentencePiece model; empty: the vocabulary of --init-from, or train one of model.vocab_size pieces on the task's text."""
-    map_punctuation: bool = False
-    """With data.vocab or a trained vocabulary: map curly quotes and dashes, which the released vocabulary lacks, to ASCII."""
+    lower_case: bool | None = None
+    """Convert text to lower case.  None: as the model of --init-from, else true."""
+    keep_accents: bool | None = None
+    """Keep accents, umlauts and voicing marks.  None: as the model of --init-from, else false."""
+    map_punctuation: bool | None = None
+    """Replace curly quotes and dashes, which the released vocabulary lacks.  None: as the model of --init-from, else false."""
     max_seq_length: int = 512
     """S: longer inputs are truncated; question answering and token classification read them in several parts."""
     max_train_samples: int = 0

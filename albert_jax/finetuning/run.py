@@ -26,7 +26,7 @@ from albert_jax.config import (
     variant_name,
 )
 from albert_jax.data import batches, tokenizer_json
-from albert_jax.data.tokenizer import Tokenizer, train_vocabulary
+from albert_jax.data.tokenizer import TEXT_OPTIONS, Tokenizer, text_options, train_vocabulary
 from albert_jax.exchange.load import Source, read
 from albert_jax.finetuning import family, files
 from albert_jax.finetuning.evaluation import Evaluation
@@ -286,33 +286,39 @@ def _with_architecture(config: FinetuneConfig, source: Source | None) -> Finetun
 
 
 def _tokenizer(config: FinetuneConfig, run_dir: Path, source: Source | None, texts: Sequence[str]) -> Tokenizer:
-    """The tokenizer of data.vocab, of --init-from, or of the run folder; otherwise trains one on the task's text."""
+    """The tokenizer of data.vocab, of --init-from, or of the run folder; otherwise trains one on the task's text.
+
+    Its text options are those of the configuration, else those of --init-from or of the run folder.
+    """
     data, size = config.data, config.model.vocab_size
+    stored = source.tokenizer if source else None
+    if source is None and (run_dir / "config.json").exists():
+        stored = tokenizer_json.read(run_dir, "")
+    options = text_options(stored) if stored else TEXT_OPTIONS
+    options = options | {name: value for name, value in text_options(data).items() if value is not None}
     if data.vocab:
-        tokenizer = Tokenizer(data.vocab, map_punctuation=data.map_punctuation)
+        tokenizer = Tokenizer(data.vocab, **options)
         if tokenizer.vocab_size != size:
             pieces = f"data.vocab {data.vocab} has {tokenizer.vocab_size} pieces"
             raise InputError(
                 f"{pieces}, but --init-from {config.init_from} has {size}; use the checkpoint's vocabulary"
             )
         return tokenizer
+    if stored is not None:
+        return Tokenizer(stored.path, **options, model_proto=stored.model_proto)
     if source is not None:
-        if source.tokenizer is None:
-            raise InputError(
-                f"--init-from {config.init_from} has no vocabulary; name its SentencePiece model with --data.vocab"
-            )
-        return source.tokenizer
-    if (run_dir / "config.json").exists() and (stored := tokenizer_json.read(run_dir, "")):
-        return stored
+        raise InputError(
+            f"--init-from {config.init_from} has no vocabulary; name its SentencePiece model with --data.vocab"
+        )
     log.info("no --data.vocab: training a vocabulary of %d pieces on %d texts", size, len(texts))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "spiece.model"
         try:
-            train_vocabulary(texts, path, size, map_punctuation=data.map_punctuation)
+            train_vocabulary(texts, path, size, **options)
         except InputError as error:
             message = str(error).removeprefix(f"{path}: ")
             raise InputError(f"{message}; reduce --model.vocab-size, or name a vocabulary with --data.vocab") from None
-        return Tokenizer(path, map_punctuation=data.map_punctuation)
+        return Tokenizer(path, **options)
 
 
 def _initial_params(config: FinetuneConfig, source: Source | None, model: Albert) -> Any:
