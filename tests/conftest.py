@@ -36,7 +36,7 @@ import pytest
 from albert_jax.cli import main
 from albert_jax.config import InputError
 from albert_jax.data import sources
-from albert_jax.data.tokenizer import train_vocabulary
+from albert_jax.data.sentencepiece_tokenizer import train_vocabulary
 from albert_jax.parser import Parser
 from albert_jax.training.progress import Meter
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.data.tokenizer_files import open_tokenizer
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import PRETRAINING, Albert, param_shapes
 from albert_jax.model.sharing import is_stacked
@@ -34,7 +35,7 @@ def random_model(heads: tuple[str, ...] = PRETRAINING, labels: tuple[str, ...] =
     )
     model, random = Albert(config, heads, labels), np.random.default_rng(3)
     params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32) * 0.3, param_shapes(model))
-    return model, params, Tokenizer(GOLDEN_TOKENIZER / "spiece.model")
+    return model, params, open_tokenizer(GOLDEN_TOKENIZER / "spiece.model")
 
 
 def one_set_shapes(model: Albert) -> dict[str, Any]:

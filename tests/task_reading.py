@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.data.tokenizer_files import open_tokenizer
 from albert_jax.finetuning import (
     files,
 )
@@ -13,7 +13,7 @@ from albert_jax.finetuning.tasks import TASKS
 
 from .conftest import GOLDEN_TOKENIZER
 
-TOKENIZER = Tokenizer(GOLDEN_TOKENIZER / "spiece.model")
+TOKENIZER = open_tokenizer(GOLDEN_TOKENIZER / "spiece.model")
 
 
 def config(task: str = "sst2", **fields: Any) -> Any:

@@ -16,7 +16,7 @@ import pytest
 from albert_jax.config import InputError, from_dict, to_dict
 from albert_jax.data.batches import collate
 from albert_jax.data.sources import DataConfig
-from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.data.tokenizer_files import open_tokenizer
 from albert_jax.exchange.weights import Weights
 from albert_jax.finetuning import family, files
 from albert_jax.finetuning import teacher as finetuning_teacher
@@ -131,7 +131,7 @@ def test_a_teacher_in_every_family(name: str, tmp_path: Path) -> None:
     config = load_config(experiment, overrides_of(FinetuneConfig, [*words, *WRITE[name](tmp_path)]))
     task = TASKS[name]
     split = family.read_splits(task, files.find(config.data, task.splits), config.data)["train"]
-    rows = task.rows(split, Tokenizer(FINETUNE_FIELDS["data.vocab"]), config.data)
+    rows = task.rows(split, open_tokenizer(FINETUNE_FIELDS["data.vocab"]), config.data)
     batch = collate([rows[number] for number in range(6)], 6, 32)
     fields = to_dict(config.model) | {"vocab_size": 500, "classifier_dropout_prob": 0.0}
     model = Albert(from_dict(AlbertConfig, fields), task.heads(config.data), split.labels)

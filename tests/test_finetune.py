@@ -12,7 +12,7 @@ import pytest
 import albert_jax
 from albert_jax.cli import main
 from albert_jax.data.batches import collate
-from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.data.tokenizer_files import open_tokenizer
 from albert_jax.finetuning import files
 from albert_jax.finetuning.family import Split, draw, read_splits, train_loss
 from albert_jax.finetuning.run import FinetuneConfig, load_config
@@ -63,7 +63,7 @@ def test_labels_become_predictions(task: str, tmp_path: Path) -> None:
     config = load_config(experiment, overrides_of(FinetuneConfig, [*options, *WRITE[task](tmp_path)]))
     family = TASKS[task]
     splits = read_splits(family, files.find(config.data, family.splits), config.data)
-    tokenizer = Tokenizer(FIELDS["data.vocab"])
+    tokenizer = open_tokenizer(FIELDS["data.vocab"])
     for name, split in splits.items():
         labeled = split.is_labeled
         # Answers have positions in the rows of the training split only.

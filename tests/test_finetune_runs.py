@@ -14,7 +14,7 @@ import pytest
 import albert_jax
 from albert_jax.cli import main
 from albert_jax.config import to_dict
-from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.data.tokenizer_files import open_tokenizer
 from albert_jax.exchange import load as exchange
 from albert_jax.finetuning import files, tasks
 from albert_jax.finetuning.classification import Classification
@@ -301,7 +301,7 @@ def test_evaluation_on_eight_devices(finetuned_sst2: Path) -> None:
     config = load_config(str(run_dir / "config.json"))
     task = tasks.TASKS["sst2"]
     splits = read_splits(task, files.find(config.data, task.splits), config.data)
-    tokenizer = Tokenizer(config.data.vocab)
+    tokenizer = open_tokenizer(config.data.vocab)
     rows = {name: task.rows(split, tokenizer, config.data) for name, split in splits.items()}
     evaluation = Evaluation(config, task, splits, rows, model, make_mesh("cpu", 8))
     metrics = evaluation.evaluate(params)["eval"]

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from albert_jax.config import InputError, read_json
-from albert_jax.data import tokenizer_json
-from albert_jax.data.tokenizer import Tokenizer, train_vocabulary
+from albert_jax.data import tokenizer_files
+from albert_jax.data.sentencepiece_tokenizer import train_vocabulary
+from albert_jax.data.tokenizer_files import open_tokenizer
 from albert_jax.exchange import huggingface
 from albert_jax.exchange.load import read
 
@@ -288,7 +289,7 @@ def test_fuzz_config(tmp_path_factory: pytest.TempPathFactory, text: dict[str, A
 
 def vocabulary_or_refused(folder: Path) -> None:
     with contextlib.suppress(InputError):
-        found = tokenizer_json.read(folder)
+        found = tokenizer_files.read(folder)
         assert found is not None
         found.encode(TEXT)
 
@@ -300,7 +301,7 @@ def test_fuzz_tokenizer(
 ) -> None:
     """Neither file has a checksum, so the result may be a different vocabulary, but never an exception other than `InputError`."""
     target = tmp_path_factory.mktemp("fuzz")
-    tokenizer_json.write(Tokenizer(vocabulary), 16, target)
+    tokenizer_files.write(open_tokenizer(vocabulary), 16, target)
     data = (target / name).read_bytes()
     (target / "spiece.model").unlink()
     (target / name).write_bytes(mutated(data, [(place % 1500, bit) for place, bit in flips], length))

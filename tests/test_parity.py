@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from albert_jax.config import InputError
-from albert_jax.data import tokenizer_json
-from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.data import tokenizer_files
+from albert_jax.data.tokenizer_files import open_tokenizer
 from albert_jax.exchange import convert, huggingface
 from albert_jax.exchange.load import read
 from albert_jax.exchange.weights import Weights
@@ -108,8 +108,8 @@ def test_token_ids_equal_those_of_transformers(
     vocabulary: Path,
 ) -> None:
     """By AlbertTokenizer on hard text and a real document, with segments; and ours of what transformers saves again."""
-    ours = Tokenizer(RELEASED_VOCABULARY if RELEASED_VOCABULARY.is_file() else vocabulary, **switches)
-    tokenizer_json.write(ours, 512, tmp_path)
+    ours = open_tokenizer(RELEASED_VOCABULARY if RELEASED_VOCABULARY.is_file() else vocabulary, **switches)
+    tokenizer_files.write(ours, 512, tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "albert"}')
     # AlbertTokenizer builds its own normalizer; what that lacks, the general class takes from tokenizer.json.
     name = "PreTrainedTokenizerFast" if "map_punctuation" in switches else "AlbertTokenizer"
@@ -124,7 +124,7 @@ def test_token_ids_equal_those_of_transformers(
     assert {name: value[0].tolist() for name, value in pair.items()} == dict(one)
     theirs.save_pretrained(tmp_path / "again")
     assert not (tmp_path / "again" / "spiece.model").exists()  # transformers 5 leaves it out
-    back = tokenizer_json.read(tmp_path / "again")
+    back = tokenizer_files.read(tmp_path / "again")
     assert back is not None
     assert back.encode_batch(texts) == ours.encode_batch(texts)
 

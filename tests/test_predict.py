@@ -16,7 +16,7 @@ import pytest
 
 from albert_jax.cli import main
 from albert_jax.config import InputError
-from albert_jax.data import tokenizer_json
+from albert_jax.data import tokenizer_files
 from albert_jax.exchange import huggingface
 from albert_jax.exchange.weights import Weights
 from albert_jax.inference import answers, pretrained
@@ -101,6 +101,7 @@ def test_generate(loaded: Loaded) -> None:
     found = pretrained.generate(*loaded, text, length=9, temperature=0.0)
     assert sorted(found["order"]) == list(range(1, 12))
     ids = tokenizer(text + "[MASK]" * 9)["input_ids"]
+    pieces = tokenizer.pieces(range(tokenizer.vocab_size))
     places = np.flatnonzero(ids[0] == tokenizer.mask_id)
     apply: Any = model.apply
     logits = np.array(apply({"params": params}, ids)["prediction_logits"][0, places])
@@ -108,7 +109,7 @@ def test_generate(loaded: Loaded) -> None:
     first = found["order"].index(1)
     assert first == np.asarray(jax.nn.log_softmax(logits)).max(1).argmax()
     assert tokenizer.pieces([logits[first].argmax()])[0] == found["filled"][first]
-    piece_ids = [tokenizer._model.piece_to_id(piece) for piece in found["filled"]]
+    piece_ids = [pieces.index(piece) for piece in found["filled"]]
     ids[0, places] = piece_ids
     assert found["text"] == tokenizer.decode(ids[0])
 
@@ -168,7 +169,7 @@ def test_errors_are_one_line(case: str, loaded: Loaded) -> None:
 def source(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("source")
     huggingface.write(Weights(loaded[0], loaded[1]), folder)
-    tokenizer_json.write(loaded[2], 80, folder)
+    tokenizer_files.write(loaded[2], 80, folder)
     return str(folder)
 
 

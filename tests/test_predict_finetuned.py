@@ -9,7 +9,7 @@ import pytest
 
 from albert_jax.cli import main
 from albert_jax.config import InputError
-from albert_jax.data import tokenizer_json
+from albert_jax.data import tokenizer_files
 from albert_jax.exchange import huggingface
 from albert_jax.exchange.weights import Weights
 from albert_jax.inference import answers, finetuned
@@ -108,7 +108,7 @@ def test_command_line(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None
         folders[name] = str(tmp_path / name)
         (tmp_path / name).mkdir()
         huggingface.write(Weights(model, params), tmp_path / name)
-        tokenizer_json.write(tokenizer, 80, tmp_path / name)
+        tokenizer_files.write(tokenizer, 80, tmp_path / name)
         assert (
             answers.default_task(model)
             == {"classes": "classify", "tags": "entities", "answer": "answer", "choice": "choose"}[name]

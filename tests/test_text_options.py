@@ -17,8 +17,10 @@ import albert_jax
 from albert_jax.cli import main
 from albert_jax.data import builder
 from albert_jax.data.prepare import Prepared, prepare, read_split
+from albert_jax.data.sentencepiece_tokenizer import train_vocabulary
 from albert_jax.data.sources import DataConfig
-from albert_jax.data.tokenizer import Tokenizer, preprocess, share_with_marks, train_vocabulary
+from albert_jax.data.tokenizer import preprocess, share_with_marks
+from albert_jax.data.tokenizer_files import open_tokenizer
 from albert_jax.exchange.load import Source
 from albert_jax.finetuning.run import _tokenizer
 from albert_jax.inference.pretrained import generate
@@ -119,7 +121,7 @@ def test_the_vocabulary_of_a_cased_model_stays_cased(tmp_path: Path) -> None:
     Fails if --data.vocab means the released options.
     """
     train_vocabulary(SENTENCES["de"] * 20, tmp_path / "de.model", size := size_for("de", **CASED), **CASED)
-    cased = Tokenizer(tmp_path / "de.model", **CASED)
+    cased = open_tokenizer(tmp_path / "de.model", **CASED)
     source: Any = Source("huggingface", SimpleNamespace(), cased)
 
     def options(**data: Any) -> tuple[bool, bool]:
@@ -151,7 +153,7 @@ def test_offsets_of_bytes(tmp_path: Path) -> None:
             control_symbols=["[CLS]", "[SEP]", "[MASK]"],
             minloglevel=2,
         )
-    tokenizer = Tokenizer(model)
+    tokenizer = open_tokenizer(model)
     text = "die λ 語 🙂 straße é~x"
     ids, ranges = tokenizer.encode_with_offsets(text)
     assert ids == tokenizer.encode(text)

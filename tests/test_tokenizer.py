@@ -9,6 +9,7 @@ import textwrap
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from albert_jax.config import InputError
-from albert_jax.data.tokenizer import SPECIAL_PIECES, SYMBOLS, Tokenizer, preprocess, train_vocabulary
+from albert_jax.data.sentencepiece_tokenizer import SYMBOLS, train_vocabulary
+from albert_jax.data.tokenizer import SPECIAL_PIECES, Tokenizer, preprocess
+from albert_jax.data.tokenizer_files import open_tokenizer
 
 from .conftest import GOLDEN_TOKENIZER, HARD_TEXTS, RELEASED_VOCABULARY, needs_released_vocabulary
 
@@ -30,12 +33,12 @@ SOURCE = [line for module in (argparse, textwrap, random) for line in inspect.ge
 def small(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     path = tmp_path_factory.mktemp("vocabulary") / "small.model"
     train_vocabulary(SOURCE + NUMBERS, path, 600)
-    return Tokenizer(path)
+    return open_tokenizer(path)
 
 
 @pytest.fixture(scope="module")
 def released() -> Tokenizer:
-    return Tokenizer(RELEASED_VOCABULARY)
+    return open_tokenizer(RELEASED_VOCABULARY)
 
 
 def surface(tokenizer: Tokenizer, token: int) -> str:
@@ -60,7 +63,7 @@ def test_golden_ids(released: Tokenizer, text: str, ids: list[int]) -> None:
 @pytest.mark.parametrize("vocabulary", ["small", pytest.param("released", marks=needs_released_vocabulary)])
 def test_golden_hard_text(vocabulary: str, options: dict[str, bool]) -> None:
     """The ids of transformers 4's slow AlbertTokenizer; fails without NFKD or the digit-comma rule, or with NFC."""
-    tokenizer = Tokenizer(
+    tokenizer = open_tokenizer(
         RELEASED_VOCABULARY if vocabulary == "released" else GOLDEN_TOKENIZER / "spiece.model", **options
     )
     name = "" if not options else "cased" if "lower_case" in options else "keep_accents"
@@ -78,16 +81,16 @@ def test_released_vocabulary(released: Tokenizer) -> None:
     assert np.bincount(released.starts_word).tolist() == [6758, 23242]
     for hard in HARD_TEXTS:
         check_offsets(released, hard)
-    with_accents = Tokenizer(RELEASED_VOCABULARY, keep_accents=True)
+    with_accents = open_tokenizer(RELEASED_VOCABULARY, keep_accents=True)
     text = "I was born in 92000, and this is falsé."
     assert with_accents.encode(text) == [31, 23, 386, 19, 561, 3050, 15, 17, 48, 25, 8256, 18, 1, 9]
-    assert Tokenizer(RELEASED_VOCABULARY, lower_case=False).encode("The Cat") == [13, 1, 438, 13, 1, 721]
+    assert open_tokenizer(RELEASED_VOCABULARY, lower_case=False).encode("The Cat") == [13, 1, 438, 13, 1, 721]
 
 
 @needs_released_vocabulary
 def test_map_punctuation_leaves_nothing_unknown(released: Tokenizer) -> None:
     text = "“He said — or ― it’s ‘so’”, 3‑4, 5−2 ´n′"
-    mapped = Tokenizer(RELEASED_VOCABULARY, map_punctuation=True)
+    mapped = open_tokenizer(RELEASED_VOCABULARY, map_punctuation=True)
     assert released.unk_id in released.encode(text)
     assert mapped.unk_id not in mapped.encode(text)
     assert mapped.encode("1990–2010") == released.encode("1990–2010")  # the vocabulary has an en dash
@@ -103,7 +106,7 @@ def test_preprocess_equals_the_released_code() -> None:
     assert preprocess("Café", keep_accents=True, lower_case=False) == "Café"
 
 
-def check_offsets(tokenizer: Tokenizer, text: str) -> None:
+def check_offsets(tokenizer: Any, text: str) -> None:
     """Check what holds for any text.  A range may be wider than its piece (½ has three), so `in` is used; ς needs context."""
     model = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer.path))
     ids, ranges = tokenizer.encode_with_offsets(text)
@@ -130,7 +133,7 @@ OPTIONS = [{}, {"map_punctuation": True}, {"keep_accents": True, "lower_case": F
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_hard_text(small: Tokenizer, options: dict[str, bool]) -> None:
     """All ways to encode agree; fails if replaced digit-comma pieces of one row reach a different row of the batch."""
-    tokenizer = Tokenizer(small.path, **options)
+    tokenizer = open_tokenizer(small.path, **options)
     for text, row in zip(HARD_TEXTS, tokenizer.encode_batch(HARD_TEXTS), strict=True):
         assert row == tokenizer.encode(text)
         check_offsets(tokenizer, text)
@@ -148,7 +151,7 @@ def test_hard_text(small: Tokenizer, options: dict[str, bool]) -> None:
 )
 @example(text="ΑΣ Σ", options={})
 def test_offsets_property(small: Tokenizer, text: str, options: dict[str, bool]) -> None:
-    check_offsets(Tokenizer(small.path, **options), text)
+    check_offsets(open_tokenizer(small.path, **options), text)
 
 
 def test_offsets_cover_the_words(small: Tokenizer) -> None:
@@ -201,7 +204,7 @@ def test_trained_vocabulary_has_the_released_layout_and_is_deterministic(
 def test_long_texts_are_used_for_training(tmp_path: Path) -> None:
     """By default SentencePiece skips sentences above 4,192 bytes."""
     train_vocabulary(["long text " * 1000], tmp_path / "v.model", 22)
-    assert Tokenizer(tmp_path / "v.model").unk_id not in Tokenizer(tmp_path / "v.model").encode("long text")
+    assert open_tokenizer(tmp_path / "v.model").unk_id not in open_tokenizer(tmp_path / "v.model").encode("long text")
 
 
 def write_model(folder: Path, content: bytes) -> Path:
@@ -222,19 +225,25 @@ def broken_source() -> Iterator[str]:
 
 
 BAD = {
-    "no such file": (lambda d, t: Tokenizer(d / "none.model"), "none.model: cannot read the vocabulary: No such file"),
-    "a folder": (lambda d, t: Tokenizer(d), "Is a directory"),
+    "no such file": (
+        lambda d, t: open_tokenizer(d / "none.model"),
+        "none.model: cannot read the vocabulary: No such file",
+    ),
+    "a folder": (lambda d, t: open_tokenizer(d), "Is a directory"),
     "garbage": (
-        lambda d, t: Tokenizer(write_model(d, b"garbage" * 100)),
+        lambda d, t: open_tokenizer(write_model(d, b"garbage" * 100)),
         r"x.model is not a SentencePiece model \(700 bytes\)",
     ),
-    "empty": (lambda d, t: Tokenizer(write_model(d, b"")), r"x.model is not a SentencePiece model \(0 bytes\)"),
+    "empty": (lambda d, t: open_tokenizer(write_model(d, b"")), r"x.model is not a SentencePiece model \(0 bytes\)"),
     "cut short": (
-        lambda d, t: Tokenizer(write_model(d, t.path.read_bytes()[:-7])),
+        lambda d, t: open_tokenizer(write_model(d, t.path.read_bytes()[:-7])),
         "x.model is not a SentencePiece model",
     ),
-    "lfs": (lambda d, t: Tokenizer(write_model(d, b"version https://git-lfs.github.com/spec/v1\n")), "git lfs pull"),
-    "specials": (lambda d, t: Tokenizer(without_specials(d)), "plain.model: .*lacks the special piece '<pad>'"),
+    "lfs": (
+        lambda d, t: open_tokenizer(write_model(d, b"version https://git-lfs.github.com/spec/v1\n")),
+        "git lfs pull",
+    ),
+    "specials": (lambda d, t: open_tokenizer(without_specials(d)), "plain.model: .*lacks the special piece '<pad>'"),
     "surrogate": (lambda d, t: t.encode_batch(["fine", "bad \ud800"]), r"lone surrogate '\\ud800' after 'bad '"),
     "surrogate, offsets": (lambda d, t: t.encode_with_offsets("\udcff"), "lone surrogate"),
     "id": (lambda d, t: t.decode([0, 600]), "token id 600 is not in .*small.model, which has 600 pieces"),

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import shutil
 import sys
 import time
 from collections import Counter
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from albert_jax.data.records import Record
 from albert_jax.data.sources import DataConfig, documents, sentences
 from albert_jax.data.survey import SPLITS, split_of
-from albert_jax.data.tokenizer import VOCABULARY, Tokenizer
+from albert_jax.data.tokenizer import Tokenizer
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -104,7 +103,8 @@ class AlbertText(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         # TFDS renames its temporary folder at the end, so a prepared folder always has a vocabulary.
-        shutil.copyfile(self.builder_config.tokenizer.path, Path(self.data_dir) / VOCABULARY)
+        tokenizer = self.builder_config.tokenizer
+        (Path(self.data_dir) / tokenizer.file_name).write_bytes(tokenizer.contents)
         return {split: self._generate_examples(split) for split in SPLITS}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, Record]]:

@@ -30,10 +30,12 @@ from albert_jax.data.builder import (
     with_progress,
 )
 from albert_jax.data.records import Records
+from albert_jax.data.sentencepiece_tokenizer import VOCABULARY, train_vocabulary
 from albert_jax.data.sources import DataConfig
 from albert_jax.data.survey import check_counts, count_documents
 from albert_jax.data.tfds import check_shards
-from albert_jax.data.tokenizer import TEXT_OPTIONS, VOCABULARY, Tokenizer, text_options, train_vocabulary
+from albert_jax.data.tokenizer import TEXT_OPTIONS, Tokenizer, text_options
+from albert_jax.data.tokenizer_files import CLASSES, open_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +88,7 @@ def prepare(config: DataConfig, vocab_size: int, beam_options: Sequence[tuple[st
     if (folder / "dataset_info.json").is_file():
         return _open(folder, config, vocab_size)
     if config.vocab:
-        _check_vocab_size(Tokenizer(config.vocab), vocab_size)
+        _check_vocab_size(open_tokenizer(config.vocab), vocab_size)
     engine = LocalEngine(config) if beam_options is None else _beam_engine(config, beam_options)
     vocab = Path(config.vocab)
     if not config.vocab:
@@ -95,7 +97,7 @@ def prepare(config: DataConfig, vocab_size: int, beam_options: Sequence[tuple[st
         if not vocab.exists():
             engine.survey  # noqa: B018  (reports errors before the training)
             train_source_vocabulary(config, vocab, vocab_size)
-    tokenizer = Tokenizer(vocab, **text_options(config))
+    tokenizer = open_tokenizer(vocab, **text_options(config))
     builder_config = text_config(config, tokenizer, engine.source_fingerprint)
     builder = engine.builder(data_dir=engine.cache, config=builder_config, file_format="array_record")
     if not Path(builder.data_dir).exists():
@@ -193,11 +195,12 @@ def _open(folder: Path, config: DataConfig, vocab_size: int) -> Prepared:
                 f"data.{name} is {value!r}, but {folder} was prepared with {stored!r}; remove the setting or prepare again"
             )
     options = {name: metadata["data"].get(name, default) for name, default in TEXT_OPTIONS.items()}
-    tokenizer = Tokenizer(folder / VOCABULARY, **options)
+    file = next((name for name in CLASSES if (folder / name).is_file()), VOCABULARY)
+    tokenizer = open_tokenizer(folder / file, **options)
     if tokenizer.sha256 != metadata["vocab_sha256"]:
-        problem = f"{folder}: the vocabulary {VOCABULARY} changed after the text was prepared"
+        problem = f"{folder}: the vocabulary {file} changed after the text was prepared"
         raise InputError(f"{problem}; delete the folder and prepare again")
-    if config.vocab and (digest := Tokenizer(config.vocab).sha256) != tokenizer.sha256:
+    if config.vocab and (digest := open_tokenizer(config.vocab).sha256) != tokenizer.sha256:
         problem = f"has the digest {digest[:8]}, but {folder} was prepared with {tokenizer.sha256[:8]}"
         raise InputError(f"data.vocab {config.vocab} {problem}; remove the setting or prepare again")
     _check_vocab_size(tokenizer, vocab_size)

@@ -46,7 +46,7 @@ def add_source(parser: Parser) -> None:
     text = """a Hugging Face folder or hub id (albert/albert-base-v2; @REVISION pins it); the folder, tar or prefix of a
     checkpoint from Google; or a run folder"""
     parser.add_argument("source", metavar="SOURCE", help=text)
-    text = "SentencePiece model, if the source has none"
+    text = "vocabulary to use instead of the source's: a SentencePiece model, vocab.txt or tokenizer.json"
     parser.add_argument("--vocab", default="", metavar="FILE", help=text)
     text = "initialize pretraining heads that the source lacks at random"
     parser.add_argument("--init-missing", action="store_true", help=text)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from albert_jax.config import InputError, check_writable, first_line, to_dict
-from albert_jax.data import tokenizer_json
+from albert_jax.data import tokenizer_files
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.exchange import huggingface
 from albert_jax.exchange.load import read
@@ -143,7 +143,7 @@ def _write(weights: Weights, tokenizer: Tokenizer | None, folder: Path, to: str)
     if tokenizer is None:
         notes = ["neither the source nor the target has a vocabulary; give one with --vocab"]
     else:
-        notes = tokenizer_json.write(tokenizer, model.config.max_position_embeddings, folder)
+        notes = tokenizer_files.write(tokenizer, model.config.max_position_embeddings, folder)
     if to == "huggingface":
         written, more_notes = huggingface.write(weights, folder)
         return written, notes + more_notes

@@ -16,8 +16,9 @@ import jax
 import numpy as np
 
 from albert_jax.config import InputError, from_dict, read_json
-from albert_jax.data import tokenizer_json
-from albert_jax.data.tokenizer import TEXT_OPTIONS, VOCABULARY, Tokenizer
+from albert_jax.data import tokenizer_files
+from albert_jax.data.tokenizer import TEXT_OPTIONS, Tokenizer, UnsuitableVocabulary
+from albert_jax.data.tokenizer_files import open_tokenizer
 from albert_jax.exchange import archives, huggingface, tf1
 from albert_jax.exchange.weights import Weights
 from albert_jax.model.albert import AlbertConfig
@@ -25,7 +26,7 @@ from albert_jax.model.heads import PRETRAINING, SENTENCE_CLASSES, Albert, init_p
 
 log = logging.getLogger(__name__)
 
-HUB_FILES = ("*.json", "model*.safetensors", "spiece.model")
+HUB_FILES = ("*.json", "model*.safetensors", "spiece.model", "vocab.txt")
 """The files that are fetched from the hub."""
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?")
 MAY_CHANGE_ON_LOAD = (
@@ -61,23 +62,24 @@ def load(
     init_missing: bool = False,
     allow_pickle: bool = False,
     **changes: Any,
-) -> tuple[Albert, dict[str, Any], Tokenizer]:
+) -> tuple[Albert, dict[str, Any], Any]:
     """Load any ALBERT; then call `model.apply({"params": params}, **tokenizer("Hello, world!"))`.
 
     Args:
       source: a Hugging Face folder; a hub id such as `albert/albert-base-v2`, or `...@revision` (needs the extra `hub`);
         the folder, tar archive or path of one of Google's checkpoints; a run folder of albert_jax; or one checkpoint of a
         run, such as `runs/tiny/checkpoints/1000`.
-      vocab: a SentencePiece model, if the source has none.
+      vocab: a vocabulary (SentencePiece model, vocab.txt or tokenizer.json) to use instead of the source's.
       init_missing: initialize the pretraining heads that the source lacks; otherwise the model does not have them.
       allow_pickle: read `pytorch_model.bin` if there are no other weights.  torch reads it, and accepts only tensors.
       changes: fields in `MAY_CHANGE_ON_LOAD`, such as dtype="bfloat16".
 
     Returns:
-      The model (with its `config`, `heads` and `labels`), its parameters on the default device, and the tokenizer.
+      The model (with its `config`, `heads` and `labels`), its parameters on the default device, and the tokenizer; None instead of the
+      tokenizer if the source has none.
 
     Raises:
-      InputError: the source cannot be read, or has no vocabulary.
+      InputError: the source cannot be read.
     """
     for name in changes:
         if name not in MAY_CHANGE_ON_LOAD:
@@ -88,7 +90,7 @@ def load(
     for note in loaded.weights.notes:
         log.warning("%s: %s", source, note)
     if loaded.tokenizer is None:
-        raise InputError(f"{source}: no {VOCABULARY}; give vocab='PATH', a SentencePiece model")
+        log.warning("%s: no vocabulary, so there is no tokenizer; name one with vocab", source)
     model = loaded.weights.model
     model = model.clone(config=replace(model.config, **changes))
     return model, jax.device_put(loaded.weights.params), loaded.tokenizer
@@ -120,8 +122,11 @@ def read(
             raise InputError(f"{path}: name its folder, or a checkpoint without .index")
         loaded = _from_tf1(prefix, vocab)
     vocab_size = loaded.weights.model.config.vocab_size
-    if loaded.tokenizer is not None and loaded.tokenizer.vocab_size != vocab_size:
+    if loaded.tokenizer is not None and loaded.tokenizer.vocab_size > vocab_size:
         raise InputError(f"{source}: tokenizer has {loaded.tokenizer.vocab_size} pieces, vocab_size is {vocab_size}")
+    if loaded.tokenizer is not None and loaded.tokenizer.vocab_size < vocab_size:
+        unused = vocab_size - loaded.tokenizer.vocab_size
+        loaded.weights.notes.append(f"{unused} rows of the embedding table belong to no piece of the vocabulary")
     return replace(loaded, weights=_with_missing_heads(loaded.weights)) if init_missing else loaded
 
 
@@ -131,7 +136,14 @@ def _from_folder(folder: Path, vocab: str | Path, allow_pickle: bool) -> Source:
         stored = read_json(config)
         if "job" in stored:
             return _from_run(folder, stored, vocab, RUN_FOLDERS)
-        return Source("huggingface", huggingface.read(folder, allow_pickle), tokenizer_json.read(folder, vocab))
+        weights = huggingface.read(folder, allow_pickle)
+        try:
+            return Source("huggingface", weights, tokenizer_files.read(folder, vocab))
+        except UnsuitableVocabulary as error:
+            if vocab:
+                raise
+            weights.notes.append(f"{error}; so it is not used")
+            return Source("huggingface", weights, None)
     step = int(folder.name) if folder.name.isdigit() else None
     subfolder = folder if step is None else folder.parent
     run_config = subfolder.parent / "config.json"
@@ -147,7 +159,7 @@ def _from_folder(folder: Path, vocab: str | Path, allow_pickle: bool) -> Source:
 def _from_tf1(prefix: Path, vocab: str | Path) -> Source:
     weights, vocabulary = tf1.read(prefix)
     vocabulary = Path(vocab) if vocab else vocabulary
-    return Source("tf1", weights, Tokenizer(vocabulary) if vocabulary else None)
+    return Source("tf1", weights, open_tokenizer(vocabulary) if vocabulary else None)
 
 
 def _from_run(
@@ -176,7 +188,7 @@ def _from_run(
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), param_shapes(model))
     params = jax.tree.map(np.asarray, checkpoint.restore_params(checkpoints, target, step))
-    return Source("run", Weights(model, params), tokenizer_json.read(folder, vocab))
+    return Source("run", Weights(model, params), tokenizer_files.read(folder, vocab))
 
 
 def _from_hub(source: str, vocab: str | Path, allow_pickle: bool) -> Source:

@@ -106,10 +106,11 @@ def is_checkpoint(path: Path) -> bool:
 def read(prefix: Path) -> tuple[Weights, Path | None]:
     """Read a TF1 checkpoint.
 
-    `albert_config.json` and the SentencePiece model are searched beside it, and in `assets/` of a TF-Hub module.
+    `albert_config.json` and the vocabulary (a SentencePiece model, or vocab*.txt) are searched beside it, and in `assets/` of a
+    TF-Hub module.
 
     Returns:
-      The weights, and the SentencePiece model or None.
+      The weights, and the vocabulary or None.
 
     Raises:
       InputError: a file is missing or corrupted, or the tensors do not fit the config.
@@ -141,7 +142,9 @@ def read(prefix: Path) -> tuple[Weights, Path | None]:
     weights = Weights(model, params, mapped, skipped + optimizer_variables, notes)
     layers, groups = config.num_hidden_layers, config.num_hidden_groups
     weights = follow(weights, tuple(int(i / layers * groups) for i in range(layers)))  # as in modeling.py
-    vocabularies = sorted(path for place in places for path in place.glob("[!.]*.model"))
+    vocabularies = [
+        path for glob in ("[!.]*.model", "vocab*.txt") for place in places for path in sorted(place.glob(glob))
+    ]
     return weights, vocabularies[0] if vocabularies else None
 
 

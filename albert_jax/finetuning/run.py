@@ -25,8 +25,10 @@ from albert_jax.config import (
     variant,
     variant_name,
 )
-from albert_jax.data import batches, tokenizer_json
-from albert_jax.data.tokenizer import TEXT_OPTIONS, Tokenizer, text_options, train_vocabulary
+from albert_jax.data import batches, tokenizer_files
+from albert_jax.data.sentencepiece_tokenizer import train_vocabulary
+from albert_jax.data.tokenizer import TEXT_OPTIONS, Tokenizer, text_options
+from albert_jax.data.tokenizer_files import open_tokenizer, with_options
 from albert_jax.exchange.load import Source, read
 from albert_jax.finetuning import family, files
 from albert_jax.finetuning.evaluation import Evaluation
@@ -233,7 +235,7 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
         layout,
         fingerprints=fingerprints,
         write_vocabulary=functools.partial(
-            tokenizer_json.write_vocabulary, tokenizer, config.model.max_position_embeddings
+            tokenizer_files.write_vocabulary, tokenizer, config.model.max_position_embeddings
         ),
         model_facts={"heads": model.heads, "labels": labels},
         initial=functools.partial(_initial_params, config, source, model) if config.init_from else None,
@@ -269,7 +271,7 @@ def _with_architecture(config: FinetuneConfig, source: Source | None) -> Finetun
             architecture = from_dict(AlbertConfig, stored["config"]["model"], "config.model")
         model = replace(architecture, **{name: getattr(model, name) for name in OWN_MODEL_FIELDS})
     elif config.data.vocab:
-        model = replace(model, vocab_size=Tokenizer(config.data.vocab).vocab_size)
+        model = replace(model, vocab_size=open_tokenizer(config.data.vocab).vocab_size)
     longest, length = model.max_position_embeddings, config.data.max_seq_length
     if length > longest:
         raise InputError(
@@ -293,19 +295,19 @@ def _tokenizer(config: FinetuneConfig, run_dir: Path, source: Source | None, tex
     data, size = config.data, config.model.vocab_size
     stored = source.tokenizer if source else None
     if source is None and (run_dir / "config.json").exists():
-        stored = tokenizer_json.read(run_dir, "")
+        stored = tokenizer_files.read(run_dir, "")
     options = text_options(stored) if stored else TEXT_OPTIONS
     options = options | {name: value for name, value in text_options(data).items() if value is not None}
     if data.vocab:
-        tokenizer = Tokenizer(data.vocab, **options)
-        if tokenizer.vocab_size != size:
+        tokenizer = open_tokenizer(data.vocab, **options)
+        if tokenizer.vocab_size > size:
             pieces = f"data.vocab {data.vocab} has {tokenizer.vocab_size} pieces"
             raise InputError(
                 f"{pieces}, but --init-from {config.init_from} has {size}; use the checkpoint's vocabulary"
             )
         return tokenizer
     if stored is not None:
-        return Tokenizer(stored.path, **options, model_proto=stored.model_proto)
+        return with_options(stored, options)
     if source is not None:
         raise InputError(
             f"--init-from {config.init_from} has no vocabulary; name its SentencePiece model with --data.vocab"
@@ -318,7 +320,7 @@ def _tokenizer(config: FinetuneConfig, run_dir: Path, source: Source | None, tex
         except InputError as error:
             message = str(error).removeprefix(f"{path}: ")
             raise InputError(f"{message}; reduce --model.vocab-size, or name a vocabulary with --data.vocab") from None
-        return Tokenizer(path, **options)
+        return open_tokenizer(path, **options)
 
 
 def _initial_params(config: FinetuneConfig, source: Source | None, model: Albert) -> Any:

@@ -82,6 +82,8 @@ def predict(arguments: argparse.Namespace) -> int:
     # Texts of the command line are checked before the model is loaded, standard input is read after.
     texts = read_texts(arguments.text, arguments.file) if arguments.text or arguments.file else None
     loaded = load(arguments.source, **source_options(arguments))
+    if loaded[2] is None:
+        raise InputError(f"{arguments.source} has no vocabulary; name one with --vocab")
     task = arguments.task or default_task(loaded[0])
     for record, lines in ANSWERS[task](loaded, texts or read_texts((), None), arguments):
         print(json.dumps(record, ensure_ascii=False) if arguments.json else lines)

@@ -51,7 +51,7 @@ def fill_mask(
     for inputs, numbers in _batches(model, tokenizer, texts):
         masked = inputs["input_ids"] == tokenizer.mask_id
         positions = np.argsort(~masked, axis=1, kind="stable")[:, : max(num_masks)]
-        probabilities, ids = jax.device_get(_top_pieces(model, top_k, params, inputs, positions))
+        probabilities, ids = jax.device_get(_top_pieces(model, top_k, tokenizer.vocab_size, params, inputs, positions))
         for row, number in enumerate(numbers):
             if masked[row].sum() < num_masks[number]:
                 longest = model.config.max_position_embeddings
@@ -173,7 +173,7 @@ def generate(
         index, piece = jax.device_get(
             _next_piece(
                 model,
-                tokenizer.special_ids,
+                (*tokenizer.special_ids, *range(tokenizer.vocab_size, model.config.vocab_size)),
                 params,
                 inputs | {"input_ids": ids.copy()},
                 padded[None],
@@ -213,10 +213,12 @@ def _output(model: Albert, name: str, params: Any, inputs: dict[str, Array]) -> 
     return apply(model, params, inputs)[name]
 
 
-@partial(jax.jit, static_argnames=("model", "top_k"))
-def _top_pieces(model: Albert, top_k: int, params: Any, inputs: dict[str, Array], positions: Array) -> Any:
+@partial(jax.jit, static_argnames=("model", "top_k", "vocab_size"))
+def _top_pieces(
+    model: Albert, top_k: int, vocab_size: int, params: Any, inputs: dict[str, Array], positions: Array
+) -> Any:
     """The highest probabilities and their ids, each [B, P, top_k], at `positions` [B, P]."""
-    logits = apply(model, params, inputs, masked_lm_positions=positions)["prediction_logits"]
+    logits = apply(model, params, inputs, masked_lm_positions=positions)["prediction_logits"][..., :vocab_size]
     return jax.lax.top_k(jax.nn.softmax(logits), top_k)
 
 

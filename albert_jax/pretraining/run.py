@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from albert_jax.config import InputError, check_fields
-from albert_jax.data import loader, tokenizer_json
+from albert_jax.data import loader, tokenizer_files
 from albert_jax.data.batches import check_enough_rows
 from albert_jax.data.prepare import Prepared, prepare
 from albert_jax.data.sources import DataConfig
@@ -208,7 +208,7 @@ def pretrain_seeds(configs: Sequence[PretrainConfig], allow_data_change: bool = 
         layout,
         fingerprints=fingerprints,
         write_vocabulary=functools.partial(
-            tokenizer_json.write_vocabulary, prepared.tokenizer, config.model.max_position_embeddings
+            tokenizer_files.write_vocabulary, prepared.tokenizer, config.model.max_position_embeddings
         ),
         model_facts={"sentence_classes": model.sentence_classes},
         allow_data_change=allow_data_change,

@@ -46,7 +46,7 @@ def main(target: Path, released: Path) -> None:
     """Train the small vocabulary, and write the ids of both vocabularies."""
     from transformers import AlbertTokenizer
 
-    from albert_jax.data.tokenizer import train_vocabulary
+    from albert_jax.data.sentencepiece_tokenizer import train_vocabulary
 
     numbers = ["in 2010, it cost $5,000, in 1999, it cost $1,500,000, (a12,b12,) x7,y7, 0,00,000, 42, 42,"] * 40
     prose = [line for module in (textwrap, random) for line in inspect.getsource(module).splitlines()]
