@@ -192,8 +192,7 @@ def test_convert_to_parameters_of_passes(complete: Path, tmp_path: Path, capsys:
 
 
 def test_no_vocabulary(golden: Path, vocabulary: Path) -> None:
-    with pytest.raises(InputError, match=r"no spiece.model; give vocab='PATH'"):
-        albert_jax.load(golden)
+    assert albert_jax.load(golden)[2] is None
     _, _, tokenizer = albert_jax.load(golden, vocab=vocabulary)
     assert tokenizer.vocab_size == 40
 

@@ -114,7 +114,7 @@ def test_pickles_of_other_objects_are_refused(content: Any, golden: Path, fake_t
     vars(fake_torch)["load"] = lambda path, **options: content
     pickled(golden)
     with pytest.raises(
-        InputError, match=r"expected a table of name -> tensor; save model.state_dict\(\) and nothing else"
+        InputError, match=r"no table of an ALBERT's tensors; save model.state_dict\(\) and nothing else"
     ):
         read(golden, allow_pickle=True)
 

@@ -36,7 +36,9 @@ class JsonTokenizer(Tokenizer):
     def _open(self, path: Path, contents: bytes, text: str) -> None:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises nothing more specific
+        except BaseException as error:  # also the library's panics, which are no `Exception`
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             raise InputError(f"{path}: not a file of the tokenizers library: {first_line(error)}") from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()

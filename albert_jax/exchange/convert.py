@@ -145,7 +145,7 @@ def _write(weights: Weights, tokenizer: Tokenizer | None, folder: Path, to: str)
     else:
         notes = tokenizer_files.write(tokenizer, model.config.max_position_embeddings, folder)
     if to == "huggingface":
-        written, more_notes = huggingface.write(weights, folder)
+        written, more_notes = huggingface.write(weights, folder, tokenizer.special_ids if tokenizer else None)
         return written, notes + more_notes
     from albert_jax.training import checkpoint  # Orbax takes seconds to import
 

@@ -37,7 +37,7 @@ def fetch(name: str, revision: str, patterns: tuple[str, ...]) -> tuple[Path, st
         names = ", ".join(path.name for path in paths) or "nothing"
         raise InputError(
             f"{name}: no model.safetensors on the hub (files that can be read: {names}); if it has pytorch_model.bin and "
-            "you trust its source, give --allow-pickle"
+            "you trust its source, convert it: 'albert-jax convert NAME TARGET --allow-pickle'"
         )
     for path in paths:
         blob = path.resolve()

@@ -6,7 +6,8 @@ the identity, read the identity as no mapping, and keep any other mapping (`alwa
 
 import importlib.util
 import json
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,12 @@ from albert_jax.model.heads import SENTENCE_CLASSES, Albert
 from albert_jax.model.sharing import PASSES, Sets
 
 MAPPING = "embedding_hidden_mapping_in"
+WORDS = "embeddings.word_embeddings.weight"
+HEAD_NAMES = ("predictions", "sop_classifier", "classifier", "qa_outputs")
+RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+RENAMED |= {"layer_norm.gamma": "layer_norm.weight", "layer_norm.beta": "layer_norm.bias"}
+"""Old names in tensors, and the present ones."""
+OLD_NAMES = re.compile("|".join(map(re.escape, RENAMED)))
 
 
 def read(folder: Path, allow_pickle: bool = False) -> Weights:
@@ -51,7 +58,8 @@ def read(folder: Path, allow_pickle: bool = False) -> Weights:
         raise InputError(f"{folder}: no config.json")
     stored = read_json(path)
     act = stored.get("hidden_act")
-    stored["hidden_act"] = ACTIVATIONS.get(act, act) if isinstance(act, str) else act
+    if isinstance(act, str):
+        stored["hidden_act"] = ACTIVATIONS.get(act, act)
     config, skipped = read_config(stored, path, ("architectures", "id2label", "label2id"))
     if config.embedding_size == config.hidden_size:
         config = replace(config, always_map_embeddings=True)
@@ -64,7 +72,9 @@ def read(folder: Path, allow_pickle: bool = False) -> Weights:
 
     tensors, same_or_unused = _canonical(open_weights(folder, allow_pickle))
     architecture = _stated_architecture(stored, path)
-    class_heads = ARCHITECTURES[architecture]
+    class_heads = ARCHITECTURES.get(architecture, ())
+    if architecture not in ARCHITECTURES:
+        notes.append(f"architecture {architecture!r} is unknown; the heads are those for which there are tensors")
     if "classifier.weight" in tensors.shapes and not set(class_heads) & set(CLASSIFIERS):
         ways = ", ".join(name for name, heads in ARCHITECTURES.items() if set(heads) & set(CLASSIFIERS))
         raise InputError(
@@ -98,8 +108,13 @@ def read(folder: Path, allow_pickle: bool = False) -> Weights:
     return _without_identity(weights)
 
 
-def write(weights: Weights, folder: Path) -> tuple[list[Mapped], list[str]]:
+def write(weights: Weights, folder: Path, special_ids: Sequence[int] | None = None) -> tuple[list[Mapped], list[str]]:
     """Write config.json and model.safetensors into `folder`.
+
+    Args:
+      weights: the model.
+      folder: it exists.
+      special_ids: those of the tokenizer; None: ALBERT's.
 
     Returns:
       The tensors, and notes on surprising conversions.
@@ -128,7 +143,7 @@ def write(weights: Weights, folder: Path) -> tuple[list[Mapped], list[str]]:
         notes.append(f"sharing '{config.sharing}' is written as {config.num_hidden_layers} groups, by copying")
         weights = reshare(weights, sharing="none")
     weights = _with_identity(weights)
-    (folder / "config.json").write_text(json.dumps(_config(weights.model, architecture), indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(_config(weights.model, architecture, special_ids), indent=2) + "\n")
     tensors = named_tensors(weights, _table(weights.model.heads))
     save([(mapped.tensor, value) for mapped, value in tensors], folder)
     return [mapped for mapped, _ in tensors], notes
@@ -138,10 +153,17 @@ def _canonical(tensors: Tensors) -> tuple[Renamed, list[str]]:
     """The tensors under the names of `NAMES`, each once, without buffers; and a line for each that is left out."""
     skipped = []
     stored_names: dict[str, str] = {}
-    has_prefix = any(name.startswith("albert.") for name in tensors.shapes)  # not if saved as AlbertModel
-    for name in tensors.shapes:
-        of_encoder = name.split(".")[0] in ("embeddings", "encoder", "pooler")
-        full = name if has_prefix or not of_encoder else f"albert.{name}"
+    modern = {name: OLD_NAMES.sub(lambda old: RENAMED[old.group()], name) for name in tensors.shapes}
+    anchor = next((name for name in modern.values() if name.endswith(WORDS)), WORDS)
+    prefix = anchor.removesuffix(WORDS).removesuffix("albert.")  # of a wrapper, such as "module."
+    has_albert = any(name.startswith(f"{prefix}albert.") for name in modern.values())  # not if saved as AlbertModel
+    for name, new_name in modern.items():
+        inner = new_name.removeprefix(prefix)
+        if prefix and not new_name.startswith(prefix) and inner.split(".")[0] not in HEAD_NAMES:
+            skipped.append(f"{name}: not part of the ALBERT in {prefix}*")
+            continue
+        of_encoder = inner.split(".")[0] in ("embeddings", "encoder", "pooler")
+        full = inner if has_albert or not of_encoder else f"albert.{inner}"
         if full in BUFFERS:
             skipped.append(f"{name}: a buffer, not a parameter")
         else:
@@ -169,10 +191,6 @@ def _stated_architecture(stored: dict[str, Any], path: Path) -> str:
     stated = stored.get("architectures") or ["AlbertForPreTraining"]
     if not isinstance(stated, list) or not all(isinstance(name, str) for name in stated):
         raise InputError(f"{path}: architectures: expected a list of names, got {stated!r}")
-    if stated[0] not in ARCHITECTURES:
-        raise InputError(
-            f"{path}: architecture {stated[0]!r} is not supported; choose one of {', '.join(ARCHITECTURES)}"
-        )
     return stated[0]
 
 
@@ -240,11 +258,12 @@ def _num_hidden_groups(config: AlbertConfig) -> int | None:
     return groups if set(sets.values()) == {expressed} else None
 
 
-def _config(model: Albert, architecture: str) -> dict[str, Any]:
+def _config(model: Albert, architecture: str, special_ids: Sequence[int] | None) -> dict[str, Any]:
     config = model.config
     values = {key: getattr(config, key) for key in REQUIRED + OPTIONAL}
     values |= {"architectures": [architecture], "model_type": "albert", "num_hidden_groups": _num_hidden_groups(config)}
-    values |= {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0, "dtype": "float32"}
+    pad, _, cls, sep, _ = special_ids or range(5)
+    values |= {"bos_token_id": cls, "eos_token_id": sep, "pad_token_id": pad, "dtype": "float32"}
     labels = model.labels
     if not labels and model.sentence_classes != SENTENCE_CLASSES:  # AlbertForPreTraining needs their number
         labels = model.sentence_classes

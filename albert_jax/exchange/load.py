@@ -20,6 +20,7 @@ from albert_jax.data import tokenizer_files
 from albert_jax.data.tokenizer import TEXT_OPTIONS, Tokenizer, UnsuitableVocabulary
 from albert_jax.data.tokenizer_files import open_tokenizer
 from albert_jax.exchange import archives, huggingface, tf1
+from albert_jax.exchange.safetensors import has_weights
 from albert_jax.exchange.weights import Weights
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import PRETRAINING, SENTENCE_CLASSES, Albert, init_params, param_shapes
@@ -136,6 +137,10 @@ def _from_folder(folder: Path, vocab: str | Path, allow_pickle: bool) -> Source:
         stored = read_json(config)
         if "job" in stored:
             return _from_run(folder, stored, vocab, RUN_FOLDERS)
+        if not has_weights(folder):
+            if prefix := tf1.find_prefix(folder):
+                return _from_tf1(prefix, vocab)
+            _refuse_other_formats(folder)
         weights = huggingface.read(folder, allow_pickle)
         try:
             return Source("huggingface", weights, tokenizer_files.read(folder, vocab))
@@ -151,9 +156,28 @@ def _from_folder(folder: Path, vocab: str | Path, allow_pickle: bool) -> Source:
         return _from_run(subfolder.parent, stored, vocab, (subfolder.name,), step)
     if prefix := tf1.find_prefix(folder):
         return _from_tf1(prefix, vocab)
+    _refuse_other_formats(folder)
     raise InputError(
         f"{folder}: no Hugging Face folder or run folder (config.json), and no checkpoint of Google's (.index)"
     )
+
+
+OTHER_FORMATS = {
+    "adapter_config.json": "an adapter of PEFT; merge it into its model (merge_and_unload) and save that",
+    "model.weights.h5": "a model of KerasHub; export it to transformers",
+    "saved_model.pb": "a SavedModel of TensorFlow; name the checkpoint from which it was made",
+    "checkpoint-*": "the output of a Trainer; name one of its checkpoints, such as {match}",
+    "tf_model.h5": "TensorFlow weights of transformers; save them from PyTorch as model.safetensors",
+    "flax_model.msgpack": "Flax weights of transformers; save them from PyTorch as model.safetensors",
+    "*.onnx": "an ONNX model, which has no names of parameters; name the model from which it was made",
+}
+"""A file in a folder of a format that is not read -> what it is, and the way out."""
+
+
+def _refuse_other_formats(folder: Path) -> None:
+    for glob, advice in OTHER_FORMATS.items():
+        if matches := sorted(folder.glob(glob)):
+            raise InputError(f"{folder}: {advice.format(match=matches[-1])}")
 
 
 def _from_tf1(prefix: Path, vocab: str | Path) -> Source:

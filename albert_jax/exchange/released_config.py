@@ -13,10 +13,10 @@ REQUIRED = (
     "num_hidden_layers",
     "num_attention_heads",
     "intermediate_size",
-    "hidden_act",
 )
 """A file must have these keys: Hugging Face's defaults are xxlarge's, and a wrong number of heads would load silently."""
 OPTIONAL = (
+    "hidden_act",  # if it is missing, the tanh form of GELU, as in both libraries
     "inner_group_num",
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",

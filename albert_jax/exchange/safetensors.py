@@ -28,6 +28,12 @@ CHECKSUMS = "crc32c"
 """Key of a file's metadata that holds a JSON table: tensor name -> CRC-32C in hexadecimal."""
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has weights that `open_weights` opens."""
+    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    return any((folder / name).exists() for name in names)
+
+
 def open_weights(folder: Path, allow_pickle: bool) -> Tensors:
     """Open the weights of a Hugging Face folder.
 
@@ -43,8 +49,8 @@ def open_weights(folder: Path, allow_pickle: bool) -> Tensors:
     check_weights(pickled)
     if not allow_pickle:
         raise InputError(
-            f"{pickled}: refusing to load a pickle, which can run code; get model.safetensors, or give --allow-pickle if "
-            "you trust its source"
+            f"{pickled}: refusing to load a pickle, which can run code; get model.safetensors, or convert it if you trust its "
+            "source: 'albert-jax convert SOURCE TARGET --allow-pickle'"
         )
     return _Pickled(pickled)
 
@@ -131,15 +137,31 @@ class _Pickled:
             stored = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             raise InputError(f"{path}: torch cannot load it ({first_line(error)[:120]})") from None
-        if not isinstance(stored, dict) or not all(
-            isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in stored.items()
-        ):
-            raise InputError(f"{path}: expected a table of name -> tensor; save model.state_dict() and nothing else")
-        self._stored = {name: value.float().numpy() for name, value in stored.items()}
+        tables = list(_tables(stored))
+        if len(tables) != 1:
+            problem = (
+                "no table of an ALBERT's tensors" if not tables else f"{len(tables)} tables of an ALBERT's tensors"
+            )
+            raise InputError(f"{path}: {problem}; save model.state_dict() and nothing else")
+        self._stored = {
+            name: value.float().numpy()
+            for name, value in tables[0].items()
+            if isinstance(name, str) and isinstance(value, torch.Tensor)
+        }
         self.shapes: Mapping[str, Shape] = {name: value.shape for name, value in self._stored.items()}
 
     def read(self, name: str) -> np.ndarray:
         return self._stored[name]
+
+
+def _tables(stored: Any) -> Iterator[dict[Any, Any]]:
+    """The tables in nested tables that hold word embeddings, such as that in {"model": ..., "optimizer": ...}."""
+    if isinstance(stored, dict):
+        if any(isinstance(name, str) and name.endswith("word_embeddings.weight") for name in stored):
+            yield stored
+        else:
+            for value in stored.values():
+                yield from _tables(value)
 
 
 def _checksum(value: np.ndarray) -> str:

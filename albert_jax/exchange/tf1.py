@@ -89,13 +89,20 @@ def find_prefix(folder: Path) -> Path | None:
     """The path of the checkpoint in a folder, without `.index`; None if there is none.
 
     Raises:
-      InputError: the folder holds several.
+      InputError: the folder holds several, and no file `checkpoint` names one of them.
     """
     found = sorted([*folder.glob("[!.]*.index"), *folder.glob("variables/variables.index")])
+    newest = re.search(r'^model_checkpoint_path: "(.*)"$', _text(folder / "checkpoint"), re.MULTILINE)
+    if newest and (chosen := folder / f"{Path(newest[1]).name}.index") in found:
+        return chosen.with_suffix("")
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise InputError(f"{folder}: several checkpoints ({names}); name one of them, without .index")
     return found[0].with_suffix("") if found else None
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace") if path.is_file() else ""
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -117,7 +124,8 @@ def read(prefix: Path) -> tuple[Weights, Path | None]:
     """
     folder = prefix.parent.parent if prefix.parent.name == "variables" else prefix.parent
     places = [folder, folder / "assets"]
-    config_file = next((path for place in places if (path := place / "albert_config.json").is_file()), None)
+    names = ("albert_config.json", "config.json")
+    config_file = next((path for name in names for place in places if (path := place / name).is_file()), None)
     if config_file is None:
         raise InputError(f"{folder}: no albert_config.json; it came in the same archive as the checkpoint")
     stored = read_json(config_file)

@@ -11,7 +11,7 @@ import numpy as np
 from albert_jax.config import InputError
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.inference.pretrained import apply
-from albert_jax.model.heads import Albert
+from albert_jax.model.heads import Albert, check_ids
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,6 +51,7 @@ def layer_distances(model: Albert, params: Any, inputs: Mapping[str, np.ndarray]
       Arrays [L]: `l2`, the distance between the input and the output of a layer; `cosine`, their similarity; `degrees`,
       the angle between them.
     """
+    check_ids(model.config, **inputs)
     mask = {"attention_mask": np.ones_like(inputs["input_ids"])}
     return jax.device_get(_distances(model, params, mask | dict(inputs)))
 

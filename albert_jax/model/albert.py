@@ -255,8 +255,15 @@ class Embeddings(nn.Module):
     config: AlbertConfig
 
     @nn.compact
-    def __call__(self, input_ids: Array, token_type_ids: Array, dropout_keys: Array | None) -> tuple[Array, Array]:
-        config, length = self.config, input_ids.shape[1]
+    def __call__(
+        self,
+        input_ids: Array | None,
+        token_type_ids: Array,
+        dropout_keys: Array | None,
+        inputs_embeds: Array | None = None,
+        position_ids: Array | None = None,
+    ) -> tuple[Array, Array]:
+        config, length = self.config, token_type_ids.shape[1]
         if length > config.max_position_embeddings:
             raise ValueError(f"sequence length {length} > max_position_embeddings {config.max_position_embeddings}")
 
@@ -266,7 +273,9 @@ class Embeddings(nn.Module):
         words = table("word_embeddings", config.vocab_size)
         positions = table("position_embeddings", config.max_position_embeddings)
         segments = table("token_type_embeddings", config.type_vocab_size)
-        x = words(input_ids) + segments(token_type_ids) + positions(jnp.arange(length))[None]
+        pieces = words(input_ids) if inputs_embeds is None else inputs_embeds
+        places = jnp.arange(length)[None] if position_ids is None else position_ids
+        x = pieces + segments(token_type_ids) + positions(places)
         x = dropout(layer_norm(config, x), dropout_keys, 0, config.hidden_dropout_prob)
         return x, words.embedding
 

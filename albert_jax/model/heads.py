@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from albert_jax.config import InputError
@@ -185,7 +186,7 @@ class Albert(nn.Module):
     """`apply({"params": params}, input_ids)` -> dict of arrays, with Hugging Face's names.
 
     Args:
-      input_ids: [B, S] token ids.
+      input_ids: [B, S] token ids; None with `inputs_embeds`.
       attention_mask: [B, S], 1 = attend, 0 = padding; by default all ones.
       token_type_ids: [B, S] segment of each token; by default all zeros.
       masked_lm_positions: [B, P] positions to predict; by default every position.
@@ -194,6 +195,8 @@ class Albert(nn.Module):
       dropout_keys: [B] random keys, or None for no dropout.
       output_hidden_states, output_attentions: also return `hidden_states` [L + 1, B, S, H] (the first is the encoder's
         input) and `attentions` [L * inner_group_num, B, N, S, S].
+      inputs_embeds: [B, S, E], instead of the embeddings of token ids.
+      position_ids: [B, S] or [1, S] position of each token; by default 0, 1, 2, ...
       last_hidden_state: [B, S, H], such as an entry of `hidden_states`; the heads read it, and the encoder does not run.
       num_layers: int32, the number of layers to run (see `AlbertConfig.depth_sampling`); by default num_hidden_layers.
       gather_set: gathers one set of sharded parameters, see `albert.Encoder`.
@@ -201,6 +204,9 @@ class Albert(nn.Module):
     Returns:
       `last_hidden_state` [B, S, H] and the outputs of the heads (see `HEADS`); in pretraining `pooler_output` [B, H],
       `prediction_logits` [B, P, V] and `sop_logits` [B, sentence classes].
+
+    Raises:
+      InputError: an id is outside its table.  Inside `jit` ids are unknown: such an id then reads NaN or another row.
     """
 
     config: AlbertConfig
@@ -222,7 +228,7 @@ class Albert(nn.Module):
     @nn.compact
     def __call__(
         self,
-        input_ids: Array,
+        input_ids: Array | None = None,
         attention_mask: Array | None = None,
         token_type_ids: Array | None = None,
         masked_lm_positions: Array | None = None,
@@ -234,13 +240,21 @@ class Albert(nn.Module):
         gather_set: Callable[..., Any] | None = None,
         num_layers: Array | None = None,
         last_hidden_state: Array | None = None,
+        inputs_embeds: Array | None = None,
+        position_ids: Array | None = None,
     ) -> Outputs:
         config = self.config
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        given: Any = input_ids if inputs_embeds is None else inputs_embeds
+        shape = given.shape[:2]
         if attention_mask is None:
-            attention_mask = jnp.ones_like(input_ids)
+            attention_mask = jnp.ones(shape, jnp.int32)
         if token_type_ids is None:
-            token_type_ids = jnp.zeros_like(input_ids)
-        x, word_embeddings = Embeddings(config, name="embeddings")(input_ids, token_type_ids, dropout_keys)
+            token_type_ids = jnp.zeros(shape, jnp.int32)
+        check_ids(config, input_ids=input_ids, token_type_ids=token_type_ids, position_ids=position_ids)
+        embeddings = Embeddings(config, name="embeddings")
+        x, word_embeddings = embeddings(input_ids, token_type_ids, dropout_keys, inputs_embeds, position_ids)
         collect = output_hidden_states or output_attentions
         if last_hidden_state is None:
             encoder = Encoder(config, name="encoder")
@@ -261,6 +275,23 @@ class Albert(nn.Module):
         if output_attentions:
             outputs["attentions"] = collected["attentions"]
         return outputs
+
+
+def check_ids(config: AlbertConfig, **inputs: Any) -> None:
+    """Raise `InputError` if `input_ids`, `token_type_ids` or `position_ids` are outside their tables; skips unknown values."""
+    sizes = {
+        "input_ids": ("vocab_size", config.vocab_size),
+        "token_type_ids": ("type_vocab_size", config.type_vocab_size),
+        "position_ids": ("max_position_embeddings", config.max_position_embeddings),
+    }
+    for name, (field, size) in sizes.items():
+        ids = inputs.get(name)
+        if ids is None or isinstance(ids, jax.core.Tracer) or not np.size(ids):
+            continue
+        ids = np.asarray(ids)
+        if ids.min() < 0 or ids.max() >= size:
+            wrong = ids[(ids < 0) | (ids >= size)].flat[0]
+            raise InputError(f"{name}: {wrong} is not in [0, {size}) ({field})")
 
 
 def init_params(model: Albert, key: Array) -> dict:
