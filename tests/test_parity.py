@@ -14,16 +14,19 @@ import jax
 import numpy as np
 import pytest
 
+import albert_jax
+from albert_jax.cli import main
 from albert_jax.config import InputError
 from albert_jax.data import tokenizer_files
 from albert_jax.data.tokenizer_files import open_tokenizer
 from albert_jax.exchange import convert, huggingface
 from albert_jax.exchange.load import read
 from albert_jax.exchange.weights import Weights
+from albert_jax.inference import finetuned
 from albert_jax.model.albert import PRESETS, AlbertConfig
 from albert_jax.model.heads import PRETRAINING, Albert, param_shapes
 
-from .conftest import HARD_TEXTS, RELEASED_VOCABULARY
+from .conftest import HARD_TEXTS, RELEASED_VOCABULARY, ROOT
 from .small_models import SMALL, TEXT, assert_near, assert_same
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
@@ -107,17 +110,15 @@ def test_token_ids_equal_those_of_transformers(
     warned: list[str],
     vocabulary: Path,
 ) -> None:
-    """By AlbertTokenizer on hard text and a real document, with segments; and ours of what transformers saves again."""
+    """By AutoTokenizer on hard text and a real document, with segments; and ours of what transformers saves again."""
     ours = open_tokenizer(RELEASED_VOCABULARY if RELEASED_VOCABULARY.is_file() else vocabulary, **switches)
     tokenizer_files.write(ours, 512, tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "albert"}')
-    # AlbertTokenizer builds its own normalizer; what that lacks, the general class takes from tokenizer.json.
-    name = "PreTrainedTokenizerFast" if "map_punctuation" in switches else "AlbertTokenizer"
-    theirs = getattr(transformers, name).from_pretrained(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert not warned
     prose = [line for line in (os.__doc__ or "").splitlines() if line] + [TEXT, '(born 1,999, in X-Y; ‘so’) "quoted".']
-    # AlbertTokenizer keeps NUL, which becomes <unk>; we drop it.
-    texts = [text for text in [*HARD_TEXTS, *prose] if "\0" not in text]
+    # transformers keeps NUL, which becomes <unk>; we drop it.
+    texts = [text for text in [*HARD_TEXTS, *prose, "``so'' it goes, in 2010,"] if "\0" not in text]
     for text in texts:
         assert theirs.encode(text, add_special_tokens=False) == ours.encode(text), text
     one, pair = theirs("a [MASK] cat", "in 2010, (x)"), ours("a [MASK] cat", "in 2010, (x)")
@@ -127,6 +128,74 @@ def test_token_ids_equal_those_of_transformers(
     back = tokenizer_files.read(tmp_path / "again")
     assert back is not None
     assert back.encode_batch(texts) == ours.encode_batch(texts)
+
+
+def test_a_chinese_albert(tmp_path: Path) -> None:
+    """WordPiece: fine-tuned here from a folder of transformers, exported; transformers has the same ids and classes.
+
+    Fails if the vocabulary's special ids, its steps or the labels are lost on the way.
+    """
+    pieces = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "北",
+        "京",
+        "是",
+        "中",
+        "国",
+        "的",
+        "首",
+        "都",
+        "。",
+        "好",
+        "坏",
+        "电",
+        "影",
+        "很",
+        "这",
+        "部",
+        "##s",
+        "cat",
+    ]
+    config = transformers.AlbertConfig(**SMALL | {"vocab_size": len(pieces)}, num_labels=2)
+    transformers.AlbertModel(config).save_pretrained(tmp_path / "hub")
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "hub")
+    lines = ["这部电影很好。\t1", "这部电影很坏。\t0"] * 16
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
+    options = {
+        "--init-from": tmp_path / "hub",
+        "--data.dir": tmp_path,
+        "--run-dir": tmp_path / "run",
+        "--data.max-seq-length": 16,
+        "--train.num-train-steps": 60,
+        "--train.global-batch-size": 8,
+        "--train.eval-every": 30,
+        "--optim.num-warmup-steps": 2,
+        "--optim.learning-rate": 0.003,
+        "--mesh.data": 1,
+    }
+    words = [str(word) for option in options.items() for word in option]
+    assert main(["finetune", str(ROOT / "experiments" / "finetune" / "sst2.py"), *words]) == 0
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    model, params, tokenizer = albert_jax.load(tmp_path / "run")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    for text in ("这部电影很好。", "这部电影很坏。", "中国 cats 首都"):
+        ids = theirs(text, return_tensors="pt")
+        assert ids["input_ids"][0].tolist() == tokenizer(text)["input_ids"][0].tolist()
+        with torch.no_grad():
+            logits = network(**ids).logits[0].numpy()
+        ours = finetuned.classify(model, params, tokenizer, text)[0]["probabilities"]
+        np.testing.assert_allclose(list(ours.values()), jax.nn.softmax(logits), atol=1e-5)
+    assert [finetuned.classify(model, params, tokenizer, line.split("\t")[0])[0]["label"] for line in lines[:2]] == [
+        "positive",
+        "negative",
+    ]
 
 
 def test_pickled_weights_of_transformers_4(tmp_path: Path) -> None:

@@ -57,12 +57,8 @@ def with_options(tokenizer: Tokenizer, options: Mapping[str, bool]) -> Tokenizer
     return open_tokenizer(tokenizer.path, contents=tokenizer.contents, **options)
 
 
-def write(tokenizer: Tokenizer, max_length: int, folder: Path) -> list[str]:
-    """Write the vocabulary, tokenizer.json and tokenizer_config.json, for `AutoTokenizer.from_pretrained`.
-
-    Returns:
-      Notes for the user.
-    """
+def write(tokenizer: Tokenizer, max_length: int, folder: Path) -> None:
+    """Write the vocabulary, tokenizer.json and tokenizer_config.json, for `AutoTokenizer.from_pretrained`."""
     write_vocabulary(tokenizer, max_length, folder)
     if isinstance(tokenizer, SentencePieceTokenizer):
         contents = json.dumps(_to_json(tokenizer), ensure_ascii=False)
@@ -70,12 +66,10 @@ def write(tokenizer: Tokenizer, max_length: int, folder: Path) -> list[str]:
         assert isinstance(tokenizer, JsonTokenizer)
         contents = tokenizer.to_json()
     (folder / JSON_FILE).write_text(contents, encoding="utf-8")
-    note = "map_punctuation: AlbertTokenizer does not do it (curly quotes become <unk>); use PreTrainedTokenizerFast"
-    return [note] if tokenizer.map_punctuation else []
 
 
-CLASSES = {VOCABULARY: "AlbertTokenizer", WORDPIECE_FILE: "BertTokenizer", JSON_FILE: "PreTrainedTokenizerFast"}
-"""Name of a vocabulary's file -> class of transformers."""
+CLASSES = {VOCABULARY: "PreTrainedTokenizerFast", WORDPIECE_FILE: "BertTokenizer", JSON_FILE: "PreTrainedTokenizerFast"}
+"""Name of a vocabulary's file -> class of transformers.  AlbertTokenizer would replace the steps in tokenizer.json by its own."""
 
 
 def write_vocabulary(tokenizer: Tokenizer, max_length: int, folder: Path) -> None:

@@ -140,10 +140,11 @@ def outputs(weights: Weights, inputs: dict[str, np.ndarray]) -> dict[str, np.nda
 def _write(weights: Weights, tokenizer: Tokenizer | None, folder: Path, to: str) -> tuple[list[Mapped], list[str]]:
     """Write the model and its tokenizer; return the tensors and notes."""
     model = weights.model
+    notes = []
     if tokenizer is None:
-        notes = ["neither the source nor the target has a vocabulary; give one with --vocab"]
+        notes.append("neither the source nor the target has a vocabulary; give one with --vocab")
     else:
-        notes = tokenizer_files.write(tokenizer, model.config.max_position_embeddings, folder)
+        tokenizer_files.write(tokenizer, model.config.max_position_embeddings, folder)
     if to == "huggingface":
         written, more_notes = huggingface.write(weights, folder, tokenizer.special_ids if tokenizer else None)
         return written, notes + more_notes
