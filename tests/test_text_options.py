@@ -162,3 +162,21 @@ def test_offsets_of_bytes(tmp_path: Path) -> None:
     covered = {place for start, end in ranges for place in range(start, end)}
     assert "".join(text[place] for place in sorted(covered)) == text.replace(" ", "")
     assert np.all(np.diff([start for start, _ in ranges]) >= 0)
+
+
+def test_pretraining_with_a_wordpiece_vocabulary(small: Words, tmp_path: Path) -> None:
+    """Prepared, trained, and loaded with the same vocabulary; pieces with ## do not start a word."""
+    source = corpus_of("vi", tmp_path)
+    letters = sorted(set(preprocess("".join(SENTENCES["vi"]))) - {" "})
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("\n".join(pieces) + "\n")
+    options = {"data__source": source, "data__vocab": vocabulary, "model__vocab_size": len(pieces)}
+    steps = {"train__num_train_steps": 2, "optim__num_warmup_steps": 1, "data__eval_fraction": 0.2}
+    assert main(small(tmp_path / "run", **options, **steps, train__global_batch_size=4)) == 0
+    assert (tmp_path / "run" / "vocab.txt").read_text() == vocabulary.read_text()
+    model, params, tokenizer = albert_jax.load(tmp_path / "run")
+    ids = tokenizer.encode("Hôm nay")
+    assert tokenizer.pieces(ids) == ["h", "##o", "##m", "n", "##a", "##y"]
+    assert tokenizer.starts_word[ids].tolist() == [True, False, False, True, False, False]
+    assert generate(model, params, tokenizer, "hom [MASK]")["text"].startswith("hom")
