@@ -143,7 +143,9 @@ def _file_type(path: Path) -> str:
     return SUFFIX if suffix.startswith(f"{SUFFIX}-") else suffix  # shards end in .array_record-00000-of-00001
 
 
-def lines(path: Path, encoding_errors: str, repairs: Counter[str]) -> Iterator[tuple[int, str]]:
+def lines(
+    path: Path, encoding_errors: str, repairs: Counter[str], encoding: str = "utf-8"
+) -> Iterator[tuple[int, str]]:
     """Line numbers and lines as text, without line ends, byte-order mark and NUL.  Reads one line at a time."""
     offset = 0
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as opened:
@@ -160,7 +162,7 @@ def lines(path: Path, encoding_errors: str, repairs: Counter[str]) -> Iterator[t
                     f"{path}:{number}: line longer than {MAX_LINE_BYTES} bytes; put one document on a line"
                 )
             try:
-                line = raw.decode("utf-8")
+                line = raw.decode(encoding)
             except UnicodeDecodeError as error:
                 line = _replace_invalid(error, f"{path}:{number}", offset, encoding_errors, repairs)
             if offset == 0 and line.startswith("\ufeff"):

@@ -15,9 +15,10 @@ from jax import Array
 from albert_jax.config import InputError, choice
 from albert_jax.data.batches import Row, collate
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.finetuning import family, files
+from albert_jax.finetuning import family, files, readers
 from albert_jax.finetuning.family import LazyRows, Split
-from albert_jax.finetuning.files import Record, Source, TaskDataConfig
+from albert_jax.finetuning.files import Source, TaskDataConfig
+from albert_jax.finetuning.readers import Record
 
 LETTERS = "ABCDEFGHIJ"
 BLANK = "_"
@@ -84,7 +85,7 @@ class MultipleChoice:
         def questions() -> Iterator[Example]:
             for path in tables:
                 yield from _mctest(path, config)
-            for where, record in files.records(rest, config):
+            for where, record in readers.records(rest, config):
                 yield from _race(where, record)
 
         chosen = (row for row in questions() if config.level in ("all", row.part))
@@ -197,10 +198,10 @@ def _race(where: str, record: Record) -> Iterator[Example]:
 
 def _mctest(path: Path, config: TaskDataConfig) -> Iterator[Example]:
     """MCTest: each line has a story and four questions; the .ans file has a line of four letters per story."""
-    answers_path, stories = files.answers_file(path), list(files.text_lines(path, config))
+    answers_path, stories = files.answers_file(path), list(readers.text_lines(path, config))
     answers: list[list[str | None]] = [[None] * 4 for _ in stories]
     if answers_path.is_file():
-        answers = [list(line.split()) for _, line in files.text_lines(answers_path, config)]
+        answers = [list(line.split()) for _, line in readers.text_lines(answers_path, config)]
     if len(answers) != len(stories):
         raise InputError(f"{answers_path}: {len(answers)} lines, but {path} has {len(stories)}; they must be equal")
     for number, ((where, line), letters) in enumerate(zip(stories, answers, strict=True), 1):

@@ -19,10 +19,11 @@ from jax import Array
 
 from albert_jax.config import InputError, choice
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.finetuning import family, files
+from albert_jax.finetuning import family, files, readers
 from albert_jax.finetuning.family import Split
-from albert_jax.finetuning.files import Record, Source, TaskDataConfig
+from albert_jax.finetuning.files import Source, TaskDataConfig
 from albert_jax.finetuning.metrics import best_threshold, squad
+from albert_jax.finetuning.readers import Record
 from albert_jax.finetuning.windows import Context, Window, WindowRows, locate, tokenize, window_row, windows
 from albert_jax.pretraining.objective import cross_entropy
 
@@ -96,7 +97,7 @@ class QuestionAnswering:
         return ()
 
     def examples(self, source: Source, config: QuestionAnsweringData, labels: tuple[str, ...]) -> Iterator[Example]:
-        questions = (row for where, record in files.records(source, config) for row in _questions(where, record))
+        questions = (row for where, record in readers.records(source, config) for row in _questions(where, record))
         for row in family.unique_ids(source, questions):
             if row.is_labeled and not row.answers and not self.unanswerable:
                 raise InputError(

@@ -15,11 +15,12 @@ from jax import Array
 from albert_jax.config import InputError
 from albert_jax.data.batches import Row
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.finetuning import family, files
+from albert_jax.finetuning import family, readers
 from albert_jax.finetuning.family import LazyRows, Split
-from albert_jax.finetuning.files import Record, Source, TaskDataConfig
+from albert_jax.finetuning.files import Source, TaskDataConfig
 from albert_jax.finetuning.metrics import span_f1, spans, to_iob2
 from albert_jax.finetuning.prepared import records as prepared_records
+from albert_jax.finetuning.readers import Record
 
 WORDS = re.compile(r"\w+|[^\w\s]")
 """The words of plain text."""
@@ -201,7 +202,7 @@ def _sentences(path: Path, config: TaskDataConfig) -> Iterator[Example]:
         words.clear()
         tags.clear()
 
-    for where, line in files.text_lines(path, config):
+    for where, line in readers.text_lines(path, config):
         if not line.strip():
             yield from sentence()
             continue
