@@ -3,7 +3,7 @@
 import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,22 +15,28 @@ from jax import Array
 from albert_jax.config import InputError
 from albert_jax.data.batches import Row
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.finetuning import family, readers
+from albert_jax.finetuning import conll, family, readers
 from albert_jax.finetuning.family import LazyRows, Split
 from albert_jax.finetuning.files import Source, TaskDataConfig
 from albert_jax.finetuning.metrics import span_f1, spans, to_iob2
-from albert_jax.finetuning.prepared import records as prepared_records
 from albert_jax.finetuning.readers import Record
 
 WORDS = re.compile(r"\w+|[^\w\s]")
 """The words of plain text."""
-TAG = re.compile(r"O|[BIES]-.+")
-DOCUMENT = "-DOCSTART-"
+RECORDS = ("json", "jsonl", "parquet")
+"""Suffixes of files with a sentence per record; all others have CoNLL columns."""
+WORD_FIELDS = ("tokens", "words")
+TAG_FIELDS = ("ner_tags", "ner", "tags", "labels")
 
 
 @dataclass(frozen=True)
 class TokenClassificationData(TaskDataConfig):
     """Data of a token-classification task."""
+
+    word_column: str = ""
+    """The words: number of a CoNLL column, from 1, or field of .json, .jsonl and .parquet records; empty: detect it."""
+    tag_column: str = ""
+    """The tags, likewise."""
 
 
 class Example(NamedTuple):
@@ -87,14 +93,8 @@ class TokenClassification:
             raise InputError(f"{train[0].id}: the training file has no entity; all tags are O")
         return ("O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")) if types else ()
 
-    def examples(self, source: Source, config: TaskDataConfig, labels: tuple[str, ...]) -> Iterator[Example]:
-        def sentences() -> Iterator[Example]:
-            if source.prepared:
-                yield from (_from_record(*located) for located in prepared_records(*source.prepared))
-            for path in source.paths:
-                yield from _sentences(path, config)
-
-        for row in sentences():
+    def examples(self, source: Source, config: TokenClassificationData, labels: tuple[str, ...]) -> Iterator[Example]:
+        for row in _sentences(source, config):
             unknown = [span.type for span in spans(row.tags or ()) if f"B-{span.type}" not in labels] if labels else []
             if unknown:
                 known = ", ".join(label[2:] for label in labels[1::2])
@@ -190,41 +190,32 @@ class TokenClassification:
         return path
 
 
-def _sentences(path: Path, config: TaskDataConfig) -> Iterator[Example]:
-    """One word per line with its tag in the last column; a blank line ends a sentence."""
-    words: list[str] = []
-    tags: list[str] = []
-    begin, columns = "", 0
-
-    def sentence() -> Iterator[Example]:
-        if words:
-            yield Example(begin, tuple(words), tuple(to_iob2(tags)) if tags else None)
-        words.clear()
-        tags.clear()
-
-    for where, line in readers.text_lines(path, config):
-        if not line.strip():
-            yield from sentence()
-            continue
-        cells = line.split("\t") if "\t" in line else line.split()
-        if cells[0] == DOCUMENT:
-            continue
-        columns = columns or len(cells)
-        if len(cells) != columns:
-            raise InputError(f"{where}: expected {columns} columns, as in the lines before, found {len(cells)}")
-        begin = begin if words else where
-        words.append(cells[0])
-        if columns > 1:
-            tag = cells[-1].strip()
-            if not TAG.fullmatch(tag):
-                raise InputError(f"{where}: tag {tag!r} is not O, or one of B-, I-, E-, S- followed by a type")
-            tags.append(tag)
-    yield from sentence()
+def _sentences(source: Source, config: TokenClassificationData) -> Iterator[Example]:
+    """The sentences of CoNLL files, or of records, of which each is a sentence."""
+    records = tuple(path for path in source.paths if readers.file_kind(path) in RECORDS)
+    for path in (path for path in source.paths if path not in records):
+        for where, words, tags in conll.sentences(path, config, config.word_column, config.tag_column):
+            yield Example(where, tuple(words), tuple(to_iob2(tags)) if tags else None)
+    for where, record in readers.records(replace(source, paths=records), config):
+        yield _from_record(where, record, config, source.is_hidden)
 
 
-def _from_record(where: str, record: Record) -> Example:
-    """A sentence of a TFDS data set such as conll2003: `tokens`, and tag names as `ner` or `tags`."""
-    tags: Any = record.get("ner", record.get("tags"))
-    if "tokens" not in record or tags is None:
-        raise InputError(f"{where}: no 'tokens' with 'ner' or 'tags'; the features are {', '.join(record)}")
-    return Example(where, tuple(record["tokens"]), tuple(to_iob2(tags)))
+def _from_record(where: str, record: Record, config: TokenClassificationData, hidden: bool) -> Example:
+    """A sentence of a data set such as conll2003, from TFDS or the hub: words and names of tags."""
+    values = []
+    for option, names in (("word_column", WORD_FIELDS), ("tag_column", TAG_FIELDS)):
+        names = (getattr(config, option),) if getattr(config, option) else names
+        name = next((name for name in names if name in record), None)
+        if name is None and not (hidden and option == "tag_column"):
+            advice = f"name one of them with --data.{option.replace('_', '-')}"
+            raise InputError(f"{where}: no '{names[0]}'; the features are {', '.join(record)}; {advice}")
+        values.append(None if name is None else record[name])
+    words, tags = values
+    for value in (words, tags if tags is not None else []):
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+            raise InputError(
+                f"{where}: {value!r:.40} is not a list of texts; words and tags are read by name, not by number"
+            )
+    if tags is not None and len(tags) != len(words):
+        raise InputError(f"{where}: {len(words)} words, but {len(tags)} tags")
+    return Example(where, tuple(words), tuple(to_iob2(tags)) if tags else None)
