@@ -74,7 +74,11 @@ class QuestionAnswering:
     unanswerable: bool = False
     select: str = "f1"
     splits: Mapping[str, str] = field(
-        default_factory=lambda: {"train": "train-v1.1.json", "dev": "dev-v1.1.json", "test": "test-v1.1.json"}
+        default_factory=lambda: {
+            "train": "train-v1.1.json|train-*.parquet",
+            "dev": "dev-v1.1.json|validation-*.parquet",
+            "test": "test-v1.1.json",
+        }
     )
     data_config: ClassVar[type[TaskDataConfig]] = QuestionAnsweringData
 
