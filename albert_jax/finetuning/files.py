@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from albert_jax.config import InputError, check_fields, choice
+from albert_jax.data.lines import COMPRESSIONS
 from albert_jax.data.tfds import PREFIX, builder_of
 from albert_jax.finetuning.prepared import splits_of
 
@@ -46,6 +47,11 @@ class TaskDataConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        try:
+            "\n".encode(self.encoding)
+        except LookupError:
+            known = "name one of Python's, such as cp1252"
+            raise InputError(f"encoding: unknown text encoding {self.encoding!r}; {known}") from None
         check_minimum(self, 0, "max_train_samples", "max_eval_samples")
         check_minimum(self, 8, "max_seq_length")
 
@@ -158,4 +164,9 @@ def fingerprint(sources: Mapping[str, Source]) -> str:
 
 def answers_file(path: Path) -> Path:
     """The .ans file with the answers to a file of questions (MCTest)."""
-    return path.with_name(path.name.removesuffix(".gz").rpartition(".")[0] + ".ans")
+    return path.with_name(without_compression(path.name).rpartition(".")[0] + ".ans")
+
+
+def without_compression(name: str) -> str:
+    """A file's name without a suffix such as .gz."""
+    return name.removesuffix(next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), ""))

@@ -5,7 +5,6 @@ single document is read at once.  To support a new format, add an entry to `READ
 """
 
 import csv
-import gzip
 import itertools
 import json
 import logging
@@ -15,8 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from albert_jax.config import InputError, first_line, parse_json
-from albert_jax.data.sources import MAX_LINE_BYTES, lines
-from albert_jax.finetuning.files import Source, TaskDataConfig
+from albert_jax.data.lines import (
+    COMPRESSIONS,
+    CORRUPTED,
+    DECODER_ERRORS,
+    MAX_LINE_BYTES,
+    lines,
+    needs_formats,
+    open_bytes,
+)
+from albert_jax.finetuning.files import Source, TaskDataConfig, without_compression
 from albert_jax.finetuning.prepared import records as prepared_records
 
 log = logging.getLogger(__name__)
@@ -49,13 +56,15 @@ def maybe_records(source: Source, config: TaskDataConfig, header: tuple[str, ...
         yield from prepared_records(*source.prepared)
     for path in source.paths:
         if (kind := file_kind(path)) not in READERS:
-            raise InputError(f"{path}: cannot read '.{kind}' files; known: {', '.join(READERS)}, also with .gz")
+            raise InputError(
+                f"{path}: cannot read '.{kind}' files; known: {', '.join(READERS)}, also with {', '.join(COMPRESSIONS)}"
+            )
         yield from READERS[kind](path, config, header)
 
 
 def file_kind(path: Path) -> str:
     """The suffix that names the format: `csv` for `train.csv.gz`."""
-    return path.name.removesuffix(".gz").rpartition(".")[2]
+    return without_compression(path.name).rpartition(".")[2]
 
 
 def text_lines(path: Path, config: TaskDataConfig) -> Iterator[tuple[str, str]]:
@@ -215,23 +224,20 @@ def _has_a_record_per_line(path: Path, config: TaskDataConfig) -> bool:
 def _text(path: Path, config: TaskDataConfig) -> str:
     """The content of a text file."""
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            data: bytes = file.read()  # type: ignore[assignment]
-        errors = "strict" if config.encoding_errors == "error" else "replace"
-        return data.decode(config.encoding, errors).removeprefix("\ufeff")
+        with open_bytes(path) as file:
+            return file.read().decode(config.encoding, DECODER_ERRORS[config.encoding_errors]).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not {config.encoding.upper()} at byte {error.start}; see --data.encoding") from None
-    except (OSError, EOFError) as error:
+        problem = f"{path}: not {config.encoding.upper()} at byte {error.start}"
+        raise InputError(f"{problem}; name its encoding with --data.encoding") from None
+    except CORRUPTED as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _parquet(path: Path, config: TaskDataConfig, header: tuple[str, ...]) -> Iterator[MaybeRecord]:
     """The rows of a .parquet file; classes by name, "" for hidden ones, if the file has the features of a hub data set."""
-    try:
+    with needs_formats(path):
         import pyarrow
         from pyarrow import parquet
-    except ImportError:
-        raise InputError(f"{path}: reading .parquet needs pyarrow: pip install 'albert_jax[formats]'") from None
     try:
         with parquet.ParquetFile(path) as file:
             classes = _class_names(file.schema_arrow.metadata or {})
