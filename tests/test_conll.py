@@ -108,7 +108,7 @@ REFUSED: dict[str, tuple[str, dict[str, str], str]] = {
         "x:4: tag 'B-PER' is not O, or a type without prefix",
     ),
     "a type among prefixes": (
-        "a B-PER\nb O\nc PER\n",
+        "a B-PER\nb I-PER\nc PER\n",
         {},
         "x:3: tag 'PER' is not O, or one of B-, I-, E-, S-, L-, U-, M-",
     ),
@@ -186,7 +186,10 @@ def test_sentences_in_records(case: str, tmp_path: Path) -> None:
 def test_malformed_records_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     for change, message in (
-        ({"ner_tags": [0, 1, 2]}, r"x.jsonl:1: \[0, 1, 2\] is not a list of texts; words and tags are read by name"),
+        (
+            {"ner_tags": [0, 1, 2]},
+            r"x.jsonl:1: ner_tags is \[0, 1, 2\]; expected a list of texts, also of tags, not numbers",
+        ),
         ({"ner_tags": ["O"]}, "x.jsonl:1: 3 words, but 1 tags"),
     ):
         path.write_text(json.dumps(SENTENCE | change))

@@ -174,7 +174,7 @@ SQUADS: dict[str, str] = {
     "plain text": squad(QA | {"answers": ["London"]}),
     "one plain text": squad(QA | {"answers": "London"}),
     "no position": squad(QA | {"answers": [{"text": "London"}]}),
-    "one answer": squad(QA | {"answers": QA["answers"][0]}),  # type: ignore[index]
+    "one answer": squad(QA | {"answers": QA["answers"][0]}),
     "position as text": squad(QA | {"answers": [{"text": "London", "answer_start": "22"}]}),
     "position with decimals": squad(QA | {"answers": [{"text": "London", "answer_start": 22.0}]}),
     "records": json.dumps([FLAT]),

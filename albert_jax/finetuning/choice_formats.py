@@ -104,8 +104,9 @@ def _question(where: str, record: Record, per_passage: Counter[str]) -> Example:
     field = next((field for field in ANSWERS if field in record), "label")
     first_number = ANSWERS[field]
     if columns := {int(match[1]): name for name in record if (match := NUMBERED_OPTION.fullmatch(name))}:
-        options, labels = [record[columns[number]] for number in sorted(columns)], []
+        options = [record[columns[number]] for number in sorted(columns)]
         first_number = min(columns) if field == "answer" else first_number
+        labels: list[Any] = []
     else:
         options, labels = _options(_first(question, OPTIONS))
     position = _position(where, record.get(field), labels or LETTERS[: len(options)], first_number)

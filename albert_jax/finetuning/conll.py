@@ -42,8 +42,9 @@ class Sentence(NamedTuple):
 class Columns(NamedTuple):
     """The layout of a file.  Columns count from 0."""
 
-    count: int
-    index: int | None
+    width: int
+    """Number of columns."""
+    number: int | None
     """The column that numbers the words."""
     word: int
     tag: int | None
@@ -79,13 +80,13 @@ def sentences(path: Path, config: TaskDataConfig, word_column: str, tag_column: 
         if cells[0].startswith("#") and _is_comment(cells, columns):
             comments += 1
             continue
-        if len(cells) != columns.count:
-            expected = f"expected {columns.count} columns, as in the lines before"
+        if len(cells) != columns.width:
+            expected = f"expected {columns.width} columns, as in the lines before"
             raise InputError(f"{where}: {expected}, found {len(cells)}")
-        if columns.index is not None and not cells[columns.index].isdecimal():
-            if NUMBER.fullmatch(cells[columns.index]):
+        if columns.number is not None and not cells[columns.number].isdecimal():
+            if NUMBER.fullmatch(cells[columns.number]):
                 continue  # CoNLL-U: the parts of a contraction follow as words, an omitted word is not in the text
-            raise InputError(f"{where}: {cells[columns.index]!r} is not the number of a word, as in the lines before")
+            raise InputError(f"{where}: {cells[columns.number]!r} is not the number of a word, as in the lines before")
         if not sentence.words:
             sentence = Sentence(where, [], [])
         sentence.words.append(cells[columns.word])
@@ -117,7 +118,7 @@ def cells_of(line: str) -> list[str]:
 
 def _is_comment(cells: Sequence[str], columns: Columns) -> bool:
     """Whether a line that begins with # is a comment, and not the word # or a hashtag."""
-    if len(cells) != columns.count or columns.index == 0:
+    if len(cells) != columns.width or columns.number == 0:
         return True
     tag = "O" if columns.tag is None else cells[columns.tag]
     return tag not in columns.tags and not TAG.fullmatch(tag)

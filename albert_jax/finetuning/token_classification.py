@@ -202,20 +202,24 @@ def _sentences(source: Source, config: TokenClassificationData) -> Iterator[Exam
 
 def _from_record(where: str, record: Record, config: TokenClassificationData, hidden: bool) -> Example:
     """A sentence of a data set such as conll2003, from TFDS or the hub: words and names of tags."""
-    values = []
-    for option, names in (("word_column", WORD_FIELDS), ("tag_column", TAG_FIELDS)):
-        names = (getattr(config, option),) if getattr(config, option) else names
-        name = next((name for name in names if name in record), None)
-        if name is None and not (hidden and option == "tag_column"):
-            advice = f"name one of them with --data.{option.replace('_', '-')}"
-            raise InputError(f"{where}: no '{names[0]}'; the features are {', '.join(record)}; {advice}")
-        values.append(None if name is None else record[name])
-    words, tags = values
-    for value in (words, tags if tags is not None else []):
-        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-            raise InputError(
-                f"{where}: {value!r:.40} is not a list of texts; words and tags are read by name, not by number"
-            )
+    words = _texts(where, record, "word_column", config.word_column, WORD_FIELDS) or ()
+    tags = _texts(where, record, "tag_column", config.tag_column, TAG_FIELDS, optional=hidden)
     if tags is not None and len(tags) != len(words):
         raise InputError(f"{where}: {len(words)} words, but {len(tags)} tags")
     return Example(where, tuple(words), tuple(to_iob2(tags)) if tags else None)
+
+
+def _texts(
+    where: str, record: Record, option: str, name: str, usual: tuple[str, ...], optional: bool = False
+) -> Sequence[str] | None:
+    """The list of texts in the named field, or in the first of the usual ones; None if an optional one is missing."""
+    field_name = next((field_name for field_name in ((name,) if name else usual) if field_name in record), None)
+    if field_name is None:
+        if optional:
+            return None
+        advice = f"name one of them with --data.{option.replace('_', '-')}"
+        raise InputError(f"{where}: no '{name or usual[0]}'; the features are {', '.join(record)}; {advice}")
+    value = record[field_name]
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise InputError(f"{where}: {field_name} is {value!r:.40}; expected a list of texts, also of tags, not numbers")
+    return value
