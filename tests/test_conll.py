@@ -102,16 +102,7 @@ REFUSED: dict[str, tuple[str, dict[str, str], str]] = {
         "x:1: data.tag_column '3' is not a column; give a number from 1 to 2",
     ),
     "no number": ("a O\n", {"word_column": "word"}, "x:1: data.word_column 'word' is not a column"),
-    "a prefix among types": (
-        "a PER\nb PER\nc LOC\nd B-PER\n",
-        {},
-        "x:4: tag 'B-PER' is not O, or a type without prefix",
-    ),
-    "a type among prefixes": (
-        "a B-PER\nb I-PER\nc PER\n",
-        {},
-        "x:3: tag 'PER' is not O, or one of B-, I-, E-, S-, L-, U-, M-",
-    ),
+    "no tag": ("a\tO\tx\nb\t\tx\nc\tO\tx\n", {"tag_column": "2"}, "x:2: no tag in column 2"),
     "not a number": ("1 a O\n2 b B-X\nc d O\n", {}, "x:3: 'c' is not the number of a word, as in the lines before"),
     "columns": ("a O\nb O\nc x O\n", {}, "x:3: expected 2 columns, as in the lines before, found 3"),
 }
@@ -130,6 +121,7 @@ SCHEMES = {
     "IOBES": ["B-X", "E-X", "S-X", "O", "S-Y"],
     "BILOU": ["B-X", "L-X", "U-X", "O", "U-Y"],
     "BMES": ["B-X", "M-X", "E-X", "O", "S-Y"],
+    "underscores": ["B_X", "I_X", "B_X", "O", "B_Y"],
     "IO": ["X", "X", "X", "O", "Y"],
     "parts of speech": ["NN", "NNP", ".", "``", "-LRB-"],
     "labels by number": ["LABEL_0", "LABEL_1", "LABEL_0", "LABEL_2", "O"],

@@ -29,6 +29,36 @@ def test_entities_equal_seqeval(case: dict[str, Any]) -> None:
         assert scores[f"f1_{kind}"] == pytest.approx(expected[kind]["f1-score"], abs=1e-12)
 
 
+SCHEMES = {"BILOU": {"E": "L", "S": "U"}, "BMEWO": {"I": "M", "S": "W"}, "IO": {"B": "I", "E": "I", "S": "I"}}
+"""Scheme -> prefix in IOBES -> its prefix."""
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_other_schemes_mark_the_same_entities(scheme: str) -> None:
+    """Those of seqeval for IOBES, rewritten.  IO cannot separate neighbors of one type."""
+    renamed = SCHEMES[scheme]
+    case = GOLDEN["entities"][2]
+    for row, found in zip(case["gold"], case["spans"], strict=True):
+        tags = [renamed.get(tag[0], tag[0]) + tag[1:] for tag in row]
+        underscored = [tag.replace("-", "_", 1) for tag in tags]
+        for own in (tags, underscored):
+            if scheme != "IO" or all(a[1] < b[0] or a[2] != b[2] for a, b in itertools.pairwise(found)):
+                assert [list(span) for span in spans(own)] == found
+
+
+def test_tags_without_prefixes_are_words() -> None:
+    """Not one entity of the whole text."""
+    tags = ["NOUN", "NOUN", "O", "PER", "PER"]
+    assert [(span.start, span.end, span.type) for span in spans(tags)] == [
+        (0, 1, "NOUN"),
+        (1, 2, "NOUN"),
+        (3, 4, "PER"),
+        (4, 5, "PER"),
+    ]
+    assert to_iob2(tags) == tags
+    assert span_f1([["A", "B", "O"]], [["A", "A", "O"]])["f1"] == 0.5
+
+
 @given(TAGS)
 def test_iob2_has_the_same_entities(tags: list[str]) -> None:
     """Entities do not overlap, and converting tags to IOB2 keeps them."""

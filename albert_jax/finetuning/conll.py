@@ -8,18 +8,17 @@ import itertools
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from albert_jax.config import InputError
 from albert_jax.finetuning.files import TaskDataConfig
+from albert_jax.finetuning.metrics import split_tag
 from albert_jax.finetuning.readers import text_lines
 
 log = logging.getLogger(__name__)
 
-TAG = re.compile(r"O|[BIESLUM]-.+")
-"""A tag of a scheme with prefixes: IOB1, IOB2, IOBES, BILOU, BMES."""
 NUMBER = re.compile(r"\d+([-.]\d+)?")
 """The number of a word; in CoNLL-U also of a contraction (1-2) or an omitted word (1.1)."""
 PLACEHOLDER = re.compile(r"[\d_*-]*")
@@ -60,12 +59,11 @@ def sentences(path: Path, config: TaskDataConfig, word_column: str, tag_column: 
       word_column, tag_column: numbers of columns, from 1; empty: detect them.
 
     Raises:
-      InputError: the columns cannot be detected; a line has other columns; a tag is malformed.
+      InputError: the columns cannot be detected; a line has other columns; a tag is missing.
     """
     located = text_lines(path, config)
     sample = list(itertools.islice(located, SAMPLE))
     columns = detect(sample, word_column, tag_column)
-    has_prefixes: bool | None = None
     sentence = Sentence("", [], [])
     comments = 0
     for where, line in itertools.chain(sample, located):
@@ -91,14 +89,9 @@ def sentences(path: Path, config: TaskDataConfig, word_column: str, tag_column: 
             sentence = Sentence(where, [], [])
         sentence.words.append(cells[columns.word])
         if columns.tag is not None:
-            tag = cells[columns.tag]
-            if has_prefixes is None and tag != "O":
-                has_prefixes = mostly(TAG, columns.tags - {"O"} or {tag})
-            if not tag or (tag != "O" and bool(TAG.fullmatch(tag)) is not has_prefixes):
-                schemes = ("a type without prefix", "one of B-, I-, E-, S-, L-, U-, M- followed by a type")
-                known = f"O, or {schemes[bool(has_prefixes)]}, as in other lines"
-                raise InputError(f"{where}: tag {tag!r} is not {known}")
-            sentence.tags.append(tag)
+            if not cells[columns.tag]:
+                raise InputError(f"{where}: no tag in column {columns.tag + 1}")
+            sentence.tags.append(cells[columns.tag])
     if sentence.words:
         yield sentence
     if comments:
@@ -121,7 +114,7 @@ def _is_comment(cells: Sequence[str], columns: Columns) -> bool:
     if len(cells) != columns.width or columns.number == 0:
         return True
     tag = "O" if columns.tag is None else cells[columns.tag]
-    return tag not in columns.tags and not TAG.fullmatch(tag)
+    return tag not in columns.tags and not is_tag(tag)
 
 
 def detect(sample: Iterable[tuple[str, str]], word_column: str, tag_column: str) -> Columns:
@@ -144,8 +137,8 @@ def detect(sample: Iterable[tuple[str, str]], word_column: str, tag_column: str)
         _column(where, option, value, count)
         for option, value in (("word_column", word_column), ("tag_column", tag_column))
     )
-    index = 0 if word != 0 and mostly(NUMBER, values[0]) else None
-    tagged = [number for number, column in enumerate(values) if mostly(TAG, column)]
+    index = 0 if word != 0 and mostly(NUMBER.fullmatch, values[0]) else None
+    tagged = [number for number, column in enumerate(values) if mostly(is_tag, column)]
     if word is None:
         free = [number for number in range(count) if number not in (index, tag, *tagged)]
         if not free and index is not None:
@@ -158,9 +151,14 @@ def detect(sample: Iterable[tuple[str, str]], word_column: str, tag_column: str)
     return Columns(count, index, word, tag, frozenset() if tag is None else frozenset(values[tag]))
 
 
-def mostly(pattern: re.Pattern[str], values: Collection[str]) -> bool:
-    """Whether the pattern matches more than half of the values.  Not all, because a file may have a malformed line."""
-    return sum(bool(pattern.fullmatch(value)) for value in values) * 2 > len(values)
+def is_tag(text: str) -> bool:
+    """Whether a text is O or a tag with a prefix."""
+    return bool(split_tag(text)[0])
+
+
+def mostly(condition: Callable[[str], Any], values: Collection[str]) -> bool:
+    """Whether the condition holds for more than half of the values.  Not all, because a file may have a malformed line."""
+    return sum(bool(condition(value)) for value in values) * 2 > len(values)
 
 
 def _column(where: str, option: str, value: str, count: int) -> int | None:
@@ -175,13 +173,13 @@ def _tag_column(
 ) -> int | None:
     """The column of the tags among the `others`; None if there are none."""
     advice = "name the column of the tags with --data.tag-column"
-    tagged = [number for number in others if mostly(TAG, values[number])]
+    tagged = [number for number in others if mostly(is_tag, values[number])]
     candidates = tagged or others
     if is_numbered and len(candidates) > 1:
         columns = ", ".join(str(number + 1) for number in candidates)
         raise InputError(f"{where}: several columns can hold the tags ({columns}); {advice}")
     if candidates and not tagged:
         column = values[candidates[-1]]
-        if mostly(PLACEHOLDER, column) or len(set(column)) > len(set(values[word])):
+        if mostly(PLACEHOLDER.fullmatch, column) or len(set(column)) > len(set(values[word])):
             raise InputError(f"{where}: the last column ({column[0]!r}) does not hold tags; {advice}")
     return candidates[-1] if candidates else None

@@ -81,17 +81,31 @@ class Span(NamedTuple):
     type: str
 
 
+PREFIXES = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S", "M": "I", "W": "S"}
+"""Prefix of a tag -> that of IOBES with the same meaning.  L and U are those of BILOU, M and W those of BMEWO."""
+
+
+def split_tag(tag: str) -> tuple[str, str]:
+    """Prefix in IOBES and type of a tag such as B-PER or U_PER; "O" has no type, and a tag without prefix has no prefix."""
+    if tag == "O":
+        return "O", ""
+    if len(tag) > 2 and tag[0] in PREFIXES and tag[1] in "-_":
+        return PREFIXES[tag[0]], tag[2:]
+    return "", tag
+
+
 def spans(tags: Sequence[str]) -> list[Span]:
-    """The entities of a sentence's tags by conlleval's rules, for IOB1, IOB2 and IOBES.
+    """The entities of a sentence's tags by conlleval's rules, for IO, IOB1, IOB2, IOBES, BILOU and BMEWO.
 
     An entity begins at B or S, and at I or E if the type changes or the previous entity has ended.  It ends before O, B, S or a
-    different type, and after E or S.
+    different type, and after E or S.  A word whose tag has no prefix is an entity by itself.
     """
     entities: list[Span] = []
     start, before = 0, "O"
     kind: str | None = None
     for at, tag in enumerate([*tags, "O"]):
-        prefix, _, name = tag.partition("-")
+        prefix, name = split_tag(tag)
+        prefix = prefix or "S"
         if kind is not None and (prefix in ("O", "B", "S") or name != kind or before in ("E", "S")):
             entities.append(Span(start, at, kind))
             kind = None
@@ -101,8 +115,15 @@ def spans(tags: Sequence[str]) -> list[Span]:
     return entities
 
 
+def have_prefixes(tags: Iterable[str]) -> bool:
+    """Whether tags mark entities of several words: all but O begin with a prefix such as B-."""
+    return all(split_tag(tag)[0] for tag in tags)
+
+
 def to_iob2(tags: Sequence[str]) -> list[str]:
-    """The same entities in IOB2: B- at the first word of each, I- at the others."""
+    """The same entities in IOB2: B- at the first word of each, I- at the others.  Tags without prefixes stay as they are."""
+    if not have_prefixes(tags):
+        return list(tags)
     iob2 = ["O"] * len(tags)
     for start, end, kind in spans(tags):
         iob2[start:end] = [f"B-{kind}", *[f"I-{kind}"] * (end - start - 1)]
@@ -110,7 +131,10 @@ def to_iob2(tags: Sequence[str]) -> list[str]:
 
 
 def span_f1(predicted: Iterable[Sequence[str]], gold: Iterable[Sequence[str]]) -> dict[str, float]:
-    """Precision, recall and F1 of entities over all sentences, and F1 of each type, as conlleval computes them."""
+    """Precision, recall and F1 of entities over all sentences, and F1 of each type, as conlleval computes them.
+
+    Of tags without prefixes, they are those of words whose tag is not O.
+    """
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("correct", "predicted", "gold")}
     for predicted_tags, gold_tags in zip(predicted, gold, strict=True):
         a, b = set(spans(predicted_tags)), set(spans(gold_tags))

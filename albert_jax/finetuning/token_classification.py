@@ -1,7 +1,11 @@
-"""Token classification: named entities in CoNLL columns (IOB1, IOB2 or IOBES).  A class per word; entities are spans."""
+"""Token classification: a class per word, in CoNLL columns.
+
+Tags with prefixes (IO, IOB1, IOB2, IOBES, BILOU, BMEWO) mark entities, which can have several words.  Other tags, such as parts of
+speech, stand for single words.
+"""
 
 import functools
-import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import regex
 from jax import Array
 
 from albert_jax.config import InputError
@@ -18,11 +23,17 @@ from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.finetuning import conll, family, readers
 from albert_jax.finetuning.family import LazyRows, Split
 from albert_jax.finetuning.files import Source, TaskDataConfig
-from albert_jax.finetuning.metrics import span_f1, spans, to_iob2
+from albert_jax.finetuning.metrics import have_prefixes, span_f1, spans, split_tag, to_iob2
 from albert_jax.finetuning.readers import Record
 
-WORDS = re.compile(r"\w+|[^\w\s]")
-"""The words of plain text."""
+_WITHOUT_SPACES = "".join(
+    rf"\p{{{name}}}" for name in ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan")
+)
+WORDS = regex.compile(
+    rf"(?:[[\p{{L}}\p{{N}}_]--[{_WITHOUT_SPACES}]][\p{{M}}\u200C\u200D]*)+|(?!\s)\X", flags=regex.VERSION1
+)
+"""The words of plain text: letters and digits with their marks; each character (grapheme) of scripts that have no spaces between
+words; and every other character."""
 RECORDS = ("json", "jsonl", "parquet")
 """Suffixes of files with a sentence per record; all others have CoNLL columns."""
 WORD_FIELDS = ("tokens", "words")
@@ -46,7 +57,7 @@ class Example(NamedTuple):
     """`file:line` of its first word."""
     words: tuple[str, ...]
     tags: tuple[str, ...] | None
-    """In IOB2; None if hidden."""
+    """As in the file, but entities in IOB2; None if hidden."""
 
     @property
     def is_labeled(self) -> bool:
@@ -76,7 +87,7 @@ def part_row(tokenizer: Tokenizer, part: Part) -> Row:
 
 @dataclass(frozen=True)
 class TokenClassification:
-    """Entities of several types; the types are those of the training file."""
+    """Tags of words, or entities of several types; tags and types are those of the training file."""
 
     select: str = "f1"
     splits: Mapping[str, str] = field(
@@ -88,17 +99,29 @@ class TokenClassification:
         return ("token_classifier",)
 
     def labels(self, train: Sequence[Example] = ()) -> tuple[str, ...]:
-        types = sorted({span.type for row in train for span in spans(row.tags or ())})
-        if train and not types:
+        tags = {tag for row in train for tag in row.tags or ()}
+        if train and tags <= {"O"}:
             raise InputError(f"{train[0].id}: the training file has no entity; all tags are O")
+        if not have_prefixes(tags):
+            return tuple(sorted(tags, key=lambda tag: (tag != "O", tag)))
+        types = sorted({split_tag(tag)[1] for tag in tags - {"O"}})
         return ("O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")) if types else ()
 
     def examples(self, source: Source, config: TokenClassificationData, labels: tuple[str, ...]) -> Iterator[Example]:
+        first = next((label for label in labels if label != "O"), "")
         for row in _sentences(source, config):
-            unknown = [span.type for span in spans(row.tags or ()) if f"B-{span.type}" not in labels] if labels else []
-            if unknown:
-                known = ", ".join(label[2:] for label in labels[1::2])
-                raise InputError(f"{row.id}: unknown entity type {unknown[0]!r}; the training file has {known}")
+            for number, tag in enumerate(row.tags or (), 1):
+                first = first or ("" if tag == "O" else tag)
+                if tag != "O" and have_prefixes([tag]) != have_prefixes([first]):
+                    raise InputError(
+                        f"{row.id}, word {number} {row.words[number - 1]!r}: either all tags but O have a prefix such as B-, or none; "
+                        f"found {first!r} and {tag!r}"
+                    )
+                if labels and tag not in labels:
+                    known = ", ".join(dict.fromkeys(split_tag(label)[1] for label in labels if label != "O"))
+                    raise InputError(
+                        f"{row.id}: unknown type {split_tag(tag)[1] or tag!r}; the training file has {known}"
+                    )
             yield row
 
     def texts(self, examples: Sequence[Example]) -> list[str]:
@@ -146,14 +169,15 @@ class TokenClassification:
         self, split: Split, rows: LazyRows[Part], outputs: family.RowOutputs, tuned: Mapping[str, float] | None = None
     ) -> family.Score:
         predictions = [tags for tags, _ in self.tags(split, rows, outputs)]
-        degenerate = all(tag == "O" for tags in predictions for tag in tags)
+        flat = [tag for tags in predictions for tag in tags]
+        degenerate = all(tag == "O" for tag in flat) or family.is_constant(flat)
         metrics = span_f1(predictions, [row.tags for row in split.examples]) if split.is_labeled else {}
         return family.Score(metrics, predictions, degenerate)
 
     def tags(
         self, split: Split, rows: LazyRows[Part], outputs: family.RowOutputs
     ) -> list[tuple[list[str], list[float]]]:
-        """For each sentence, the tag of every word in IOB2, and its probability."""
+        """For each sentence, the tag of every word, and its probability; entities are in IOB2."""
         sentences: list[tuple[list[str], list[float]]] = [([], []) for _ in split.examples]
         for part, row in zip(rows.items, outputs, strict=True):
             tags, probabilities = sentences[part.example]
@@ -162,7 +186,19 @@ class TokenClassification:
         return [(to_iob2(tags), probabilities) for tags, probabilities in sentences]
 
     def baseline(self, train: Split, dev: Split) -> dict[str, float]:
-        """Tag each phrase that was always one type of entity in training; the longest match first (CoNLL-2003's baseline)."""
+        """The most frequent tag of each word, or of all words.
+
+        For entities, tag each phrase that was always one type of entity in training; the longest match first (CoNLL-2003's baseline).
+        """
+        if not have_prefixes(train.labels):
+            counts: dict[str, Counter[str]] = {}
+            for row in train.examples:
+                for word, tag in zip(row.words, row.tags, strict=True):
+                    counts.setdefault(word, Counter())[tag] += 1
+            usual = sum(counts.values(), Counter()).most_common(1)[0][0]
+            best = {word: counter.most_common(1)[0][0] for word, counter in counts.items()}
+            guesses = [[best.get(word, usual) for word in row.words] for row in dev.examples]
+            return span_f1(guesses, [row.tags for row in dev.examples])
         types: dict[tuple[str, ...], set[str]] = {}
         for row in train.examples:
             for span in spans(row.tags):

@@ -80,12 +80,13 @@ def _exiting(model: Albert, params: Any, rows: Rows, early_exit: EarlyExit) -> f
 def entities(
     model: Albert, params: Any, tokenizer: Tokenizer, texts: str | Sequence[str]
 ) -> list[list[dict[str, Any]]]:
-    """Find the entities in each text.
+    """Find the entities in each text; or the tag of each word, if the model's tags have no prefixes such as B-.
 
-    A word is a run of letters and digits, or any other single character.  Long texts are processed in parts.
+    Words are those of `token_classification.WORDS`.  Long texts are processed in parts.
 
     Returns:
       For each text, the entities: `type`, `text`, `start` and `end` in characters, and `probability`, the lowest of its words.
+      The tag O is left out.
 
     Raises:
       InputError: the model has no classifier of tokens.
