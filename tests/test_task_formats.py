@@ -159,7 +159,7 @@ def test_parquet_of_the_hub(tmp_path: Path) -> None:
 
 # Question answering
 
-CONTEXT = "Ada Canada met Ada in London in 1815."
+CONTEXT = "Ada CanAda met Ada in London in 1815."
 QA = {"id": "q", "question": "where?", "answers": [{"text": "London", "answer_start": 22}]}
 
 
@@ -222,8 +222,8 @@ def test_ids_of_questions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
         ("London", -1, ("London", 22)),
         ("London", 9999, ("London", 22)),
         ("Ada", 12, ("Ada", 15)),  # the nearest
-        ("Ada", 6, ("Ada", 0)),  # not in Canada, which is nearer
-        ("ana", None, ("ana", 5)),  # a part of a word, if there is no other
+        ("Ada", 6, ("Ada", 0)),  # not in CanAda, which is nearer
+        ("an", None, ("an", 5)),  # a part of a word, if there is no other
         (" London ", 3, (" London ", 21)),
         ("London  ", None, ("London", 22)),
         ("Paris", 22, ("Paris", -1)),
