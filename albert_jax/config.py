@@ -224,6 +224,24 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       InputError: the file cannot be read, or is not a JSON object in UTF-8; a key occurs twice; it holds NaN or Infinity.
     """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
+    values = parse_json(path, text)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return values
+
+
+def parse_json(path: Path, text: str) -> Any:
+    """The value of a JSON text; `path` is for messages.
+
+    Raises:
+      InputError: it is not JSON; a key occurs twice; it holds NaN or Infinity.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table: dict[str, Any] = {}
@@ -237,20 +255,13 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: {constant} is not JSON")
 
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique, parse_constant=raise_error)
+        return json.loads(text, object_pairs_hook=unique, parse_constant=raise_error)
     except InputError:
         raise
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
     except (RecursionError, ValueError) as error:  # nested too deeply, or a number with thousands of digits
         raise InputError(f"{path}: cannot be read: {first_line(error)}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a JSON object")
-    return values
 
 
 # Experiment files

@@ -136,6 +136,41 @@ def _mctest(folder: Path) -> list[str]:
     return ["--data.dir", str(folder), "--data.max-qa-length", "16"]
 
 
+def _swag(folder: Path) -> list[str]:
+    draw = random.Random(7)
+    for split, size in SIZES.items():
+        rows = []
+        for number in range(size):
+            endings, right = [some(draw, 1, 2) for _ in range(4)], draw.randint(0, 3)
+            endings[right] += f" {GOOD}"
+            answer = [] if split == "test" else [str(right)]
+            rows.append(",".join([str(number), some(draw), "the list", *endings, *answer]))
+        head = ",sent1,sent2," + ",".join(f"ending{number}" for number in range(4))
+        (folder / f"{'val' if split == 'dev' else split}.csv").write_text(
+            "\n".join([head if split == "test" else f"{head},label", *rows]) + "\n"
+        )
+    return ["--data.dir", str(folder), "--data.max-qa-length", "16"]
+
+
+def _arc(*names: str) -> Callable[[Path], list[str]]:
+    """A writer of ARC's format, which CommonsenseQA has too, into files of these names for train, dev and test."""
+
+    def write(folder: Path) -> list[str]:
+        draw = random.Random(8)
+        for name, (split, size) in zip(names, SIZES.items(), strict=True):
+            lines = []
+            for number in range(size):
+                labels, right = ("ABCD", "1234")[number % 2], draw.randint(0, 3)
+                choices = [{"text": some(draw, 1, 2), "label": label} for label in labels]
+                choices[right]["text"] += f" {GOOD}"
+                record = {"id": f"{split}{number}", "question": {"stem": "what is it ?", "choices": choices}}
+                lines.append(json.dumps(record | ({"answerKey": labels[right]} if split != "test" else {})))
+            (folder / name).write_text("\n".join(lines) + "\n")
+        return ["--data.dir", str(folder), "--data.max-qa-length", "16"]
+
+    return write
+
+
 def _ner(folder: Path) -> list[str]:
     draw = random.Random(4)
     for file, size in (("eng.train", 320), ("eng.testa", 21), ("eng.testb", 5)):
@@ -199,6 +234,9 @@ WRITE: dict[str, Callable[[Path], list[str]]] = {
     "squad2": _squad("{split}-v2.0.json", True),
     "race": _race,
     "mctest": _mctest,
+    "swag": _swag,
+    "arc": _arc("ARC-Easy-Train.jsonl", "ARC-Easy-Dev.jsonl", "ARC-Easy-Test.jsonl"),
+    "commonsense_qa": _arc("train_rand_split.jsonl", "dev_rand_split.jsonl", "test_rand_split_no_answers.jsonl"),
     "ner": _ner,
     "text": _text,
     "regression": _regression,

@@ -108,7 +108,7 @@ def test_unusable_text_is_refused_before_anything_is_written(
 def test_a_line_that_is_too_long_is_refused(
     small: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("albert_jax.data.sources.MAX_LINE_BYTES", 100)
+    monkeypatch.setattr("albert_jax.data.lines.MAX_LINE_BYTES", 100)
     source = write(tmp_path / "long.jsonl", json.dumps({"text": PROSE}).encode())
     assert "long.jsonl:1: line longer than 100 bytes" in refused(small(tmp_path / "run", data__source=source), capsys)
 

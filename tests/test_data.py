@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from albert_jax.data import builder, loader, sources
+from albert_jax.data import builder, lines, loader, sources
 from albert_jax.data.batches import WIDTHS, check_enough_rows
 from albert_jax.data.loader import bucketed_batches, eval_batches, open_split, train_batches
 from albert_jax.data.prepare import Prepared, prepare, read_split, token_counts
@@ -119,7 +119,7 @@ FLIPPED = bytes([*COMPRESSED[:2000], COMPRESSED[2000] ^ 255, *COMPRESSED[2001:]]
         ("a.jsonl.gz", COMPRESSED[:-2000], ["a.jsonl.gz:", "corrupted or truncated"]),
         ("a.jsonl.gz", FLIPPED, ["a.jsonl.gz:", "corrupted"]),
         ("a.txt.gz", b"plain", ["a.txt.gz:1:", "corrupted"]),
-        ("a.csv", b"x", ["a.csv", "'.csv'", ".txt, .jsonl"]),
+        ("a.bin", b"x\0", ["a.bin", "'.bin'", "not text in utf-8", ".txt, .jsonl"]),
         ("b.md", b"x", ["matches no file", "/a.*"]),
         ("a.txt", b"x" * 1001, ["a.txt:1:", "1000"]),
         ("a.txt", b"x" * 600 + b"\n" + b"x" * 600, ["a.txt:2:", "1000", "blank-line"]),
@@ -129,7 +129,7 @@ def test_unreadable_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, parts: list[str]
 ) -> None:
     """Fails if lines or bytes are counted wrongly, or if an exception of a different type is raised."""
-    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 1000 if b"x" * 600 in content else 10**6)
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 1000 if b"x" * 600 in content else 10**6)
     (tmp_path / name).write_bytes(content)
     assert_input_error(lambda: list(documents(DataConfig(source=f"{tmp_path}/a.*"))), *parts)
 

@@ -69,23 +69,6 @@ def test_mctest_and_race_files(tmp_path: Path) -> None:
     assert [row for row in both["dev"] if row.part == "middle"] == middle["dev"]
 
 
-def test_three_tagging_schemes_give_the_same_tags(tmp_path: Path) -> None:
-    rows = {
-        "IOB1": ["a\tI-X", "b\tI-X", "c\tB-X", "d\tO", "e\tI-Y"],
-        "IOB2": ["a\tB-X", "b\tI-X", "c\tB-X", "d\tO", "e\tB-Y"],
-        "IOBES": ["a\tB-X", "b\tE-X", "c\tS-X", "d\tO", "e\tS-Y"],
-    }
-    seen = []
-    for name, lines in rows.items():
-        for split in ("train", "dev"):
-            (tmp_path / f"{split}.{name}").write_text("\n".join(lines) + "\n")
-        given_ = {f"{split}_file": str(tmp_path / f"{split}.{name}") for split in ("train", "dev")}
-        chosen = config("ner", **given_)
-        found, labels = read_with(chosen)
-        seen.append((found["train"][0].tags, labels))
-    assert seen == [(("B-X", "I-X", "B-X", "O", "B-Y"), ("O", "B-X", "I-X", "B-Y", "I-Y"))] * 3
-
-
 def prepared(folder: Path, features: Any, splits: dict[str, list[dict[str, Any]]]) -> str:
     """Prepare a data set without TensorFlow, as array_record; return the value of --data.dir."""
     import tensorflow_datasets as tfds

@@ -22,6 +22,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from albert_jax.config import InputError, check_writable
 from albert_jax.data import sources
 from albert_jax.data.builder import AlbertText, document_records
+from albert_jax.data.hf_datasets import STREAMED
 from albert_jax.data.records import Record
 from albert_jax.data.sources import DataConfig
 from albert_jax.data.survey import check_counts, count_documents, split_of
@@ -82,8 +83,8 @@ class BeamEngine:
         if not config.vocab:
             advice = "train a vocabulary on one machine ('albert-jax vocab', on a sample)"
             raise InputError(f"--engine beam needs --data.vocab; {advice}")
-        if config.source == "python-docs":
-            raise InputError("data.source 'python-docs': --engine beam reads files only; name files")
+        if config.source == "python-docs" or STREAMED in config.source:
+            raise InputError(f"data.source '{config.source}': --engine beam reads files only; name files")
         if "://" in config.cache_dir:
             advice = "name a folder that all machines mount"
             raise InputError(f"data.cache_dir {config.cache_dir}: ArrayRecord files need a file system; {advice}")
@@ -126,7 +127,7 @@ def _survey_files(config: DataConfig, options: PipelineOptions, cache: Path) -> 
 
 
 def _numbered_files(config: DataConfig) -> list[tuple[int, str]]:
-    return list(enumerate(str(path.absolute()) for path in sources.files(config)))
+    return list(enumerate(str(Path(path).absolute()) for path in sources.files(config)))
 
 
 def _survey_file(file: tuple[int, str], config: DataConfig) -> dict[str, Any]:
@@ -139,7 +140,7 @@ def _survey_file(file: tuple[int, str], config: DataConfig) -> dict[str, Any]:
     repairs: Counter[str] = Counter()
     row = {"number": number, "digest": "", "counts": {}, "repairs": repairs, "error": ""}
     try:
-        row["digest"] = sources.file_digest(Path(path)).hex()
+        row["digest"] = sources.file_digest(Path(path), config).hex()
         row["counts"] = count_documents(sources.file_documents(Path(path), config, repairs), config)
     except InputError as error:
         row["error"] = str(error)

@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from albert_jax.data.records import Record
-from albert_jax.data.sources import DataConfig, documents, sentences
+from albert_jax.data.sources import SENTENCE_GAPS, DataConfig, documents, sentences
 from albert_jax.data.survey import SPLITS, split_of
 from albert_jax.data.tokenizer import Tokenizer
 
@@ -35,11 +35,11 @@ MAX_RECORD_TOKENS = 8192
 RECORDS_PER_SHARD = 4096
 """ArrayRecord finds a record in time proportional to the size of its file: 4 us with 1 k records, 194 us with 100 k."""
 
-READING_FIELDS = ("text_field", "txt_documents", "encoding_errors", "language", "map_punctuation")
-"""Fields of `DataConfig` that determine how a file is read."""
+ADDED_FIELDS = ("encoding", "null_texts", "lower_case", "keep_accents")
+"""Fields that the fingerprint includes only if they are not at their defaults, so that older folders are still found."""
 
-LATER_READING_FIELDS = ("lower_case", "keep_accents")
-"""More of them.  Their defaults are not part of fingerprints, so that text prepared before they existed is found."""
+READING_FIELDS = ("text_field", "txt_documents", "encoding_errors", "language", "map_punctuation", *ADDED_FIELDS)
+"""Fields of `DataConfig` that determine how a file is read.  (Its type is a part of its digest.)"""
 
 
 def digest(*parts: Any) -> str:
@@ -49,13 +49,15 @@ def digest(*parts: Any) -> str:
 
 def reading_digest(source_fingerprint: str, config: DataConfig) -> str:
     """Fingerprint of the text of a source before tokenization."""
-    values = {name: getattr(config, name) for name in READING_FIELDS}
-    values |= {
-        name: getattr(config, name)
-        for name in LATER_READING_FIELDS
-        if getattr(config, name) != getattr(DataConfig, name)
+    fields = {name: getattr(config, name) for name in READING_FIELDS}
+    fields = {
+        name: value
+        for name, value in fields.items()
+        if name not in ADDED_FIELDS or value != getattr(DataConfig(), name)
     }
-    return digest(source_fingerprint, values)
+    if config.language in SENTENCE_GAPS:
+        fields["sentence_gap"] = SENTENCE_GAPS[config.language]
+    return digest(source_fingerprint, fields)
 
 
 @dataclasses.dataclass

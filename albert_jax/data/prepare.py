@@ -21,7 +21,6 @@ import tensorflow_datasets as tfds
 from albert_jax.config import InputError, check_writable, read_json
 from albert_jax.data import sources
 from albert_jax.data.builder import (
-    LATER_READING_FIELDS,
     READING_FIELDS,
     AlbertText,
     number_of_shards,
@@ -29,6 +28,7 @@ from albert_jax.data.builder import (
     text_config,
     with_progress,
 )
+from albert_jax.data.hf_datasets import is_saved
 from albert_jax.data.records import Records
 from albert_jax.data.sentencepiece_tokenizer import VOCABULARY, train_vocabulary
 from albert_jax.data.sources import DataConfig
@@ -85,7 +85,7 @@ def prepare(config: DataConfig, vocab_size: int, beam_options: Sequence[tuple[st
         are the same.  None: prepare in this process.
     """
     folder = Path(config.source).expanduser()
-    if (folder / "dataset_info.json").is_file():
+    if (folder / "dataset_info.json").is_file() and not is_saved(folder):
         return _open(folder, config, vocab_size)
     if config.vocab:
         _check_vocab_size(open_tokenizer(config.vocab), vocab_size)
@@ -187,10 +187,9 @@ def _open(folder: Path, config: DataConfig, vocab_size: int) -> Prepared:
         raise InputError(
             f"data.source {folder} was not written by albert-jax prepare; name a data set of TFDS as tfds:{folder}"
         )
-    for name in (*READING_FIELDS, *LATER_READING_FIELDS, "eval_fraction"):
-        default = getattr(DataConfig, name)
-        value, stored = getattr(config, name), metadata["data"].get(name, default)
-        if value not in (stored, default):
+    for name in (*READING_FIELDS, "eval_fraction"):
+        value, stored = getattr(config, name), metadata["data"].get(name, getattr(DataConfig(), name))
+        if value not in (stored, getattr(DataConfig(), name)):
             raise InputError(
                 f"data.{name} is {value!r}, but {folder} was prepared with {stored!r}; remove the setting or prepare again"
             )

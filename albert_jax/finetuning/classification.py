@@ -16,10 +16,12 @@ from jax import Array
 from albert_jax.config import InputError, choice
 from albert_jax.data.batches import Row
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.finetuning import family, files
+from albert_jax.finetuning import family
+from albert_jax.finetuning.columns import USUAL_NAMES, cell, normalized
 from albert_jax.finetuning.family import LazyRows, Split
-from albert_jax.finetuning.files import Record, Source, TaskDataConfig
+from albert_jax.finetuning.files import Source, TaskDataConfig
 from albert_jax.finetuning.metrics import METRICS
+from albert_jax.finetuning.readers import Record, maybe_records
 
 log = logging.getLogger(__name__)
 
@@ -135,16 +137,19 @@ class Classification:
         if not self.text:
             pair = (config.text_pair_column,) if config.text_pair_column else ()
             columns = (config.text_column,), pair, (config.label_column,)
+        forms = {normalized(label): label for label in labels}
         skipped: list[InputError] = []
-        for where, record in files.maybe_records(source, config, self.header):
+        for where, record in maybe_records(source, config, self.header):
             try:
                 if isinstance(record, InputError):
                     raise record
-                example = self._example(where, record, columns, labels, source.is_hidden)
+                example = self._example(where, record, columns, labels, source.is_hidden, forms)
             except InputError as error:
                 if source.is_hidden:  # never skipped: servers count the lines of predictions
                     raise
                 if config.malformed == "error":
+                    if "--data." in str(error):  # it says which option to use
+                        raise
                     raise InputError(f"{error}; fix it, or skip such lines with --data.malformed skip") from None
                 skipped.append(error)
                 continue
@@ -153,18 +158,35 @@ class Classification:
             log.warning("%s: %d lines skipped, the first: %s", source.split, len(skipped), skipped[0])
 
     def _example(
-        self, where: str, record: Record, columns: Sequence[tuple[str, ...]], labels: tuple[str, ...], hidden: bool
+        self,
+        where: str,
+        record: Record,
+        columns: Sequence[tuple[str, ...]],
+        labels: tuple[str, ...],
+        hidden: bool,
+        forms: dict[str, str],
     ) -> Example:
-        text, text_pair = (_cell(where, record, names) if names else None for names in columns[:2])
-        label = "" if hidden and not set(columns[2]) & set(record) else _cell(where, record, columns[2])
+        options = tuple(USUAL_NAMES) if not self.text else ("", "", "")
+        text, text_pair = (
+            cell(where, record, names, option) if names else None
+            for names, option in zip(columns[:2], options[:2], strict=True)
+        )
+        label = ""
+        if not hidden or set(columns[2]) & set(record):
+            label = cell(where, record, columns[2], options[2], is_label=True)
         if hidden and self.text and label in HIDDEN_LABELS:
             label = ""
-        if not label and not hidden:
+        if not label.strip() and not hidden:
             raise InputError(f"{where}: no label")
-        return Example(where, text or "", text_pair, self._label(where, label, labels) if label else None)
+        return Example(where, text or "", text_pair, self._label(where, label, labels, forms) if label else None)
 
-    def _label(self, where: str, value: str, labels: tuple[str, ...]) -> Any:
-        """The number, or the name of the class; `labels` is empty while the training file defines the classes."""
+    def _label(self, where: str, value: str, labels: tuple[str, ...], forms: dict[str, str]) -> Any:
+        """The number, or the name of the class.
+
+        Args:
+          labels: the classes; empty while the training file defines them.
+          forms: normalized class -> its name; the first form in the training file is the name of all ("1" and "1.0").
+        """
         if self.regression:
             try:
                 number = float(value)
@@ -173,12 +195,15 @@ class Classification:
             if not math.isfinite(number):
                 raise InputError(f"{where}: label {value!r} is not a number")
             return number
-        if value in self.classes:
-            return self.classes[value]
-        if value in labels or not labels:
-            return value
-        if self.classes and value.isdecimal() and int(value) < len(labels):
-            return labels[int(value)]  # Hugging Face's data sets number the classes
+        key = normalized(value)
+        if key in self.classes:
+            return self.classes[key]
+        if not labels:
+            forms.setdefault(key, value)
+        if key in forms:
+            return forms[key]
+        if self.classes and key.isdecimal() and int(key) < len(labels):
+            return labels[int(key)]  # Hugging Face's data sets number the classes
         raise InputError(f"{where}: label {value!r} is not one of {', '.join(self.classes or labels)}")
 
     def texts(self, examples: Sequence[Example]) -> list[str]:
@@ -245,17 +270,6 @@ class Classification:
             lines.append(f"{number}\t{f'{value:.3f}' if self.regression else in_files.get(value, value)}")
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return path
-
-
-def _cell(where: str, record: Record, names: tuple[str, ...]) -> str:
-    """The text in the first of the columns that exist."""
-    name = next((name for name in names if name in record), None)
-    if name is None:
-        raise InputError(f"{where}: no column {' or '.join(names)}; the columns are {', '.join(record)}")
-    value = record[name]
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise InputError(f"{where}: {name} is {value!r:.40}; expected text or a number")
-    return str(value)
 
 
 def _numbers_first(name: str) -> tuple[bool, float, str]:

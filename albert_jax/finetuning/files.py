@@ -1,32 +1,19 @@
 """Where a task's examples come from: the benchmark's files, the user's files, or a data set prepared by TFDS.
 
-Decides which files belong to a split and how a file becomes records.  Each family interprets the records itself.
+Decides which files belong to a split.  `readers.py` turns files into records, and each family interprets the records.
 """
 
-import csv
 import glob
 import hashlib
-import json
-import logging
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from albert_jax.config import InputError, check_fields, choice, first_line, read_json
-from albert_jax.data.sources import MAX_LINE_BYTES, lines
+from albert_jax.config import InputError, check_fields, choice
+from albert_jax.data.lines import COMPRESSIONS
 from albert_jax.data.tfds import PREFIX, builder_of
-from albert_jax.finetuning.prepared import records as prepared_records
 from albert_jax.finetuning.prepared import splits_of
-
-log = logging.getLogger(__name__)
-
-Record = dict[str, Any]
-Located = tuple[str, Record]
-"""`file:line` and the record."""
-MaybeRecord = tuple[str, Record | InputError]
-"""`file:line`, and the record or why it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +44,18 @@ class TaskDataConfig:
     """Use only the first N training examples; 0: all."""
     max_eval_samples: int = 0
     """Use only the first N examples of every other split; 0: all."""
+    encoding: str = "utf-8"
+    """Encoding of the files, for example cp1252 or latin-1."""
     encoding_errors: str = choice("error", ("error", "replace"))
-    """On invalid UTF-8: stop, or replace and count it."""
+    """On bytes that are invalid in this encoding: stop, or replace and count them."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        try:
+            "\n".encode(self.encoding)
+        except LookupError:
+            known = "name one of Python's, such as cp1252"
+            raise InputError(f"encoding: unknown text encoding {self.encoding!r}; {known}") from None
         check_minimum(self, 0, "max_train_samples", "max_eval_samples")
         check_minimum(self, 8, "max_seq_length")
 
@@ -139,10 +133,12 @@ def _kind(split: str) -> str:
 
 
 def _matching_files(folder: Path, pattern: str) -> tuple[Path, ...]:
-    """The files of the first alternative that matches; a .tsv may also have been saved as .jsonl or .csv."""
+    """The files of the first alternative that matches; a .tsv may also be .jsonl, .csv, or .parquet as on the hub."""
     for alternative in pattern.split("|"):
         stem, _, suffix = alternative.rpartition(".")
-        for name in (alternative, f"{stem}.jsonl", f"{stem}.csv") if suffix == "tsv" else (alternative,):
+        on_hub = f"{stem.replace('dev', 'validation', 1)}-*.parquet"
+        names = (alternative, f"{stem}.jsonl", f"{stem}.csv", f"{stem}.parquet", on_hub)
+        for name in names if suffix == "tsv" else (alternative,):
             if paths := tuple(path for path in sorted(folder.glob(name)) if path.is_file()):
                 return paths
     return ()
@@ -172,127 +168,9 @@ def fingerprint(sources: Mapping[str, Source]) -> str:
 
 def answers_file(path: Path) -> Path:
     """The .ans file with the answers to a file of questions (MCTest)."""
-    return path.with_name(path.name.removesuffix(".gz").rpartition(".")[0] + ".ans")
+    return path.with_name(without_compression(path.name).rpartition(".")[0] + ".ans")
 
 
-def records(source: Source, config: TaskDataConfig) -> Iterator[Located]:
-    """The records of a split with their `file:line`; raises InputError at the first that cannot be read."""
-    for where, record in maybe_records(source, config):
-        if isinstance(record, InputError):
-            raise record
-        yield where, record
-
-
-def maybe_records(source: Source, config: TaskDataConfig, header: tuple[str, ...] = ()) -> Iterator[MaybeRecord]:
-    """The records of a split; instead of a line that cannot be parsed, its InputError.
-
-    Args:
-      header: the columns of .tsv files without a header line.
-    """
-    if source.prepared:
-        yield from prepared_records(*source.prepared)
-    for path in source.paths:
-        kind = path.name.removesuffix(".gz").rpartition(".")[2]
-        if kind not in READERS:
-            raise InputError(f"{path}: cannot read '.{kind}' files; known: {', '.join(READERS)}, also with .gz")
-        yield from READERS[kind](path, config, header)
-
-
-def text_lines(path: Path, config: TaskDataConfig) -> Iterator[tuple[str, str]]:
-    """`file:line` and text of each line; at the end, logs how many were repaired.
-
-    Raises:
-      InputError: the file cannot be read, or has invalid UTF-8 and data.encoding_errors is 'error'.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    repairs: Counter[str] = Counter()
-    try:
-        for number, line in lines(path, config.encoding_errors, repairs):
-            yield f"{path}:{number}", line
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    repairs.pop("CRLF line ends", None)
-    for repair, count in repairs.items():
-        log.warning("%s: %d %s", path, count, repair)
-
-
-def _tsv(path: Path, config: TaskDataConfig, header: tuple[str, ...]) -> Iterator[MaybeRecord]:
-    """Tab-separated, with a header line unless `header` is given.  Quotes are plain characters, as in GLUE's files."""
-    names = header
-    for where, line in text_lines(path, config):
-        cells = line.split("\t")
-        if not names or (header and cells[0] == "index"):  # CoLA: only the test file has a header line
-            names = _header(where, cells)
-        else:
-            yield where, _row(where, cells, names)
-
-
-def _csv(path: Path, config: TaskDataConfig, header: tuple[str, ...]) -> Iterator[MaybeRecord]:
-    """Comma-separated with a header line, quoted as in RFC 4180."""
-    where = str(path)
-    names: tuple[str, ...] = ()
-
-    def texts() -> Iterator[str]:
-        nonlocal where
-        for where, line in text_lines(path, config):  # noqa: B007
-            yield line + "\n"
-
-    csv.field_size_limit(MAX_LINE_BYTES)
-    try:
-        for cells in csv.reader(texts(), strict=True):
-            if not names:
-                names = _header(where, cells)
-            elif cells:
-                yield where, _row(where, cells, names)
-    except csv.Error as error:
-        raise InputError(f"{where}: not CSV: {error}") from None
-
-
-def _header(where: str, cells: list[str]) -> tuple[str, ...]:
-    if repeated := [name for name, count in Counter(cells).items() if count > 1]:
-        raise InputError(f"{where}: two columns are called {repeated[0]!r}")
-    return tuple(cells)
-
-
-def _row(where: str, cells: list[str], names: tuple[str, ...]) -> Record | InputError:
-    if len(cells) != len(names):
-        return InputError(f"{where}: expected {len(names)} columns ({', '.join(names)}), found {len(cells)}")
-    return dict(zip(names, cells, strict=True))
-
-
-def _jsonl(path: Path, config: TaskDataConfig, header: tuple[str, ...]) -> Iterator[MaybeRecord]:
-    for where, line in text_lines(path, config):
-        if line.strip():
-            yield where, _object(where, line)
-
-
-def _object(where: str, line: str) -> Record | InputError:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return InputError(f"{where}: not JSON: {first_line(error)}")
-    if not isinstance(record, dict):
-        return InputError(f"{where}: expected a JSON object")
-    return _without_lone_surrogates(record) if "\\ud" in line.lower() else record
-
-
-def _without_lone_surrogates(record: Record) -> Record:
-    """Replace halves of surrogate pairs, which JSON can contain but UTF-8 cannot encode."""
-    text = json.dumps(record, ensure_ascii=False)
-    return json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
-
-
-def _json(path: Path, config: TaskDataConfig, header: tuple[str, ...]) -> Iterator[MaybeRecord]:
-    """One object: a SQuAD file, or a passage of RACE."""
-    yield str(path), _without_lone_surrogates(read_json(path))
-
-
-READERS: dict[str, Callable[[Path, TaskDataConfig, tuple[str, ...]], Iterator[MaybeRecord]]] = {
-    "tsv": _tsv,
-    "csv": _csv,
-    "jsonl": _jsonl,
-    "json": _json,
-    "txt": _jsonl,  # RACE's files have one JSON object per line
-}
-"""File suffix -> reader of its records."""
+def without_compression(name: str) -> str:
+    """A file's name without a suffix such as .gz."""
+    return name.removesuffix(next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), ""))

@@ -1,28 +1,27 @@
-"""Multiple choice: a passage, a question, and options, one of which is right.  RACE, MCTest, and files in RACE's format."""
+"""Multiple choice: a passage, a question, and options, one of which is right."""
 
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from albert_jax.config import InputError, choice
+from albert_jax.config import choice
 from albert_jax.data.batches import Row, collate
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.finetuning import family, files
+from albert_jax.finetuning.choice_formats import LETTERS, LEVELS, Example, questions
 from albert_jax.finetuning.family import LazyRows, Split
-from albert_jax.finetuning.files import Record, Source, TaskDataConfig
+from albert_jax.finetuning.files import Source, TaskDataConfig
 
-LETTERS = "ABCDEFGHIJ"
 BLANK = "_"
 """The place of the option in a RACE question."""
-LEVELS = ("middle", "high")
 
 
 @dataclass(frozen=True)
@@ -39,26 +38,11 @@ class MultipleChoiceData(TaskDataConfig):
         files.check_minimum(self, 1, "max_qa_length")
 
 
-class Example(NamedTuple):
-    """One question."""
-
-    id: str
-    passage: str
-    question: str
-    options: tuple[str, ...]
-    answer: int | None
-    part: str
-    """Part of the data set; accuracy is also reported for each part."""
-
-    @property
-    def is_labeled(self) -> bool:
-        """Whether the answer is known."""
-        return self.answer is not None
-
-
 def question_with_option(question: str, option: str) -> str:
-    """The question with the option in its blank, or after it."""
-    return question.replace(BLANK, option) if BLANK in question else f"{question} {option}"
+    """The question with the option in its blank, or after it; the option alone if there is no question."""
+    if BLANK in question:
+        return question.replace(BLANK, option)
+    return f"{question} {option}" if question else option
 
 
 @dataclass(frozen=True)
@@ -78,16 +62,7 @@ class MultipleChoice:
         return ()
 
     def examples(self, source: Source, config: MultipleChoiceData, labels: tuple[str, ...]) -> Iterator[Example]:
-        tables = tuple(path for path in source.paths if path.name.removesuffix(".gz").endswith(".tsv"))
-        rest = replace(source, paths=tuple(path for path in source.paths if path not in tables))
-
-        def questions() -> Iterator[Example]:
-            for path in tables:
-                yield from _mctest(path, config)
-            for where, record in files.records(rest, config):
-                yield from _race(where, record)
-
-        chosen = (row for row in questions() if config.level in ("all", row.part))
+        chosen = (row for row in questions(source, config) if config.level in ("all", row.part))
         return family.unique_ids(source, chosen)
 
     def texts(self, examples: Sequence[Example]) -> list[str]:
@@ -175,56 +150,3 @@ def _accuracies(examples: Sequence[Example], chosen: Sequence[int]) -> dict[str,
     parts = sorted(set(part.tolist()))
     by_part = {f"accuracy_{name}": float(correct[part == name].mean()) for name in parts}
     return {"accuracy": float(correct.mean())} | (by_part if len(parts) > 1 else {})
-
-
-def _race(where: str, record: Record) -> Iterator[Example]:
-    """A passage with its questions: a file of RACE, a JSON line, or a TFDS record."""
-    try:
-        name = record.get("id") or record.get("example_id") or where
-        folder = Path(where).parent.name  # RACE's folder, or the configuration of a TFDS data set
-        level = next((level for text in (str(name), folder) for level in LEVELS if level in text), "all")
-        questions, options = record["questions"], record["options"]
-        answers = record.get("answers") or [None] * len(questions)
-        if not len(questions) == len(options) == len(answers):
-            sizes = f"{len(questions)} questions, {len(options)} lists of options, {len(answers)} answers"
-            raise InputError(f"{where}: {sizes}; their numbers must be equal")
-        for number, (question, choices, answer) in enumerate(zip(questions, options, answers, strict=True)):
-            yield _example(f"{name}.{number}", where, record["article"], question, choices, answer, level)
-    except (KeyError, TypeError, AttributeError) as error:
-        problem = f"no '{error.args[0]}'" if isinstance(error, KeyError) else "a field has the wrong type"
-        raise InputError(f"{where}: not in RACE's format (article, questions, options, answers): {problem}") from None
-
-
-def _mctest(path: Path, config: TaskDataConfig) -> Iterator[Example]:
-    """MCTest: each line has a story and four questions; the .ans file has a line of four letters per story."""
-    answers_path, stories = files.answers_file(path), list(files.text_lines(path, config))
-    answers: list[list[str | None]] = [[None] * 4 for _ in stories]
-    if answers_path.is_file():
-        answers = [list(line.split()) for _, line in files.text_lines(answers_path, config)]
-    if len(answers) != len(stories):
-        raise InputError(f"{answers_path}: {len(answers)} lines, but {path} has {len(stories)}; they must be equal")
-    for number, ((where, line), letters) in enumerate(zip(stories, answers, strict=True), 1):
-        cells = line.split("\t")
-        if len(cells) != 23:
-            raise InputError(
-                f"{where}: expected 23 columns (id, properties, story, 4 x (question, 4 options)), found {len(cells)}"
-            )
-        if len(letters) != 4:
-            raise InputError(f"{answers_path}:{number}: expected 4 answers, found {len(letters)}")
-        story = cells[2].replace("\\newline", "\n").replace("\\tab", "\t")
-        for at, letter in enumerate(letters):
-            question, *options = cells[3 + 5 * at : 8 + 5 * at]
-            question = question.removeprefix("one: ").removeprefix("multiple: ")
-            yield _example(f"{cells[0]}.{at}", where, story, question, options, letter, path.name.split(".")[0])
-
-
-def _example(id_: str, where: str, passage: Any, question: Any, options: Any, answer: Any, part: str) -> Example:
-    """One question, checked; TypeError if a text is not a string."""
-    if not all(isinstance(text, str) for text in [passage, question, *options]):
-        raise TypeError
-    if not 2 <= len(options) <= len(LETTERS):
-        raise InputError(f"{where}: expected 2 to {len(LETTERS)} options, found {len(options)}")
-    letters = list(LETTERS[: len(options)])
-    if answer not in (None, "", *letters):
-        raise InputError(f"{where}: answer {answer!r} is not one of {', '.join(letters)}")
-    return Example(id_, passage, question, tuple(options), letters.index(answer) if answer else None, part)

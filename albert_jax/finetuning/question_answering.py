@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,11 @@ from jax import Array
 
 from albert_jax.config import InputError, choice
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.finetuning import family, files
+from albert_jax.finetuning import family, files, squad_format
 from albert_jax.finetuning.family import Split
-from albert_jax.finetuning.files import Record, Source, TaskDataConfig
+from albert_jax.finetuning.files import Source, TaskDataConfig
 from albert_jax.finetuning.metrics import best_threshold, squad
+from albert_jax.finetuning.squad_format import Example
 from albert_jax.finetuning.windows import Context, Window, WindowRows, locate, tokenize, window_row, windows
 from albert_jax.pretraining.objective import cross_entropy
 
@@ -66,18 +67,6 @@ class QuestionAnsweringData(TaskDataConfig):
             )
 
 
-class Example(NamedTuple):
-    """One question."""
-
-    id: str
-    question: str
-    context: str
-    answers: tuple[tuple[str, int], ...]
-    """Text and first character of each; empty if there is no answer."""
-    is_labeled: bool
-    """Whether the file has answers."""
-
-
 @dataclass(frozen=True)
 class QuestionAnswering:
     """Extractive question answering; with `unanswerable`, a question may have no answer (SQuAD 2.0)."""
@@ -85,7 +74,11 @@ class QuestionAnswering:
     unanswerable: bool = False
     select: str = "f1"
     splits: Mapping[str, str] = field(
-        default_factory=lambda: {"train": "train-v1.1.json", "dev": "dev-v1.1.json", "test": "test-v1.1.json"}
+        default_factory=lambda: {
+            "train": "train-v1.1.json|train-*.parquet",
+            "dev": "dev-v1.1.json|validation-*.parquet",
+            "test": "test-v1.1.json",
+        }
     )
     data_config: ClassVar[type[TaskDataConfig]] = QuestionAnsweringData
 
@@ -96,8 +89,7 @@ class QuestionAnswering:
         return ()
 
     def examples(self, source: Source, config: QuestionAnsweringData, labels: tuple[str, ...]) -> Iterator[Example]:
-        questions = (row for where, record in files.records(source, config) for row in _questions(where, record))
-        for row in family.unique_ids(source, questions):
+        for row in family.unique_ids(source, squad_format.questions(source, config)):
             if row.is_labeled and not row.answers and not self.unanswerable:
                 raise InputError(
                     f"{source.name}: question {row.id} has no answer; use --data.task squad2 for such files"
@@ -139,7 +131,7 @@ class QuestionAnswering:
         family.log_long(split, truncated, "questions are truncated to", config.max_query_length)
         if missing:
             count = f"{len(missing)} of {len(split.examples)} answers"
-            problem = f"{split.name}: {count} are not at the given position in their contexts, the first: {missing[0]}"
+            problem = f"{split.name}: {count} are not in their contexts, the first: {missing[0]}"
             if config.strict:
                 raise InputError(f"{problem}; fix them, or leave them out with --data.strict false")
             log.warning("%s; left out", problem)
@@ -273,29 +265,3 @@ class QuestionAnswering:
             indent = None if key == "n_best" else 1
             (folder / name).write_text(json.dumps(table, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
         return path
-
-
-def _questions(where: str, record: Record) -> Iterator[Example]:
-    """The questions of a nested SQuAD file, or the one question of a JSON line or a TFDS record."""
-    place = "its first question"
-    try:
-        for qa, context in _nested(record) if "data" in record else [(record, record["context"])]:
-            answers = qa.get("answers", [])
-            if isinstance(answers, dict):  # lists by field, as Hugging Face and TFDS have them
-                answers = [dict(zip(answers, values, strict=True)) for values in zip(*answers.values(), strict=True)]
-            gold = tuple((answer["text"], answer["answer_start"]) for answer in answers)
-            texts = [qa["id"], qa["question"], context, *(text for text, _ in gold)]
-            if not all(isinstance(text, str) for text in texts) or not all(type(at) is int for _, at in gold):
-                raise TypeError
-            yield Example(qa["id"], qa["question"], context, () if qa.get("is_impossible") else gold, "answers" in qa)
-            place = f"the question after {qa['id']}"
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        problem = f"no '{error.args[0]}'" if isinstance(error, KeyError) else "a field has the wrong type"
-        raise InputError(f"{where}: {place} is not in SQuAD's format: {problem}") from None
-
-
-def _nested(record: Record) -> Iterator[tuple[Any, Any]]:
-    for article in record["data"]:
-        for paragraph in article["paragraphs"]:
-            for qa in paragraph["qas"]:
-                yield qa, paragraph["context"]

@@ -85,12 +85,43 @@ TASKS: dict[str, Family] = {
     "squad1": QuestionAnswering(),
     "squad2": QuestionAnswering(
         unanswerable=True,
-        splits={"train": "train-v2.0.json", "dev": "dev-v2.0.json", "test": "test-v2.0.json"},
+        splits={
+            "train": "train-v2.0.json|train-*.parquet",
+            "dev": "dev-v2.0.json|validation-*.parquet",
+            "test": "test-v2.0.json",
+        },
     ),
-    "race": MultipleChoice(),
+    "race": MultipleChoice(
+        splits={
+            "train": "train/*/*.txt|train-*.parquet",
+            "dev": "dev/*/*.txt|validation-*.parquet",
+            "test": "test/*/*.txt|test-*.parquet",
+        }
+    ),
     "mctest": MultipleChoice(splits={split: f"mc*.{split}.tsv" for split in ("train", "dev", "test")}),
+    "swag": MultipleChoice(
+        splits={
+            "train": "train.csv|train-*.parquet",
+            "dev": "val.csv|validation-*.parquet",
+            "test": "test.csv|test-*.parquet",
+        }
+    ),
+    "arc": MultipleChoice(
+        splits={
+            "train": "*Train.jsonl|train-*.parquet",
+            "dev": "*Dev.jsonl|validation-*.parquet",
+            "test": "*Test.jsonl|test-*.parquet",
+        }
+    ),
+    "commonsense_qa": MultipleChoice(
+        splits={
+            "train": "train_rand_split.jsonl|train-*.parquet",
+            "dev": "dev_rand_split.jsonl|validation-*.parquet",
+            "test": "test_rand_split_no_answers.jsonl|test-*.parquet",
+        }
+    ),
     "ner": TokenClassification(),
-    # The user's own .csv, .tsv or .jsonl; data.text_column and data.label_column name the columns.
+    # The user's own .csv, .tsv, .jsonl, .json or .parquet; data.text_column and data.label_column name the columns.
     "text": Classification(metrics=("accuracy", "macro_f1"), splits={}),
     "regression": Classification(regression=True, metrics=("pearson", "spearman"), select="pearson", splits={}),
 }

@@ -7,7 +7,7 @@ speech, stand for single words.
 import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -20,11 +20,11 @@ from jax import Array
 from albert_jax.config import InputError
 from albert_jax.data.batches import Row
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.finetuning import family, files
+from albert_jax.finetuning import conll, family, readers
 from albert_jax.finetuning.family import LazyRows, Split
-from albert_jax.finetuning.files import Record, Source, TaskDataConfig
+from albert_jax.finetuning.files import Source, TaskDataConfig
 from albert_jax.finetuning.metrics import have_prefixes, span_f1, spans, split_tag, to_iob2
-from albert_jax.finetuning.prepared import records as prepared_records
+from albert_jax.finetuning.readers import Record
 
 _WITHOUT_SPACES = "".join(
     rf"\p{{{name}}}" for name in ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan")
@@ -34,12 +34,20 @@ WORDS = regex.compile(
 )
 """The words of plain text: letters and digits with their marks; each character (grapheme) of scripts that have no spaces between
 words; and every other character."""
-DOCUMENT = "-DOCSTART-"
+RECORDS = ("json", "jsonl", "parquet")
+"""Suffixes of files with a sentence per record; all others have CoNLL columns."""
+WORD_FIELDS = ("tokens", "words")
+TAG_FIELDS = ("ner_tags", "ner", "tags", "labels")
 
 
 @dataclass(frozen=True)
 class TokenClassificationData(TaskDataConfig):
     """Data of a token-classification task."""
+
+    word_column: str = ""
+    """The words: number of a CoNLL column, from 1, or field of .json, .jsonl and .parquet records; empty: detect it."""
+    tag_column: str = ""
+    """The tags, likewise."""
 
 
 class Example(NamedTuple):
@@ -99,15 +107,9 @@ class TokenClassification:
         types = sorted({split_tag(tag)[1] for tag in tags - {"O"}})
         return ("O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")) if types else ()
 
-    def examples(self, source: Source, config: TaskDataConfig, labels: tuple[str, ...]) -> Iterator[Example]:
-        def sentences() -> Iterator[Example]:
-            if source.prepared:
-                yield from (_from_record(*located) for located in prepared_records(*source.prepared))
-            for path in source.paths:
-                yield from _sentences(path, config)
-
+    def examples(self, source: Source, config: TokenClassificationData, labels: tuple[str, ...]) -> Iterator[Example]:
         first = next((label for label in labels if label != "O"), "")
-        for row in sentences():
+        for row in _sentences(source, config):
             for number, tag in enumerate(row.tags or (), 1):
                 first = first or ("" if tag == "O" else tag)
                 if tag != "O" and have_prefixes([tag]) != have_prefixes([first]):
@@ -224,39 +226,36 @@ class TokenClassification:
         return path
 
 
-def _sentences(path: Path, config: TaskDataConfig) -> Iterator[Example]:
-    """One word per line with its tag in the last column; a blank line ends a sentence."""
-    words: list[str] = []
-    tags: list[str] = []
-    begin, columns = "", 0
-
-    def sentence() -> Iterator[Example]:
-        if words:
-            yield Example(begin, tuple(words), tuple(to_iob2(tags)) if tags else None)
-        words.clear()
-        tags.clear()
-
-    for where, line in files.text_lines(path, config):
-        if not line.strip():
-            yield from sentence()
-            continue
-        cells = line.split("\t") if "\t" in line else line.split()
-        if cells[0] == DOCUMENT:
-            continue
-        columns = columns or len(cells)
-        if len(cells) != columns:
-            raise InputError(f"{where}: expected {columns} columns, as in the lines before, found {len(cells)}")
-        begin = begin if words else where
-        words.append(cells[0])
-        if columns > 1:
-            tag = cells[-1].strip()
-            tags.append(tag)
-    yield from sentence()
+def _sentences(source: Source, config: TokenClassificationData) -> Iterator[Example]:
+    """The sentences of CoNLL files, or of records, of which each is a sentence."""
+    records = tuple(path for path in source.paths if readers.file_kind(path) in RECORDS)
+    for path in (path for path in source.paths if path not in records):
+        for where, words, tags in conll.sentences(path, config, config.word_column, config.tag_column):
+            yield Example(where, tuple(words), tuple(to_iob2(tags)) if tags else None)
+    for where, record in readers.records(replace(source, paths=records), config):
+        yield _from_record(where, record, config, source.is_hidden)
 
 
-def _from_record(where: str, record: Record) -> Example:
-    """A sentence of a TFDS data set such as conll2003: `tokens`, and tag names as `ner` or `tags`."""
-    tags: Any = record.get("ner", record.get("tags"))
-    if "tokens" not in record or tags is None:
-        raise InputError(f"{where}: no 'tokens' with 'ner' or 'tags'; the features are {', '.join(record)}")
-    return Example(where, tuple(record["tokens"]), tuple(to_iob2(tags)))
+def _from_record(where: str, record: Record, config: TokenClassificationData, hidden: bool) -> Example:
+    """A sentence of a data set such as conll2003, from TFDS or the hub: words and names of tags."""
+    words = _texts(where, record, "word_column", config.word_column, WORD_FIELDS) or ()
+    tags = _texts(where, record, "tag_column", config.tag_column, TAG_FIELDS, optional=hidden)
+    if tags is not None and len(tags) != len(words):
+        raise InputError(f"{where}: {len(words)} words, but {len(tags)} tags")
+    return Example(where, tuple(words), tuple(to_iob2(tags)) if tags else None)
+
+
+def _texts(
+    where: str, record: Record, option: str, name: str, usual: tuple[str, ...], optional: bool = False
+) -> Sequence[str] | None:
+    """The list of texts in the named field, or in the first of the usual ones; None if an optional one is missing."""
+    field_name = next((field_name for field_name in ((name,) if name else usual) if field_name in record), None)
+    if field_name is None:
+        if optional:
+            return None
+        advice = f"name one of them with --data.{option.replace('_', '-')}"
+        raise InputError(f"{where}: no '{name or usual[0]}'; the features are {', '.join(record)}; {advice}")
+    value = record[field_name]
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise InputError(f"{where}: {field_name} is {value!r:.40}; expected a list of texts, also of tags, not numbers")
+    return value

@@ -1,9 +1,11 @@
-"""Named entities in CoNLL columns, IOB1, IOB2 or IOBES: precision, recall and F1 of entities.
+"""Named entities in CoNLL columns, in any usual scheme: precision, recall and F1 of entities.
 
     albert-jax finetune experiments/finetune/ner.py --init-from albert/albert-base-v2 --data.dir conll2003
 
-Files: *train*; *dev*, *valid* or *testa*; *testb* or *test*; or name them with --data.train-file and so on.  The
-first column is the word, the last column the tag.  The paper has no recipe for NER; this is BERT's.
+Files: *train*; *dev*, *valid* or *testa*; *testb* or *test*; or name them with --data.train-file and so on.  The word
+is in the first column and the tag in the last; numbers of words are skipped.  --data.word-column and --data.tag-column
+name other columns: `--data.tag-column 3` reads the outer entities of GermEval.  .json, .jsonl and .parquet files have a
+sentence per record.  The paper has no recipe for NER; this is BERT's.
 Not yet run with released weights; experiments/LOG.md lists the runs so far.
 """
 

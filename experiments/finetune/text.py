@@ -1,10 +1,11 @@
-"""Your own texts and classes: .csv, .tsv (no quotes) or .jsonl.  Accuracy and macro F1.
+"""Your own texts and classes: .csv, .tsv (no quotes), .jsonl, .json or .parquet.  Accuracy and macro F1.
 
     albert-jax finetune experiments/finetune/text.py --init-from runs/base --data.train-file train.csv \
         --data.dev-file dev.csv
 
 --data.text-column, --data.label-column and --data.text-pair-column name the columns (default: text, label, none).
-The classes are those of the training file.
+The classes are those of the training file.  --data.encoding cp1252 reads files that are not in UTF-8, --data.malformed skip
+skips and counts lines that cannot be read.
 Not yet run with released weights; experiments/LOG.md lists the runs so far.
 """
 

@@ -1,0 +1,274 @@
+"""Text formats: how a file becomes documents.  To support a new format, add an entry to `SOURCES`."""
+
+import codecs
+import csv
+import functools
+import html
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from albert_jax.config import InputError, first_line
+from albert_jax.data import lines as line_files
+from albert_jax.data.arrow_files import arrow_texts, parquet_texts
+from albert_jax.data.hf_datasets import streamed_records
+from albert_jax.data.lines import COMPRESSIONS, CORRUPTED, DECODER_ERRORS, open_bytes, replace_invalid
+from albert_jax.data.tfds import SUFFIX, shard_texts
+
+if TYPE_CHECKING:
+    from albert_jax.data.sources import DataConfig
+
+Texts = Iterator[tuple[str, Any]]
+"""`file:line` and text of each document: str, UTF-8 as bytes, or None where it is null."""
+
+
+class Format(NamedTuple):
+    """An entry of `SOURCES`."""
+
+    read: Callable[[Any, "DataConfig", Counter[str]], Texts]
+    """(file, or name of a data set that is streamed; settings; counts of problems) -> texts."""
+    suffixes: tuple[str, ...] = ()
+    magic: bytes = b""
+    """The first bytes of every such file."""
+    is_text: bool = True
+    """Whether its files consist of lines, so that any file can be read in this way."""
+
+
+def file_documents(file: Path | str, config: "DataConfig", repairs: Counter[str]) -> Iterator[str]:
+    """The documents of a file of the source.
+
+    Args:
+      file: the file, or the name of a data set that is streamed.
+      config: how it is read.
+      repairs: incremented for each problem that is repaired or skipped.
+    """
+    kind, count = file_type(file, config), 0
+    if isinstance(file, Path) and config.file_type == "auto" and not _type_of_name(file):
+        repairs[f"files without a known suffix, read as {kind}"] += 1
+    for location, text in SOURCES[kind].read(file, config, repairs):
+        if isinstance(text, bytes):
+            try:
+                text = text.decode()
+            except UnicodeDecodeError as error:
+                text = replace_invalid(error, "utf-8", location, 0, config.encoding_errors, repairs)
+        if text is None or text != text:  # some writers of JSON write NaN for null
+            if config.null_texts == "error":
+                raise InputError(
+                    f"{location}: '{config.text_field}' is null; pass --data.null-texts skip to skip such records"
+                )
+            repairs["records without a text skipped"] += 1
+            continue
+        if not isinstance(text, str):
+            problem = f"'{config.text_field}' is of type {type(text).__name__}, not text"
+            raise InputError(f"{location}: {problem}; name the text field with --data.text-field")
+        if document := _repair_characters(text, repairs):
+            count += 1
+            yield document
+    repairs["files without a document"] += count == 0
+
+
+def _repair_characters(text: str, repairs: Counter[str]) -> str:
+    """`text` without NUL and lone surrogates, which JSON can express but UTF-8 cannot; empty if it is blank."""
+    document = text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    document = document.replace("\0", "")
+    repairs["documents with invalid characters repaired"] += document != text
+    return document if document.strip() else ""
+
+
+def file_type(file: Path | str, config: "DataConfig") -> str:
+    """The key in `SOURCES`: `data.file_type`, or what the suffix or the first bytes say.
+
+    Raises:
+      InputError: the file is not text.
+    """
+    if isinstance(file, str):
+        return "hf"
+    kind = _type_of_name(file)
+    if kind and not SOURCES[kind].is_text:
+        return kind
+    return (config.file_type if config.file_type != "auto" else kind) or _type_of_content(file, config)
+
+
+def _type_of_name(path: Path) -> str:
+    suffix = path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
+    suffix = SUFFIX if suffix.startswith(f"{SUFFIX}-") else suffix  # shards end in .array_record-00000-of-00001
+    return next((name for name, format in SOURCES.items() if suffix in format.suffixes), "")
+
+
+def _type_of_content(path: Path, config: "DataConfig") -> str:
+    try:
+        with open_bytes(path) as file:
+            head = file.read(4096)
+    except CORRUPTED as error:
+        raise InputError(f"{path}: cannot be read ({error}); replace the file") from None
+    for name, format in SOURCES.items():
+        if format.magic and head.startswith(format.magic):
+            return name
+    try:
+        text = codecs.getincrementaldecoder(config.encoding)(DECODER_ERRORS[config.encoding_errors]).decode(head)
+    except UnicodeDecodeError:
+        text = "\0"
+    start = text.lstrip("\ufeff \r\n\t")
+    if "\0" in text or (start.startswith("<") and not start.startswith("<doc ")):
+        content = "markup" if start.startswith("<") else f"not text in {config.encoding}"
+        known = ", ".join(suffix for format in SOURCES.values() for suffix in format.suffixes)
+        problem = f"unknown file type '{path.suffix}', and its content is {content}"
+        raise InputError(
+            f"data.source {path}: {problem}; known: {known}, text also with {', '.join(COMPRESSIONS)}; "
+            "convert it, or name its type (--data.file-type) or encoding (--data.encoding)"
+        )
+    return "wikiextractor" if start.startswith("<doc ") else "jsonl" if start.startswith("{") else "txt"
+
+
+# Readers of lines
+
+
+def _lines(path: Path, config: "DataConfig", repairs: Counter[str]) -> Iterator[tuple[int, str]]:
+    return line_files.lines(path, config.encoding_errors, repairs, config.encoding)
+
+
+def _check_size(size: int, path: Path, number: int) -> int:
+    """The size of a document, which must fit in memory."""
+    if size > line_files.MAX_LINE_BYTES:
+        advice = "end documents with blank lines and pass --data.txt-documents blank-line, or a number of lines"
+        raise InputError(f"{path}:{number}: document longer than {line_files.MAX_LINE_BYTES} characters; {advice}")
+    return size
+
+
+def _read_txt(path: Path, config: "DataConfig", repairs: Counter[str]) -> Texts:
+    mode = config.txt_documents
+    lines_per_document = int(mode) if mode.isdecimal() else 0
+    document: list[str] = []
+    size = number = 0
+    for number, line in _lines(path, config, repairs):
+        is_blank = not line.strip()
+        if mode == "file" or not is_blank:
+            document.append(line)
+            size = _check_size(size + len(line), path, number)
+        if document and ((mode == "blank-line" and is_blank) or len(document) == lines_per_document):
+            yield f"{path}:{number}", "\n".join(document)
+            document, size = [], 0
+    if any(line.strip() for line in document):
+        yield f"{path}:{number}", "\n".join(document)
+
+
+def _read_wikiextractor(path: Path, config: "DataConfig", repairs: Counter[str]) -> Texts:
+    """Articles between <doc ...> and </doc>; the first line of each is its title."""
+    document: list[str] | None = None
+    size = 0
+    for number, line in _lines(path, config, repairs):
+        if document is None:
+            if line.startswith("<doc "):
+                document, size = [], 0
+            elif line.strip():
+                raise InputError(
+                    f"{path}:{number}: text outside of <doc ...> and </doc>; name the type: --data.file-type"
+                )
+        elif line.strip() == "</doc>":
+            yield f"{path}:{number}", html.unescape("\n".join(document))  # WikiExtractor escapes <, > and &
+            document = None
+        else:
+            document.append(line)
+            size = _check_size(size + len(line), path, number)
+    if document is not None:
+        raise InputError(f"{path}: the last document has no </doc>; the file is truncated, replace it")
+
+
+def _field(record: Any, location: str, config: "DataConfig") -> Any:
+    """The text of a record; None if it is missing and may be."""
+    if isinstance(record, dict) and (config.text_field in record or config.null_texts == "skip"):
+        return record.get(config.text_field)
+    names = f": {', '.join(record)}" if isinstance(record, dict) else ""
+    raise InputError(f"{location}: no text field '{config.text_field}'; name it with --data.text-field{names}")
+
+
+def _read_jsonl(path: Path, config: "DataConfig", repairs: Counter[str]) -> Texts:
+    for number, line in _lines(path, config, repairs):
+        if line.strip():
+            yield f"{path}:{number}", _field(_parse(line, f"{path}:{number}"), f"{path}:{number}", config)
+
+
+def _read_json(path: Path, config: "DataConfig", repairs: Counter[str]) -> Texts:
+    """One record per line, or one array of records."""
+    lines = ((number, line) for number, line in _lines(path, config, repairs) if line.strip())
+    first = next(lines, (0, "{}"))
+    if not first[1].lstrip().startswith("["):
+        for number, line in itertools.chain([first] if first[0] else [], lines):
+            yield f"{path}:{number}", _field(_parse(line, f"{path}:{number}"), f"{path}:{number}", config)
+        return
+    texts, size = [first[1]], len(first[1])
+    for number, line in lines:
+        size += len(line)
+        if size > line_files.MAX_LINE_BYTES:
+            advice = "write one record per line, for example with jq -c '.[]'"
+            raise InputError(f"{path}:{number}: array longer than {line_files.MAX_LINE_BYTES} characters; {advice}")
+        texts.append(line)
+    for number, record in enumerate(_parse("\n".join(texts), str(path))):
+        yield f"{path}: record {number}", _field(record, f"{path}: record {number}", config)
+
+
+def _parse(text: str, location: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits is a plain ValueError
+        raise InputError(f"{location}: not JSON: {first_line(error)}; expected one record per line") from None
+
+
+def _read_table(path: Path, config: "DataConfig", repairs: Counter[str], is_tsv: bool) -> Texts:
+    """A table with a header line.  In .tsv quotes are plain characters; in .csv quoted texts may have several lines."""
+    lines = (f"{line}\n" for _, line in _lines(path, config, repairs))
+    header = next(lines, "")
+    delimiter = "\t" if is_tsv else max(",;\t|", key=header.count)
+    csv.field_size_limit(line_files.MAX_LINE_BYTES)
+    quoting = csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL
+    rows = csv.reader(itertools.chain([header], lines), delimiter=delimiter, quoting=quoting, strict=True)
+    try:
+        names = next(rows)
+        _field(dict.fromkeys(names), f"{path}:1", config)
+        for row in rows:
+            if row and len(row) != len(names):
+                raise InputError(f"{path}:{rows.line_num}: expected {len(names)} columns, found {len(row)}; correct it")
+            if row:
+                yield f"{path}:{rows.line_num}", row[names.index(config.text_field)]
+    except csv.Error as error:
+        raise InputError(f"{path}:{rows.line_num}: not CSV: {error}; correct the quotes") from None
+
+
+# Readers of records
+
+
+def _read_parquet(path: Path, config: "DataConfig", repairs: Counter[str]) -> Texts:
+    return parquet_texts(path, config.text_field)
+
+
+def _read_arrow(path: Path, config: "DataConfig", repairs: Counter[str]) -> Texts:
+    return arrow_texts(path, config.text_field)
+
+
+def _read_array_record(path: Path, config: "DataConfig", repairs: Counter[str]) -> Texts:
+    return ((f"{path}: record {number}", raw) for number, raw in shard_texts(path, config.text_field))
+
+
+def _read_streamed(source: str, config: "DataConfig", repairs: Counter[str]) -> Texts:
+    return ((location, _field(record, location, config)) for location, record in streamed_records(source))
+
+
+SOURCES: dict[str, Format] = {
+    "txt": Format(_read_txt, (".txt",)),
+    "jsonl": Format(_read_jsonl, (".jsonl", ".ndjson")),
+    "json": Format(_read_json, (".json",)),
+    "csv": Format(functools.partial(_read_table, is_tsv=False), (".csv",)),
+    "tsv": Format(functools.partial(_read_table, is_tsv=True), (".tsv",)),
+    "wikiextractor": Format(_read_wikiextractor),
+    "parquet": Format(_read_parquet, (".parquet",), b"PAR1", is_text=False),
+    "arrow": Format(_read_arrow, (".arrow", ".feather"), b"ARROW1", is_text=False),
+    "array_record": Format(_read_array_record, (SUFFIX,), is_text=False),
+    "hf": Format(_read_streamed, is_text=False),
+}
+"""Type of a file -> how it is read."""
+
+TEXT_TYPES = tuple(name for name, format in SOURCES.items() if format.is_text)
+"""Values of `data.file_type`, besides auto."""
