@@ -35,7 +35,7 @@ _LAO = "[\u0e81-\u0eae\u0eb0-\u0ebd\u0ec0-\u0ec5\u0ec8-\u0ece]"
 SENTENCE_GAPS = {
     # Thai and Lao have no mark that ends a sentence but a space.  A space also surrounds numbers, foreign words, repetition
     # marks and abbreviations; so a sentence ends where letters are on both sides of it.
-    "th": rf"(?<={_THAI})\s+(?={_THAI})|(?<=[?!])\s+",
+    "th": rf"(?<={_THAI})\s+(?={_THAI})(?!{_THAI}{{1,4}}\.)|(?<=[?!])\s+",
     "lo": rf"(?<={_LAO})\s+(?={_LAO})|(?<=[?!])\s+",
     "km": r"(?<=[\u17d4\u17d5?!])\s*(?=\w)",
     "bo": r"(?<=[\u0f0d\u0f0e])\s+(?=\w)",

@@ -227,15 +227,17 @@ def _read_json(path: Path, config: "DataConfig", repairs: Counter[str]) -> Texts
         yield f"{path}: record {number}", _field(record, f"{path}: record {number}", config)
 
 
-def _read_table(path: Path, config: "DataConfig", repairs: Counter[str], is_tsv: bool) -> Texts:
-    """A table with a header line.  In .tsv quotes are plain characters; in .csv quoted texts may have several lines."""
+def _read_table(path: Path, config: "DataConfig", repairs: Counter[str], delimiters: str, quoting: Any) -> Texts:
+    """A table with a header line; the delimiter is the one that is most frequent in it.
+
+    In .tsv quotes are plain characters, as in fine-tuning; in .csv quoted texts may have several lines.
+    """
     lines = (f"{line}\n" for _, line in _lines(path, config, repairs))
     header = next(lines, "")
     if not header.strip():
         return
-    delimiter = "\t" if is_tsv else max(",;\t|", key=header.count)
+    delimiter = max(delimiters, key=header.count)
     csv.field_size_limit(line_files.MAX_LINE_BYTES)
-    quoting = csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL
     rows = csv.reader(itertools.chain([header], lines), delimiter=delimiter, quoting=quoting, strict=True)
     try:
         names = next(rows)
@@ -274,8 +276,8 @@ SOURCES: dict[str, Format] = {
     "txt": Format(_read_txt, (".txt",)),
     "jsonl": Format(_read_jsonl, (".jsonl", ".ndjson")),
     "json": Format(_read_json, (".json",)),
-    "csv": Format(functools.partial(_read_table, is_tsv=False), (".csv",)),
-    "tsv": Format(functools.partial(_read_table, is_tsv=True), (".tsv",)),
+    "csv": Format(functools.partial(_read_table, delimiters=",;\t|", quoting=csv.QUOTE_MINIMAL), (".csv",)),
+    "tsv": Format(functools.partial(_read_table, delimiters="\t", quoting=csv.QUOTE_NONE), (".tsv",)),
     "wikiextractor": Format(_read_wikiextractor),
     "parquet": Format(_read_parquet, (".parquet",), b"PAR1", is_text=False),
     "arrow": Format(_read_arrow, (".arrow", ".feather"), b"ARROW1", is_text=False),
