@@ -205,6 +205,30 @@ def test_without_another_document_there_is_no_negative() -> None:
     assert not examples["sentence_weights"].any()
 
 
+@pytest.mark.parametrize("objective", SENTENCE_OBJECTIVES)
+def test_rows_of_one_sentence(objective: str) -> None:
+    """They are [CLS] A [SEP] [SEP] with masks, and have no weight for the sentence loss.
+
+    Fails if the order of one sentence is a label.
+    """
+    rows = text(8, 64, 10)
+    rows["sentence"][:4] = np.where(np.arange(rows["sentence"].shape[1]) < 20, 0, -1)
+    examples = drawer(replace(SHORT, sentence_objective=objective))(rows, 0)
+    np.testing.assert_array_equal(examples["sentence_weights"], [0] * 4 + [1] * 4)
+    assert examples["masked_lm_weights"].sum(1).min() > 0
+    if objective in ("sop", "none"):
+        assert (examples["attention_mask"][:4].sum(1) == 23).all()
+        drawn = objectives.draw(replace(SHORT, sentence_objective="none"), vocabulary(), rows, jax.random.key(0))
+        ids = np.array(drawn["input_ids"])[:4]
+        position, label, weight = (
+            np.asarray(drawn[f"masked_lm_{name}"])[:4] for name in ("positions", "labels", "weights")
+        )
+        for row in range(4):
+            ids[row, position[row][weight[row] > 0]] = label[row][weight[row] > 0]
+        np.testing.assert_array_equal(ids[:, 1:21], rows["tokens"][:4, :20])
+        np.testing.assert_array_equal(ids[:, [0, 21, 22]], [[CLS, SEP, SEP]] * 4)
+
+
 def test_labels_for_a_head_with_other_classes() -> None:
     """Classes are matched by name; a class that the head lacks becomes its last one.  Fails if indices are compared."""
     labels = {"sentence_labels": jnp.arange(3)}

@@ -19,8 +19,8 @@ from albert_jax.pretraining import objective as objectives
 from albert_jax.pretraining import probes
 from albert_jax.pretraining.baselines import baselines
 from albert_jax.pretraining.evaluation import EVAL_SEED, make_evaluate
-from albert_jax.pretraining.objective import vocabulary_of
-from albert_jax.pretraining.run import PretrainConfig
+from albert_jax.pretraining.objective import ObjectiveConfig, vocabulary_of
+from albert_jax.pretraining.run import PretrainConfig, pretrain
 from albert_jax.pretraining.segment_pairs import SENTENCE_OBJECTIVES
 from albert_jax.pretraining.task import pretraining_model
 from albert_jax.training.partition import Layout, make_mesh
@@ -106,6 +106,36 @@ def test_eval_objective(config: PretrainConfig, prepared: Prepared) -> None:
         InputError, match=r"eval_objective\.max_seq_length 64 differs from objective\.max_seq_length 32"
     ):
         dataclasses.replace(config, eval_objective=dataclasses.replace(other, max_seq_length=64))
+
+
+def test_documents_of_one_sentence(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    """A run without a sentence objective trains on them and is evaluated on them; a run with one refuses them.
+
+    Fails if a sentence objective is scored on them.
+    """
+    random = np.random.default_rng(0)
+    corpus = tmp_path / "tweets.txt"
+    corpus.write_text("".join(sentence(random, 3) + "\n" for _ in range(300)))
+    fields = {
+        "data__txt_documents": 1,
+        "model__vocab_size": 38,
+        "model__num_hidden_layers": 1,
+        "model__max_position_embeddings": 64,
+        "objective__max_seq_length": 64,
+        "train__num_train_steps": 6,
+        "optim__num_warmup_steps": 2,
+    }
+    words = small(tmp_path / "run", data__source=corpus, data__cache_dir=tmp_path / "cache", **fields)
+    config = load(PretrainConfig, words[1], overrides_of(PretrainConfig, words[2:]))
+    with pytest.raises(InputError, match=r"0 of 300 documents have two sentences.*sentence-objective none"):
+        pretrain(config)
+    config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, sentence_objective="none"))
+    summary = pretrain(config)
+    assert set(summary["eval"]) == {"mlm_accuracy", "mlm_loss"}
+    assert summary["examples"]["mlm_loss"] > 20
+    sop = ObjectiveConfig(max_seq_length=64, max_predictions_per_seq=5)
+    with pytest.raises(InputError, match=r"0 of 2\d\d documents of 'train' have two sentences"):
+        pretrain(dataclasses.replace(config, run_dir=str(tmp_path / "sop"), objective=sop))
 
 
 def test_sharded_parameters_are_evaluated_alike(config: PretrainConfig, prepared: Prepared) -> None:

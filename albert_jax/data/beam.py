@@ -78,7 +78,7 @@ class BeamEngine:
 
     builder = BeamText
 
-    def __init__(self, config: DataConfig, options: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, config: DataConfig, options: Sequence[tuple[str, str]], needs_pairs: bool) -> None:
         parsed = pipeline_options(options)
         if not config.vocab:
             advice = "train a vocabulary on one machine ('albert-jax vocab', on a sample)"
@@ -97,7 +97,7 @@ class BeamEngine:
         for row in rows:
             counts.update(row["counts"])
             repairs.update(row["repairs"])
-        check_counts(counts, config)
+        check_counts(counts, config, needs_pairs)
         self.survey = counts, repairs
 
 

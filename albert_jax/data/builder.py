@@ -35,7 +35,7 @@ MAX_RECORD_TOKENS = 8192
 RECORDS_PER_SHARD = 4096
 """ArrayRecord finds a record in time proportional to the size of its file: 4 us with 1 k records, 194 us with 100 k."""
 
-ADDED_FIELDS = ("encoding", "null_texts", "lower_case", "keep_accents")
+ADDED_FIELDS = ("encoding", "malformed", "lower_case", "keep_accents")
 """Fields that the fingerprint includes only if they are not at their defaults, so that older folders are still found."""
 
 READING_FIELDS = ("text_field", "txt_documents", "encoding_errors", "language", "map_punctuation", *ADDED_FIELDS)

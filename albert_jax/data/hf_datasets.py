@@ -33,10 +33,11 @@ def saved_files(folder: Path) -> list[Path]:
 
 
 def streamed_digest(source: str) -> str:
-    """Fingerprint of a data set: its name, splits and revision, because its content is too large to be read for it."""
+    """Fingerprint of a data set: its configuration, splits and revision, because its content is too large to be read for it."""
     builder, split = _open(source)
-    parts = (builder.hash, builder.config.name, str(split))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    # The revision of a repository, or the time at which a local file was modified.
+    revisions = {name: files.origin_metadata for name, files in (builder.config.data_files or {}).items()}
+    return hashlib.sha256(repr((builder.hash, builder.config.name, split, revisions)).encode()).hexdigest()
 
 
 def streamed_records(source: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -151,4 +151,4 @@ def replace_invalid(
 
 def _advice(encoding: str) -> str:
     other = "cp1252" if encoding == "UTF-8" else "utf-8"
-    return f"name its encoding (--data.encoding {other}) or pass --data.encoding-errors replace"
+    return f"correct the text or pass --data.encoding-errors replace, or name its encoding (--data.encoding {other})"

@@ -76,23 +76,24 @@ class Sequences:
         return {"tokens": tokens, "sentence": sentence, "document": documents.astype(np.int32)}
 
 
-def open_split(prepared: Prepared, split: str, max_seq_length: int) -> Sequences:
-    """The sequences of `train` or `heldout`.
+def open_split(prepared: Prepared, split: str, max_seq_length: int, single_sentences: bool = False) -> Sequences:
+    """The sequences of `train` or `heldout`; see `sequence_ranges`.
 
     The index (12 bytes per sequence) is computed once for each length and stored beside the data.
     """
     documents = read_split(prepared, split)
-    path = prepared.folder / f"sequences-{INDEX_VERSION}-{split}-{max_seq_length}.npy"
+    kind = "-single" if single_sentences else ""
+    path = prepared.folder / f"sequences-{INDEX_VERSION}-{split}-{max_seq_length}{kind}.npy"
     if path.exists():
         return Sequences(documents, np.load(path, mmap_mode="r"), max_seq_length)
     rows = array("I")
     for number, record in enumerate(documents):
-        for start, end in sequence_ranges(record["sentence_lengths"], max_seq_length):
+        for start, end in sequence_ranges(record["sentence_lengths"], max_seq_length, single_sentences):
             rows.extend((number, start, end))
     if not rows:
         raise InputError(
             f"{prepared.folder}: 0 of {len(documents)} documents of '{split}' have two sentences, so no pair can be made; "
-            "check that the source does not hold one sentence per document"
+            "check that the source does not hold one sentence per document, or train with sentence_objective none"
         )
     index = np.array(rows, np.uint32).reshape(-1, 3)
     save_array(path, index)

@@ -54,8 +54,8 @@ class LocalEngine:
 
     builder = AlbertText
 
-    def __init__(self, config: DataConfig) -> None:
-        self.config = config
+    def __init__(self, config: DataConfig, needs_pairs: bool) -> None:
+        self.config, self.needs_pairs = config, needs_pairs
         self.cache = Path(config.cache_dir).expanduser()
         self.options: dict[str, Any] = {}
         """Options of TFDS's download configuration."""
@@ -71,11 +71,16 @@ class LocalEngine:
         repairs: Counter[str] = Counter()
         texts = with_progress(sources.documents(self.config, repairs), None, "reading")
         counts = count_documents(texts, self.config)
-        check_counts(counts, self.config)
+        check_counts(counts, self.config, self.needs_pairs)
         return counts, repairs
 
 
-def prepare(config: DataConfig, vocab_size: int, beam_options: Sequence[tuple[str, str]] | None = None) -> Prepared:
+def prepare(
+    config: DataConfig,
+    vocab_size: int,
+    beam_options: Sequence[tuple[str, str]] | None = None,
+    needs_pairs: bool = True,
+) -> Prepared:
     """Prepare `config.source`, or open it if it is a prepared folder or the cache holds the result.
 
     Args:
@@ -83,13 +88,16 @@ def prepare(config: DataConfig, vocab_size: int, beam_options: Sequence[tuple[st
       vocab_size: number of pieces of the vocabulary: checked if it exists, used if it is trained.
       beam_options: names and values of Beam's pipeline options, to prepare on many machines; the records and their order
         are the same.  None: prepare in this process.
+      needs_pairs: raise an error if no document has two sentences.
     """
     folder = Path(config.source).expanduser()
     if (folder / "dataset_info.json").is_file() and not is_saved(folder):
         return _open(folder, config, vocab_size)
     if config.vocab:
         _check_vocab_size(open_tokenizer(config.vocab), vocab_size)
-    engine = LocalEngine(config) if beam_options is None else _beam_engine(config, beam_options)
+    engine = (
+        LocalEngine(config, needs_pairs) if beam_options is None else _beam_engine(config, beam_options, needs_pairs)
+    )
     vocab = Path(config.vocab)
     if not config.vocab:
         name = f"{reading_digest(engine.source_fingerprint, config)[:16]}-{vocab_size}.model"
@@ -107,7 +115,7 @@ def prepare(config: DataConfig, vocab_size: int, beam_options: Sequence[tuple[st
     return prepared
 
 
-def _beam_engine(config: DataConfig, options: Sequence[tuple[str, str]]) -> Any:
+def _beam_engine(config: DataConfig, options: Sequence[tuple[str, str]], needs_pairs: bool) -> Any:
     logging.disable(logging.WARNING)  # on import, Beam warns about cloud clients that are not installed
     try:
         from albert_jax.data.beam import BeamEngine
@@ -115,7 +123,7 @@ def _beam_engine(config: DataConfig, options: Sequence[tuple[str, str]]) -> Any:
         raise InputError(f"--engine beam: pip install 'albert_jax[beam]' ({error})") from None
     finally:
         logging.disable(logging.NOTSET)
-    return BeamEngine(config, options)
+    return BeamEngine(config, options, needs_pairs)
 
 
 def _write(builder: AlbertText, engine: Any) -> None:

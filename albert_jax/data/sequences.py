@@ -31,17 +31,24 @@ def split_long_sentences(sentence_lengths: np.ndarray, max_seq_length: int) -> n
     return lengths
 
 
-def sequence_ranges(sentence_lengths: np.ndarray, max_seq_length: int) -> Iterator[tuple[int, int]]:
+def sequence_ranges(
+    sentence_lengths: np.ndarray, max_seq_length: int, single_sentences: bool = False
+) -> Iterator[tuple[int, int]]:
     """Token ranges [start, end) of a document's sequences: sentences are added until the input is full.
 
     A single sentence that remains at the end cannot make a pair and is left out.  The released code
     (create_pretraining_data.py) pairs it with a sentence of a different document and labels the pair as swapped.
+
+    Args:
+      sentence_lengths: of the document.
+      max_seq_length: S.
+      single_sentences: whether a document of one sentence is a sequence.
     """
     ends = np.concatenate([[0], np.cumsum(split_long_sentences(sentence_lengths, max_seq_length))])
     first = 0
     while first < len(ends) - 1:
         last = int(np.searchsorted(ends, ends[first] + max_seq_length - SPECIAL_TOKENS))
         last = min(last, len(ends) - 1)
-        if last - first >= 2:
+        if last - first >= 2 or (single_sentences and len(ends) == 2):
             yield int(ends[first]), int(ends[last])
         first = last

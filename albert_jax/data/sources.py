@@ -33,15 +33,15 @@ _THAI = "[\u0e01-\u0e2e\u0e30-\u0e3a\u0e40-\u0e45\u0e47-\u0e4e]"
 _LAO = "[\u0e81-\u0eae\u0eb0-\u0ebd\u0ec0-\u0ec5\u0ec8-\u0ece]"
 
 SENTENCE_GAPS = {
-    # Thai and Lao have no mark that ends a sentence but a space, which also surrounds numbers, foreign words, repetition
-    # marks and abbreviations; so a sentence ends where letters are on both sides of a space.
-    "th": rf"(?<={_THAI})\s+(?={_THAI})",
-    "lo": rf"(?<={_LAO})\s+(?={_LAO})",
-    "km": r"(?<=[\u17d4\u17d5])\s*(?=\w)",
+    # Thai and Lao have no mark that ends a sentence but a space.  A space also surrounds numbers, foreign words, repetition
+    # marks and abbreviations; so a sentence ends where letters are on both sides of it.
+    "th": rf"(?<={_THAI})\s+(?={_THAI})(?!{_THAI}{{1,4}}\.)|(?<=[?!])\s+",
+    "lo": rf"(?<={_LAO})\s+(?={_LAO})|(?<=[?!])\s+",
+    "km": r"(?<=[\u17d4\u17d5?!])\s*(?=\w)",
     "bo": r"(?<=[\u0f0d\u0f0e])\s+(?=\w)",
     "dz": r"(?<=[\u0f0d\u0f0e])\s+(?=\w)",
 }
-"""Language -> regular expression of what separates two sentences, for languages whose marks sentencex does not know."""
+"""Language -> regular expression of what separates two sentences, for languages that sentencex does not know."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class DataConfig:
     """Encoding of text files, by its name in Python, such as cp1252, gb18030, shift_jis or utf-16."""
     encoding_errors: str = choice("error", ("error", "replace"))
     """Invalid bytes: raise an error, or replace and count them."""
-    null_texts: str = choice("error", ("error", "skip"))
-    """Records whose text is null or missing: raise an error, or skip and count them."""
+    malformed: str = choice("error", ("error", "skip"))
+    """Records without a text (null, missing or not a string) and lines that cannot be read: raise an error, or skip and count them."""
     language: str = "en"
     """ISO 639-1 code for the sentence splitter, such as de, zh or th."""
     eval_fraction: float = 0.01
@@ -99,14 +99,12 @@ class DataConfig:
 def sentences(document: str, language: str) -> Iterator[str]:
     """The non-blank sentences of a document.
 
-    We use sentencex because it supports some 300 languages and is fast (72 MB/s); `SENTENCE_GAPS` completes it.
+    We use sentencex because it supports some 300 languages and is fast (72 MB/s).
     """
     gap = SENTENCE_GAPS.get(language)
     for line in document.split("\n"):
-        for sentence in sentencex.segment(language, line):
-            yield from (
-                part for part in (re.split(gap, sentence) if gap else [sentence]) if part and not part.isspace()
-            )
+        parts = re.split(gap, line) if gap else sentencex.segment(language, line)
+        yield from (sentence for sentence in parts if sentence and not sentence.isspace())
 
 
 def documents(config: DataConfig, repairs: Counter[str] | None = None) -> Iterator[str]:

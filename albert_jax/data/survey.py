@@ -38,15 +38,15 @@ def count_documents(texts: Iterable[str], config: DataConfig) -> Counter[str]:
     return counts
 
 
-def check_counts(counts: Counter[str], config: DataConfig) -> None:
+def check_counts(counts: Counter[str], config: DataConfig, needs_pairs: bool) -> None:
     """Raise `InputError` if a source has no documents, no pairs of sentences, or no documents in one split."""
     source, total = f"data.source '{config.source}'", counts["train"] + counts["heldout"]
     if not total:
         raise InputError(f"{source} has 0 usable documents; check that its files hold text")
-    if not counts["pairs"]:
+    if needs_pairs and not counts["pairs"]:
         raise InputError(
-            f"{source}: 0 of {total} documents have two sentences, so no pair can be made; "
-            "check that it does not hold one sentence per document"
+            f"{source}: 0 of {total} documents have two sentences, so no pair can be made; check the documents "
+            "(--data.txt-documents) and the language (--data.language), or train with --objective.sentence-objective none"
         )
     for split in SPLITS:
         if not counts[split]:

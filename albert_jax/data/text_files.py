@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from albert_jax.data.sources import DataConfig
 
 Texts = Iterator[tuple[str, Any]]
-"""`file:line` and text of each document: str, UTF-8 as bytes, or None where it is null."""
+"""`file:line` and text of each document: str, or UTF-8 as bytes; or an InputError if the record is malformed."""
 
 
 class Format(NamedTuple):
@@ -49,25 +49,31 @@ def file_documents(file: Path | str, config: "DataConfig", repairs: Counter[str]
     if isinstance(file, Path) and config.file_type == "auto" and not _type_of_name(file):
         repairs[f"files without a known suffix, read as {kind}"] += 1
     for location, text in SOURCES[kind].read(file, config, repairs):
-        if isinstance(text, bytes):
-            try:
-                text = text.decode()
-            except UnicodeDecodeError as error:
-                text = replace_invalid(error, "utf-8", location, 0, config.encoding_errors, repairs)
-        if text is None or text != text:  # some writers of JSON write NaN for null
-            if config.null_texts == "error":
-                raise InputError(
-                    f"{location}: '{config.text_field}' is null; pass --data.null-texts skip to skip such records"
-                )
-            repairs["records without a text skipped"] += 1
+        try:
+            document = _repair_characters(_checked(text, location, config, repairs), repairs)
+        except InputError as error:
+            if config.malformed == "error":
+                raise InputError(f"{error}; or skip such records with --data.malformed skip") from None
+            repairs["malformed records skipped"] += 1
             continue
-        if not isinstance(text, str):
-            problem = f"'{config.text_field}' is of type {type(text).__name__}, not text"
-            raise InputError(f"{location}: {problem}; name the text field with --data.text-field")
-        if document := _repair_characters(text, repairs):
+        if document:
             count += 1
             yield document
     repairs["files without a document"] += count == 0
+
+
+def _checked(text: Any, location: str, config: "DataConfig", repairs: Counter[str]) -> str:
+    if isinstance(text, InputError):
+        raise text
+    if isinstance(text, bytes):
+        try:
+            return text.decode()
+        except UnicodeDecodeError as error:
+            return replace_invalid(error, "utf-8", location, 0, config.encoding_errors, repairs)
+    if not isinstance(text, str):
+        kind = "null" if text is None else f"of type {type(text).__name__}"
+        raise InputError(f"{location}: '{config.text_field}' is {kind}; name the text field with --data.text-field")
+    return text
 
 
 def _repair_characters(text: str, repairs: Counter[str]) -> str:
@@ -178,61 +184,71 @@ def _read_wikiextractor(path: Path, config: "DataConfig", repairs: Counter[str])
 
 
 def _field(record: Any, location: str, config: "DataConfig") -> Any:
-    """The text of a record; None if it is missing and may be."""
-    if isinstance(record, dict) and (config.text_field in record or config.null_texts == "skip"):
-        return record.get(config.text_field)
+    """The text of a record, or an InputError."""
+    if isinstance(record, dict) and config.text_field in record:
+        return record[config.text_field]
     names = f": {', '.join(record)}" if isinstance(record, dict) else ""
-    raise InputError(f"{location}: no text field '{config.text_field}'; name it with --data.text-field{names}")
+    return InputError(f"{location}: no text field '{config.text_field}'; name it with --data.text-field{names}")
+
+
+def _json_text(line: str, location: str, config: "DataConfig") -> tuple[str, Any]:
+    try:
+        return location, _field(json.loads(line), location, config)
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits is a plain ValueError
+        return location, InputError(f"{location}: not JSON: {first_line(error)}; expected one record on a line")
 
 
 def _read_jsonl(path: Path, config: "DataConfig", repairs: Counter[str]) -> Texts:
     for number, line in _lines(path, config, repairs):
         if line.strip():
-            yield f"{path}:{number}", _field(_parse(line, f"{path}:{number}"), f"{path}:{number}", config)
+            yield _json_text(line, f"{path}:{number}", config)
 
 
 def _read_json(path: Path, config: "DataConfig", repairs: Counter[str]) -> Texts:
-    """One record per line, or one array of records."""
+    """One record per line, or an array of records, which must fit in memory."""
     lines = ((number, line) for number, line in _lines(path, config, repairs) if line.strip())
-    first = next(lines, (0, "{}"))
-    if not first[1].lstrip().startswith("["):
-        for number, line in itertools.chain([first] if first[0] else [], lines):
-            yield f"{path}:{number}", _field(_parse(line, f"{path}:{number}"), f"{path}:{number}", config)
+    first = list(itertools.islice(lines, 1))
+    if not first or not first[0][1].lstrip().startswith("["):
+        for number, line in itertools.chain(first, lines):
+            yield _json_text(line, f"{path}:{number}", config)
         return
-    texts, size = [first[1]], len(first[1])
-    for number, line in lines:
+    texts, size = [], 0
+    for number, line in itertools.chain(first, lines):
         size += len(line)
         if size > line_files.MAX_LINE_BYTES:
             advice = "write one record per line, for example with jq -c '.[]'"
             raise InputError(f"{path}:{number}: array longer than {line_files.MAX_LINE_BYTES} characters; {advice}")
         texts.append(line)
-    for number, record in enumerate(_parse("\n".join(texts), str(path))):
+    try:
+        records = json.loads("\n".join(texts))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a JSON array of records: {first_line(error)}") from None
+    for number, record in enumerate(records):
         yield f"{path}: record {number}", _field(record, f"{path}: record {number}", config)
 
 
-def _parse(text: str, location: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # a number with thousands of digits is a plain ValueError
-        raise InputError(f"{location}: not JSON: {first_line(error)}; expected one record per line") from None
+def _read_table(path: Path, config: "DataConfig", repairs: Counter[str], delimiters: str, quoting: Any) -> Texts:
+    """A table with a header line; the delimiter is the one that is most frequent in it.
 
-
-def _read_table(path: Path, config: "DataConfig", repairs: Counter[str], is_tsv: bool) -> Texts:
-    """A table with a header line.  In .tsv quotes are plain characters; in .csv quoted texts may have several lines."""
+    In .tsv quotes are plain characters, as in fine-tuning; in .csv quoted texts may have several lines.
+    """
     lines = (f"{line}\n" for _, line in _lines(path, config, repairs))
     header = next(lines, "")
-    delimiter = "\t" if is_tsv else max(",;\t|", key=header.count)
+    if not header.strip():
+        return
+    delimiter = max(delimiters, key=header.count)
     csv.field_size_limit(line_files.MAX_LINE_BYTES)
-    quoting = csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL
     rows = csv.reader(itertools.chain([header], lines), delimiter=delimiter, quoting=quoting, strict=True)
     try:
         names = next(rows)
-        _field(dict.fromkeys(names), f"{path}:1", config)
+        if isinstance(problem := _field(dict.fromkeys(names), f"{path}:1", config), InputError):
+            raise problem
         for row in rows:
-            if row and len(row) != len(names):
-                raise InputError(f"{path}:{rows.line_num}: expected {len(names)} columns, found {len(row)}; correct it")
-            if row:
-                yield f"{path}:{rows.line_num}", row[names.index(config.text_field)]
+            location = f"{path}:{rows.line_num}"
+            if len(row) == len(names):
+                yield location, row[names.index(config.text_field)]
+            elif row:
+                yield location, InputError(f"{location}: expected {len(names)} columns, found {len(row)}")
     except csv.Error as error:
         raise InputError(f"{path}:{rows.line_num}: not CSV: {error}; correct the quotes") from None
 
@@ -260,8 +276,8 @@ SOURCES: dict[str, Format] = {
     "txt": Format(_read_txt, (".txt",)),
     "jsonl": Format(_read_jsonl, (".jsonl", ".ndjson")),
     "json": Format(_read_json, (".json",)),
-    "csv": Format(functools.partial(_read_table, is_tsv=False), (".csv",)),
-    "tsv": Format(functools.partial(_read_table, is_tsv=True), (".tsv",)),
+    "csv": Format(functools.partial(_read_table, delimiters=",;\t|", quoting=csv.QUOTE_MINIMAL), (".csv",)),
+    "tsv": Format(functools.partial(_read_table, delimiters="\t", quoting=csv.QUOTE_NONE), (".tsv",)),
     "wikiextractor": Format(_read_wikiextractor),
     "parquet": Format(_read_parquet, (".parquet",), b"PAR1", is_text=False),
     "arrow": Format(_read_arrow, (".arrow", ".feather"), b"ARROW1", is_text=False),

@@ -27,7 +27,7 @@ from albert_jax.training import run_folder
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Increase it with any change of the drawn examples or of a baseline, because results are stored."""
 
 MAX_BIGRAM_TOKENS = 50_000_000
@@ -60,7 +60,8 @@ def baselines(
         return drawer(replace(objective, sentence_objective=name), vocabulary)
 
     def open_split(split: str) -> loader.Sequences:
-        return loader.open_split(prepared, split, objective.max_seq_length)
+        single_sentences = not SENTENCE_OBJECTIVES[objective.sentence_objective].needs_pairs
+        return loader.open_split(prepared, split, objective.max_seq_length, single_sentences)
 
     def stored(kind: str, name: str, compute: Callable[[], Any]) -> Any:
         drawn = to_dict(replace(objective, sentence_objective=name))

@@ -75,7 +75,8 @@ def prepare(arguments: argparse.Namespace) -> int:
         raise InputError("--beam.* options need --engine beam")
     config = _config(arguments)
     options = [(name.replace("-", "_"), value) for name, value in arguments.free]
-    print(prepare(config.data, config.model.vocab_size, options if arguments.engine == "beam" else None).folder)
+    beam_options = options if arguments.engine == "beam" else None
+    print(prepare(config.data, config.model.vocab_size, beam_options, config.needs_pairs).folder)
     return 0
 
 

@@ -25,6 +25,7 @@ from albert_jax.pretraining.diagnostics import plateau_warning
 from albert_jax.pretraining.distillation import HEADS_TAUGHT, DistillationConfig, read_teacher, with_teacher
 from albert_jax.pretraining.evaluation import evaluated_depths, make_evaluate
 from albert_jax.pretraining.objective import ObjectiveConfig, Vocabulary, vocabulary_of
+from albert_jax.pretraining.segment_pairs import SENTENCE_OBJECTIVES
 from albert_jax.pretraining.task import pretraining_model, pretraining_workload
 from albert_jax.pretraining.tied_layers import TyingConfig, tied_sets
 from albert_jax.reports.run import finish
@@ -92,6 +93,12 @@ class PretrainConfig:
         evaluated_depths(self.model, self.eval_depths)  # checks `eval_depths`
         self.distillation.check_depth(self.model)
 
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether training or evaluation needs documents of at least two sentences."""
+        objectives = (self.objective, self.eval_objective or self.objective)
+        return any(SENTENCE_OBJECTIVES[one.sentence_objective].needs_pairs for one in objectives)
+
 
 def pretrain(config: PretrainConfig, allow_data_change: bool = False) -> dict[str, Any]:
     """Prepare the data, train, evaluate, and write the run folder; resume the run if the folder holds one.
@@ -145,10 +152,14 @@ def pretrain_seeds(configs: Sequence[PretrainConfig], allow_data_change: bool = 
     for run_dir, one in zip(run_dirs, configs, strict=True):
         run_folder.check(run_dir, "pretrain", one)
     with processes.main_first():  # the other processes find the prepared data on the shared file system
-        prepared = prepare(config.data, config.model.vocab_size)
+        prepared = prepare(config.data, config.model.vocab_size, needs_pairs=config.needs_pairs)
         length = config.objective.max_seq_length
-        rows = loader.open_split(prepared, "train", length)
-        heldout = loader.open_split(prepared, "heldout", length)
+        eval_objective = config.eval_objective or config.objective
+        single, eval_single = (
+            not SENTENCE_OBJECTIVES[one.sentence_objective].needs_pairs for one in (config.objective, eval_objective)
+        )
+        rows = loader.open_split(prepared, "train", length, single)
+        heldout = loader.open_split(prepared, "heldout", length, eval_single)
     fingerprints = {"data": prepared.fingerprint, "vocab": prepared.tokenizer.sha256}
     for one in configs:
         job.check_agreement(one, fingerprints)
@@ -168,7 +179,6 @@ def pretrain_seeds(configs: Sequence[PretrainConfig], allow_data_change: bool = 
     )
     vocabulary = vocabulary_of(prepared.tokenizer)
     model = pretraining_model(config.model, config.objective)
-    eval_objective = config.eval_objective or config.objective
     sizes = config.train.eval_batch_size, config.max_eval_steps, config.eval_draws
     with processes.main_first():  # the other processes find the stored baselines
         metrics_of_baselines = baselines(prepared, eval_objective, len(model.sentence_classes), *sizes)

@@ -42,7 +42,8 @@ class Pair(NamedTuple):
     label: Array
     """Index into `SentenceObjective.classes`."""
     has_weight: Array
-    """bool: False if not every class was possible (a batch with one document has no negatives); such rows get weight 0."""
+    """bool: False if not every class was possible (one sentence has no order, a batch with one document has no negatives);
+    such rows get weight 0."""
 
 
 class SentenceObjective(NamedTuple):
@@ -54,15 +55,20 @@ class SentenceObjective(NamedTuple):
     """Name of each label; empty if there is no sentence loss."""
 
     @property
+    def needs_pairs(self) -> bool:
+        """Whether documents of one sentence cannot be used."""
+        return bool(self.classes)
+
+    @property
     def chance(self) -> float:
         """Accuracy of guessing."""
         return 1 / len(self.classes)
 
 
 def in_order(key: Array, row: Sequence, other: Sequence, end: Array) -> Pair:
-    """B always follows A."""
+    """B always follows A; it is empty if the row has one sentence."""
     a, b = _cut(key, row, end)
-    return Pair(row.tokens, a, b, jnp.int32(0), jnp.bool_(True))
+    return Pair(row.tokens, a, b, jnp.int32(0), jnp.max(row.sentence) > 0)
 
 
 def sop(key: Array, row: Sequence, other: Sequence, end: Array) -> Pair:
@@ -86,7 +92,7 @@ def nsp(key: Array, row: Sequence, other: Sequence, end: Array) -> Pair:
     negative = jax.random.bernoulli(swap_key) & possible
     b = _select(negative, _segment_of_other(start_key, row, other), pair.b)
     tokens = jnp.concatenate([row.tokens, other.tokens])
-    return Pair(tokens, pair.a, b, negative.astype(jnp.int32), possible)
+    return Pair(tokens, pair.a, b, negative.astype(jnp.int32), possible & pair.has_weight)
 
 
 def sso(key: Array, row: Sequence, other: Sequence, end: Array) -> Pair:
@@ -97,7 +103,7 @@ def sso(key: Array, row: Sequence, other: Sequence, end: Array) -> Pair:
     label = jax.random.randint(class_key, (), 0, jnp.where(possible, 3, 2))
     b = _select(label == 2, _segment_of_other(start_key, row, other), pair.b)
     a, b = _select(label == 1, b, pair.a), _select(label == 1, pair.a, b)
-    return Pair(jnp.concatenate([row.tokens, other.tokens]), a, b, label, possible)
+    return Pair(jnp.concatenate([row.tokens, other.tokens]), a, b, label, possible & pair.has_weight)
 
 
 SENTENCE_OBJECTIVES: dict[str, SentenceObjective] = {
