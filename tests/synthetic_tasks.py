@@ -196,6 +196,19 @@ def _text(folder: Path) -> list[str]:
     return [*files, "--data.text-column", "review", "--data.label-column", "stars"]
 
 
+def _multilabel(folder: Path) -> list[str]:
+    draw = random.Random(9)
+    for split in ("train", "dev"):
+        rows = []
+        for number in range(SIZES[split]):
+            names = [name for name in (GOOD, BAD, "import") if draw.random() < 0.5]
+            text = " ".join([some(draw), *names, some(draw)])
+            rows.append({"text": text, "labels": names if number % 2 else ",".join(names)})
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = ["--data.train-file", str(folder / "train.jsonl"), "--data.dev-file", str(folder / "dev.jsonl")]
+    return [*files, "--data.label-column", "labels"]
+
+
 def _regression(folder: Path) -> list[str]:
     draw = random.Random(6)
     for split in ("train", "dev"):
@@ -239,6 +252,7 @@ WRITE: dict[str, Callable[[Path], list[str]]] = {
     "commonsense_qa": _arc("train_rand_split.jsonl", "dev_rand_split.jsonl", "test_rand_split_no_answers.jsonl"),
     "ner": _ner,
     "text": _text,
+    "multilabel": _multilabel,
     "regression": _regression,
 }
 """Task -> function that writes its files into a folder, and returns the command-line words that name them."""

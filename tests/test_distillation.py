@@ -121,7 +121,7 @@ def test_a_teacher_on_several_devices() -> None:
     assert one[0][-1] == pytest.approx(total, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["sst2", "stsb", "squad1", "squad2", "race", "ner"])
+@pytest.mark.parametrize("name", ["sst2", "stsb", "multilabel", "squad1", "squad2", "race", "ner"])
 def test_a_teacher_in_every_family(name: str, tmp_path: Path) -> None:
     """A student that equals its teacher has the gradient of the loss without teacher; another one has not.
 

@@ -132,7 +132,7 @@ def test_models_that_cannot_exit_early() -> None:
     config = AlbertConfig(**SMALL)
     regression = Albert(config, ("pooler", "classifier"), ("score",))
     for model in (Albert(config), regression):
-        with pytest.raises(InputError, match="fine-tuned to classify texts"):
+        with pytest.raises(InputError, match="fine-tuned to give each text one class"):
             check_model(model)
     with pytest.raises(InputError, match="this model has layer_weights"):
         check_model(classifier(layer_weights=True)[0])

@@ -47,6 +47,8 @@ def outputs_from_labels(task: str, rows: Any) -> list[dict[str, Any]]:
             outputs.append(positions | {"score": score, "null": np.array(5.0 if is_empty else -5.0)})
         elif task == "ner":
             outputs.append({"label": row["target"], "probability": np.ones(len(row["target"]))})
+        elif task == "multilabel":
+            outputs.append({"probabilities": row["target"][:, 0].astype(float)})
         else:
             is_class = row["target"].dtype == np.int32
             outputs.append({"probabilities": np.eye(4)[row["target"]]} if is_class else {"score": row["target"]})
@@ -105,6 +107,7 @@ def test_baseline_of_entities_ends_with_the_sentence() -> None:
 
 
 QUESTIONS = {
+    "multilabel": (["the large list"], "large ("),
     "sst2": ([hinted(random.Random(7), 1)], "positive 0.9"),
     "squad2": (["what is it", "the text import space that list"], "space"),
     "race": (["the text", "what is _ ?", "that list", "this large"], "this large"),
@@ -161,4 +164,4 @@ def test_a_task_of_each_family_is_learned(
     capsys.readouterr()
     assert main(["predict", str(run_dir), *question]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert answer in lines[{"sst2": 0, "race": -1}.get(task, 1)]
+    assert answer in lines[{"sst2": 0, "multilabel": 0, "race": -1}.get(task, 1)]

@@ -1,6 +1,7 @@
 """Predictions of a fine-tuned model: batches equal single texts, and positions are characters of the text."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -139,3 +140,22 @@ def test_command_line(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None
     )
     assert main(["predict", folders["tags"], TEXTS[0]]) == 0
     assert capsys.readouterr().out.startswith(TEXTS[0])
+
+
+def test_texts_with_several_labels(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Sigmoids of the logits; labels above 0.5, also none; kept in a Hugging Face folder.  Fails if softmax is used."""
+    model, params, tokenizer = random_model(("pooler", "classifier"), ("a", "b", "c"))
+    model = model.clone(multi_label=True)
+    found = finetuned.classify(model, params, tokenizer, TEXTS)
+    for text, one in zip(TEXTS, found, strict=True):
+        apply: Any = model.apply
+        logits = apply({"params": params}, **tokenizer(text, max_length=80))["logits"][0]
+        np.testing.assert_allclose(list(one["probabilities"].values()), jax.nn.sigmoid(logits), atol=1e-5)
+        assert one["labels"] == tuple(name for name, logit in zip("abc", logits, strict=True) if logit > 0)
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    huggingface.write(Weights(model, jax.device_get(params)), folder)
+    assert json.loads((folder / "config.json").read_text())["problem_type"] == "multi_label_classification"
+    tokenizer_files.write(tokenizer, 80, folder)
+    assert main(["predict", str(folder), "--json", TEXTS[0]]) == 0
+    assert tuple(json.loads(capsys.readouterr().out)["labels"]) == found[0]["labels"]

@@ -151,7 +151,7 @@ def _write(weights: Weights, tokenizer: Tokenizer | None, folder: Path, to: str)
     from albert_jax.training import checkpoint  # Orbax takes seconds to import
 
     table = {"job": "convert", "config": {"model": to_dict(model.config)}}
-    table |= {name: getattr(model, name) for name in ("heads", "labels", "sentence_classes")}
+    table |= {name: getattr(model, name) for name in ("heads", "labels", "sentence_classes", "multi_label")}
     write_json(folder / "config.json", table)
     saved = checkpoint.Checkpoints(folder / "checkpoints", keep=1)
     saved.save(0, {"params": jax.device_put(weights.params)}, {})

@@ -36,6 +36,8 @@ from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import SENTENCE_CLASSES, Albert
 from albert_jax.model.sharing import PASSES, Sets
 
+MULTI_LABEL = "multi_label_classification"
+"""`problem_type` of a model that gives a text any number of labels."""
 MAPPING = "embedding_hidden_mapping_in"
 WORDS = "embeddings.word_embeddings.weight"
 HEAD_NAMES = ("predictions", "sop_classifier", "classifier", "qa_outputs")
@@ -60,7 +62,7 @@ def read(folder: Path, allow_pickle: bool = False) -> Weights:
     act = stored.get("hidden_act")
     if isinstance(act, str):
         stored["hidden_act"] = ACTIVATIONS.get(act, act)
-    config, skipped = read_config(stored, path, ("architectures", "id2label", "label2id"))
+    config, skipped = read_config(stored, path, ("architectures", "id2label", "label2id", "problem_type"))
     if config.embedding_size == config.hidden_size:
         config = replace(config, always_map_embeddings=True)
     notes = []
@@ -101,7 +103,8 @@ def read(folder: Path, allow_pickle: bool = False) -> Weights:
     ):
         names = _labels(stored, classes, path)
         classes = classes if names == default_labels(len(classes)) else names
-    model = Albert(config, heads, labels, classes)
+    multi_label = stored.get("problem_type") == MULTI_LABEL and "classifier" in heads
+    model = Albert(config, heads, labels, classes, multi_label)
     params, mapped = collect(model, tensors, table)
     weights = Weights(model, params, mapped, skipped + same_or_unused, notes)
     weights = follow(weights, _groups_of_layers(config.num_hidden_layers, config.num_hidden_groups))
@@ -264,6 +267,8 @@ def _config(model: Albert, architecture: str, special_ids: Sequence[int] | None)
     values |= {"architectures": [architecture], "model_type": "albert", "num_hidden_groups": _num_hidden_groups(config)}
     pad, _, cls, sep, _ = special_ids or range(5)
     values |= {"bos_token_id": cls, "eos_token_id": sep, "pad_token_id": pad, "dtype": "float32"}
+    if model.multi_label:
+        values["problem_type"] = MULTI_LABEL
     labels = model.labels
     if not labels and model.sentence_classes != SENTENCE_CLASSES:  # AlbertForPreTraining needs their number
         labels = model.sentence_classes

@@ -206,7 +206,8 @@ def _from_run(
             raise InputError(f"{path}: {key}: expected a list of names, got {value!r}")
     try:
         config = from_dict(AlbertConfig, table["model"], "config.model")
-        model = Albert(config, *(tuple(names[key]) for key in defaults))
+        heads, labels, classes = (tuple(names[key]) for key in defaults)
+        model = Albert(config, heads, labels, classes, stored.get("multi_label") is True)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -9,6 +9,7 @@ from albert_jax.config import lazy_imports
 
 if TYPE_CHECKING:
     from albert_jax.finetuning.classification import ClassificationData as ClassificationData
+    from albert_jax.finetuning.multi_label import MultiLabelData as MultiLabelData
     from albert_jax.finetuning.multiple_choice import MultipleChoiceData as MultipleChoiceData
     from albert_jax.finetuning.question_answering import QuestionAnsweringData as QuestionAnsweringData
     from albert_jax.finetuning.run import FinetuneConfig as FinetuneConfig

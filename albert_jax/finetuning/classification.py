@@ -143,7 +143,7 @@ class Classification:
             try:
                 if isinstance(record, InputError):
                     raise record
-                example = self._example(where, record, columns, labels, source.is_hidden, forms)
+                example = self._example(where, record, columns, config, labels, source.is_hidden, forms)
             except InputError as error:
                 if source.is_hidden:  # never skipped: servers count the lines of predictions
                     raise
@@ -162,6 +162,7 @@ class Classification:
         where: str,
         record: Record,
         columns: Sequence[tuple[str, ...]],
+        config: ClassificationData,
         labels: tuple[str, ...],
         hidden: bool,
         forms: dict[str, str],
@@ -171,14 +172,32 @@ class Classification:
             cell(where, record, names, option) if names else None
             for names, option in zip(columns[:2], options[:2], strict=True)
         )
+        label = self._read_label(where, record, columns[2], options[2], config, labels, hidden, forms)
+        return Example(where, text or "", text_pair, label)
+
+    def _read_label(
+        self,
+        where: str,
+        record: Record,
+        columns: tuple[str, ...],
+        option: str,
+        config: ClassificationData,
+        labels: tuple[str, ...],
+        hidden: bool,
+        forms: dict[str, str],
+    ) -> Any:
+        """The label of a record; None if it is hidden."""
         label = ""
-        if not hidden or set(columns[2]) & set(record):
-            label = cell(where, record, columns[2], options[2], is_label=True)
+        if not hidden or set(columns) & set(record):
+            label = self._label_cell(where, record, columns, option)
         if hidden and self.text and label in HIDDEN_LABELS:
             label = ""
         if not label.strip() and not hidden:
             raise InputError(f"{where}: no label")
-        return Example(where, text or "", text_pair, self._label(where, label, labels, forms) if label else None)
+        return self._label(where, label, labels, forms) if label else None
+
+    def _label_cell(self, where: str, record: Record, columns: tuple[str, ...], option: str) -> str:
+        return cell(where, record, columns, option, is_label=True)
 
     def _label(self, where: str, value: str, labels: tuple[str, ...], forms: dict[str, str]) -> Any:
         """The number, or the name of the class.

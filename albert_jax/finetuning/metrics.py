@@ -35,6 +35,13 @@ def macro_f1(predicted: Numbers, gold: Numbers) -> float:
     return float(f1_score(gold, predicted, average="macro", zero_division=0))
 
 
+def micro_f1(predicted: Numbers, gold: Numbers) -> float:
+    """F1 of all decisions together, of indicators [examples, labels]."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(gold, predicted, average="micro", zero_division=0))
+
+
 def matthews(predicted: Numbers, gold: Numbers) -> float:
     """Matthews correlation (CoLA); 0 if all predictions are equal."""
     from sklearn.metrics import matthews_corrcoef
@@ -66,6 +73,7 @@ METRICS: dict[str, Callable[[Numbers, Numbers], float]] = {
     "accuracy": accuracy,
     "f1": f1,
     "macro_f1": macro_f1,
+    "micro_f1": micro_f1,
     "matthews": matthews,
     "pearson": pearson,
     "spearman": spearman,

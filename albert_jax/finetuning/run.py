@@ -33,6 +33,7 @@ from albert_jax.exchange.load import Source, read
 from albert_jax.finetuning import family, files
 from albert_jax.finetuning.evaluation import Evaluation
 from albert_jax.finetuning.files import TaskDataConfig
+from albert_jax.finetuning.multi_label import MultiLabel
 from albert_jax.finetuning.tasks import FAMILIES, TASKS
 from albert_jax.finetuning.teacher import with_teacher
 from albert_jax.model.albert import AlbertConfig
@@ -202,7 +203,8 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
     _log_sizes(config, rows, mesh.size)
 
     labels = splits["train"].labels
-    model = Albert(config.model, tuple(head for head in HEADS if head in task.heads(config.data)), labels)
+    heads = tuple(head for head in HEADS if head in task.heads(config.data))
+    model = Albert(config.model, heads, labels, multi_label=isinstance(task, MultiLabel))
     layout = Layout(mesh, config.mesh.sharding, stacked_shapes(model))
     evaluation = Evaluation(config, task, splits, rows, model, mesh)
     apply = functools.partial(model.apply, gather_set=layout.gather_set)
@@ -224,7 +226,7 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
         select=evaluation.select,
     )
     if config.distillation.teacher:
-        length, heads = config.data.max_seq_length, task.heads(config.data)
+        length = config.data.max_seq_length
         teacher = read_teacher(config.distillation, config.model, tokenizer, length, heads, labels)
         workload = with_teacher(workload, config.distillation, task, apply, teacher, config.data)
     summary = run_job(
@@ -237,7 +239,7 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
         write_vocabulary=functools.partial(
             tokenizer_files.write_vocabulary, tokenizer, config.model.max_position_embeddings
         ),
-        model_facts={"heads": model.heads, "labels": labels},
+        model_facts={"heads": model.heads, "labels": labels, "multi_label": model.multi_label},
         initial=functools.partial(_initial_params, config, source, model) if config.init_from else None,
         conclude=evaluation.conclude,
         allow_data_change=allow_data_change,

@@ -3,12 +3,14 @@
 from albert_jax.finetuning.classification import Classification, ClassificationData
 from albert_jax.finetuning.family import Family
 from albert_jax.finetuning.files import TaskDataConfig
+from albert_jax.finetuning.multi_label import MultiLabel, MultiLabelData
 from albert_jax.finetuning.multiple_choice import MultipleChoice, MultipleChoiceData
 from albert_jax.finetuning.question_answering import QuestionAnswering, QuestionAnsweringData
 from albert_jax.finetuning.token_classification import TokenClassification, TokenClassificationData
 
 FAMILIES: dict[str, type[TaskDataConfig]] = {
     "classification": ClassificationData,
+    "multi_label": MultiLabelData,
     "question_answering": QuestionAnsweringData,
     "multiple_choice": MultipleChoiceData,
     "token_classification": TokenClassificationData,
@@ -123,6 +125,7 @@ TASKS: dict[str, Family] = {
     "ner": TokenClassification(),
     # The user's own .csv, .tsv, .jsonl, .json or .parquet; data.text_column and data.label_column name the columns.
     "text": Classification(metrics=("accuracy", "macro_f1"), splits={}),
+    "multilabel": MultiLabel(splits={}),
     "regression": Classification(regression=True, metrics=("pearson", "spearman"), select="pearson", splits={}),
 }
 """Name -> task."""

@@ -70,6 +70,8 @@ def _classify(loaded: Loaded, texts: list[str], options: Namespace) -> Answers:
         else:
             ranked = sorted(result["probabilities"].items(), key=lambda item: -item[1])
             shown = ", ".join(f"{name} {p:.4f}" for name, p in ranked)
+        if "labels" in result:
+            shown = f"{', '.join(result['labels']) or 'no label'} ({shown})"
         if "layers" in result:
             shown += f" ({result['layers']} of {loaded[0].config.num_hidden_layers} layers)"
         record = dict(zip(("text", "text_pair"), columns, strict=False))

@@ -61,8 +61,8 @@ def read_exit(text: str) -> EarlyExit:
 
 def check_model(model: Albert) -> None:
     """Raise InputError unless a model can exit early: it classifies texts, and each layer reads only the one before."""
-    if "classifier" not in model.heads or len(model.labels) < 2:
-        raise InputError("early exit needs a model that was fine-tuned to classify texts")
+    if "classifier" not in model.heads or len(model.labels) < 2 or model.multi_label:
+        raise InputError("early exit needs a model that was fine-tuned to give each text one class")
     if model.config.layer_weights:
         raise InputError("early exit needs layers that read only the layer before; this model has layer_weights")
 

@@ -11,7 +11,14 @@ import jax
 from albert_jax.config import InputError
 from albert_jax.data.batches import Rows
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.finetuning import classification, family, multiple_choice, question_answering, token_classification
+from albert_jax.finetuning import (
+    classification,
+    family,
+    multi_label,
+    multiple_choice,
+    question_answering,
+    token_classification,
+)
 from albert_jax.finetuning.family import Split
 from albert_jax.finetuning.files import TaskDataConfig
 from albert_jax.finetuning.metrics import spans
@@ -38,8 +45,8 @@ def classify(
       early_exit: run only as many layers as each text needs.
 
     Returns:
-      For each, its `label`, the `probability` of that label and the `probabilities` of all; for a regression its `score`.  With
-      `early_exit`, also `layers`, the number of layers that ran.
+      For each, its `label`, the `probability` of that label and the `probabilities` of all; if a text can have several labels, its
+      `labels` and the `probabilities`; for a regression its `score`.  With `early_exit`, also `layers`, the number of layers that ran.
 
     Raises:
       InputError: the model has no classifier of texts; early exit with a regression or with `layer_weights`.
@@ -49,8 +56,12 @@ def classify(
     pairs: Sequence[str | None] = [None] * len(texts) if text_pairs is None else text_pairs
     if len(texts) != len(pairs):
         raise InputError(f"{len(texts)} texts and {len(pairs)} text pairs")
-    task = classification.Classification(regression=len(model.labels) == 1)
-    config = classification.ClassificationData(task="text", max_seq_length=model.config.max_position_embeddings)
+    task = (
+        multi_label.MultiLabel()
+        if model.multi_label
+        else classification.Classification(regression=len(model.labels) == 1)
+    )
+    config = task.data_config(task="text", max_seq_length=model.config.max_position_embeddings)
     examples = [classification.Example("", text, pair, None) for text, pair in zip(texts, pairs, strict=True)]
     if early_exit is None:
         _, _, outputs = _evaluate(model, params, tokenizer, task, config, examples)
@@ -61,6 +72,11 @@ def classify(
     answers = []
     for row in outputs:
         probabilities = dict(zip(model.labels, row["probabilities"].tolist(), strict=True))
+        if model.multi_label:
+            answers.append(
+                {"labels": multi_label.chosen(row["probabilities"], model.labels), "probabilities": probabilities}
+            )
+            continue
         label = max(probabilities, key=lambda name: probabilities[name])
         answer = {"label": label, "probability": probabilities[label], "probabilities": probabilities}
         answers.append(answer | ({"layers": int(row["layers"])} if "layers" in row else {}))

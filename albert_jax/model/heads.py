@@ -216,6 +216,8 @@ class Albert(nn.Module):
     """Names of the classes of a fine-tuned classifier."""
     sentence_classes: tuple[str, ...] = SENTENCE_CLASSES
     """Names of the classes of the sentence head."""
+    multi_label: bool = False
+    """Whether a text can have any number of labels: probabilities are then sigmoids of the logits of `classifier`."""
 
     def __post_init__(self) -> None:
         for head in self.heads:
