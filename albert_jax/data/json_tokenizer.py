@@ -1,6 +1,7 @@
 """Tokenizers of the `tokenizers` library: WordPiece vocabularies (vocab.txt), and any tokenizer.json with its own steps."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from albert_jax.config import InputError, first_line
 from albert_jax.data.tokenizer import SPECIAL_NAMES, TEXT_OPTIONS, Tokenizer, starts_word
+
+# One thread, as for SentencePiece; several would also warn when a process that used them is forked.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 WORDPIECE_FILE = "vocab.txt"
 JSON_FILE = "tokenizer.json"
@@ -58,7 +62,7 @@ class JsonTokenizer(Tokenizer):
         return _opened, (type(self), self.path, self.contents, self.options)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [row.ids for row in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        return [row.ids for row in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)

@@ -31,7 +31,7 @@ class TaskDataConfig:
     test_file: str = ""
     """Test files, likewise; predictions are written for them, and metrics if they have labels."""
     vocab: str = ""
-    """SentencePiece model; empty: the vocabulary of --init-from, or train one of model.vocab_size pieces on the task's text."""
+    """SentencePiece model, WordPiece vocabulary (.txt) or tokenizer.json; empty: the vocabulary of --init-from, or train one of model.vocab_size pieces on the task's text."""
     lower_case: bool | None = None
     """Convert text to lower case.  None: as the model of --init-from, else true."""
     keep_accents: bool | None = None

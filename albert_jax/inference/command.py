@@ -96,9 +96,10 @@ def early_exit(arguments: argparse.Namespace) -> int:
 
     if arguments.batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, got {arguments.batch_size}")
-    results = measure(arguments.run, arguments.batch_size)
     output = arguments.run / "early-exit.json"
-    check_writable(output, "early-exit.json")
+    if arguments.run.is_dir():  # `measure` says what is wrong otherwise
+        check_writable(output, "early-exit.json")
+    results = measure(arguments.run, arguments.batch_size)
     output.write_text(json.dumps(results, indent=2) + "\n")
     draw_exits(results, next(iter(results[0]["metrics"]))).savefig(output.with_suffix(".png"), dpi=150)
     print(exit_table(results))
