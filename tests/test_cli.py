@@ -89,7 +89,7 @@ TEXTS = [  # file name, content, message
     ("broken.jsonl", b'{"text": "good"}\n{"text": \n', "broken.jsonl:2: not JSON"),
     ("field.jsonl", b'{"body": "good"}\n', "field.jsonl:1: no text field 'text'; name it with --data.text-field"),
     ("cut.jsonl.gz", gzip.compress(json.dumps({"text": PROSE}).encode())[:-20], "corrupted or truncated"),
-    ("table.csv", b"a,b\n", "unknown file type '.csv'; known: .txt, .jsonl"),
+    ("table.csv", b"a,b\n", "table.csv:1: no text field 'text'; name it with --data.text-field: a, b"),
 ]
 
 
