@@ -172,12 +172,15 @@ def teacher(**changes: Any) -> Weights:
 def check(
     weights: Weights,
     heads: tuple[str, ...] = ("predictions",),
-    labels: tuple[str, ...] = (),
     length: int = 16,
     hidden_weight: float = 0.0,
+    **student: Any,
 ) -> None:
     config = DistillationConfig("T", hidden_weight=hidden_weight)
-    check_teacher(config, AlbertConfig(**SMALL), length, heads, labels, weights)
+    check_teacher(config, Albert(AlbertConfig(**SMALL), **student), length, heads, weights.model)
+
+
+CLASSES: dict[str, Any] = {"heads": ("pooler", "classifier"), "labels": ("no", "yes")}
 
 
 MISTAKES: dict[str, Callable[[], object]] = {
@@ -187,10 +190,13 @@ MISTAKES: dict[str, Callable[[], object]] = {
         teacher(heads=("pooler",))
     ),
     "distillation.teacher T: its classes are yes, no, those of the data no, yes": lambda: check(
-        teacher(heads=("pooler", "classifier"), labels=("yes", "no")),
-        heads=("pooler", "classifier"),
-        labels=("no", "yes"),
+        teacher(heads=("pooler", "classifier"), labels=("yes", "no")), ("classifier",), labels=("no", "yes")
     ),
+    "distillation.teacher T: it gives each text one class, unlike the student": lambda: check(
+        teacher(**CLASSES), ("classifier",), labels=("no", "yes"), multi_label=True
+    ),
+    "distillation.teacher T: its vocab_size is 50, the student's 40": lambda: check(teacher(vocab_size=50)),
+    "distillation has settings, but no teacher": lambda: DistillationConfig(weight=2.0).check_teacher_given(),
     "distillation.teacher T: it has 16 positions, the sequences have 32": lambda: check(teacher(), length=32),
     "distillation.teacher T: its hidden_size is 32, the student's 16; set": lambda: check(
         teacher(hidden_size=32), hidden_weight=1.0

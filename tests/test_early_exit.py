@@ -120,6 +120,8 @@ def test_fewer_layers_are_a_shallower_network() -> None:
         ("surprise=1", "criterion: unknown value 'surprise'"),
         ("change=-1", "threshold must be finite and >= 0, got -1"),
         ("change=nan", "threshold must be finite"),
+        ("layers=0", "layers must be a whole number, at least 1, got 0"),
+        ("layers=2.5", "layers must be a whole number, at least 1, got 2.5"),
     ],
 )
 def test_rules_that_cannot_be_read(text: str, message: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import albert_jax
 from albert_jax.cli import main
-from albert_jax.config import to_dict
+from albert_jax.config import InputError, to_dict
 from albert_jax.data.tokenizer_files import open_tokenizer
 from albert_jax.exchange import load as exchange
 from albert_jax.finetuning import files, tasks
@@ -370,3 +370,21 @@ def test_data_of_another_family_is_refused() -> None:
     assert_input_error(lambda: load_config(experiment, {"data.task": "squad1"}), message)
     message = "data.doc_stride is a field of question_answering, but the task 'sst2' is classification"
     assert_input_error(lambda: load_config(experiment, {"data.doc_stride": "3"}), message)
+
+
+def test_labels_of_a_text(tmp_path: Path) -> None:
+    """Lists and cells; indicators are refused, and empty cells of a split to be predicted are hidden."""
+    task = tasks.TASKS["multilabel"]
+    config = task.data_config(task="multilabel")
+
+    def labels(lines: list[str], split: str = "train") -> list[Any]:
+        path = tmp_path / ("x.jsonl" if lines[0].startswith("{") else "x.csv")
+        path.write_text("\n".join(lines) + "\n")
+        return [row.label for row in task.examples(files.Source(split, (path,)), config, ())]
+
+    assert labels(['{"text": "a", "label": ["x", "y"]}', '{"text": "b", "label": []}']) == [("x", "y"), ()]
+    assert labels(["text,label", 'a,"y, x"', "b,"]) == [("x", "y"), ()]
+    assert labels(["text,label", "a,", "b,"], "test") == [None, None]
+    for cell in ("[0, 1, 1]", "[0.0, 1.0]", '["x", null]', '["x", "x"]'):
+        with pytest.raises(InputError, match="expected names of labels, not indicators"):
+            labels([f'{{"text": "a", "label": {cell}}}'])

@@ -13,8 +13,9 @@ import pytest
 import albert_jax
 from albert_jax.cli import main
 from albert_jax.config import InputError
+from albert_jax.data import tokenizer_files
 from albert_jax.data.tokenizer_files import open_tokenizer
-from albert_jax.exchange.load import OTHER_FORMATS, read
+from albert_jax.exchange.load import OTHER_FORMATS, check_vocabulary, read
 from albert_jax.exchange.safetensors import _tables
 from albert_jax.inference import finetuned, pretrained
 from albert_jax.model.heads import Albert
@@ -47,6 +48,7 @@ NAMES: dict[str, Callable[[str], str]] = {
     "gamma and beta": old_names,
     "data parallel": lambda name: f"module.{name}",
     "wrapped twice": lambda name: f"module.model.{name}",
+    "head in the outer wrapper": lambda name: f"model.{'encoder.' * name.startswith('albert.')}{name}",
     "heads outside": lambda name: f"backbone.{name}" if name.startswith("albert.") else name,
     "another name of the encoder": lambda name: name.replace("albert.", "bert.encoder_model.", 1),
 }
@@ -144,6 +146,54 @@ OTHER_TOKENIZER: dict[str, Any] = {
     "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []},
 }
 """A tokenizer.json of phonemes or of a different model."""
+
+
+def test_several_alberts_are_refused(golden: Path) -> None:
+    """A bi-encoder has two; neither is chosen silently."""
+    rewrite(golden, lambda tensors: tensors.update({f"other.{name}": value for name, value in list(tensors.items())}))
+    with pytest.raises(InputError, match="several ALBERTs"):
+        read(golden)
+
+
+def test_an_unknown_class_with_a_classifier(tmp_path: Path) -> None:
+    """With a pooler it classifies texts."""
+    folder = write(random_weights(("pooler", "classifier"), ("no", "yes")), tmp_path / "hf")
+    expected = read(folder).weights
+    rewrite(folder, lambda tensors: None, architectures=["MyAlbert"])
+    found = read(folder).weights
+    assert found.model == expected.model
+    assert_same(found.params, expected.params)
+
+
+def test_a_tokenizer_of_another_model(golden: Path) -> None:
+    """With more pieces than the model has rows, it is not used."""
+    tokenizer_files.write(open_tokenizer(ROOT / "tests" / "golden" / "tokenizer" / "spiece.model"), 16, golden)
+    (golden / "spiece.model").unlink()
+    loaded = read(golden)
+    assert loaded.tokenizer is None
+    assert "has 500 pieces, vocab_size is 40; so it is not used" in loaded.weights.notes[-1]
+
+
+def test_vocabularies_are_compared(tmp_path: Path) -> None:
+    """Rows without pieces are allowed, another number of pieces or another piece is not."""
+    vocabulary = ROOT / "tests" / "golden" / "tokenizer" / "spiece.model"
+    folder = write(random_weights(vocab_size=512), tmp_path / "hf")
+    shutil.copy(vocabulary, folder)
+    source = read(folder)
+    check_vocabulary("field", source, open_tokenizer(vocabulary))
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    with pytest.raises(InputError, match="field: its vocabulary has 500 pieces, the data's 6"):
+        check_vocabulary("field", source, open_tokenizer(tmp_path / "vocab.txt"))
+
+
+def test_the_newest_checkpoint_of_a_trainer_is_named(tmp_path: Path) -> None:
+    """By number, not by name."""
+    for step in (500, 1000):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    with pytest.raises(
+        InputError, match=r"the output of a Trainer; name one of its checkpoints, such as .*/checkpoint-1000$"
+    ):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("glob", OTHER_FORMATS)
@@ -266,7 +316,10 @@ def test_a_chinese_albert_from_folder_to_folder(tmp_path: Path) -> None:
     masked = Albert(model.config, ("predictions",))
     head = random_weights(("predictions",), vocab_size=len(pieces)).params
     answers = pretrained.fill_mask(masked, head, tokenizer, "北京是中国的[MASK]都。", top_k=2)
-    assert len(answers[0][0]) == 2
+    inputs = tokenizer("北京是中国的[MASK]都。")
+    apply: Any = masked.apply
+    logits = apply({"params": head}, **inputs)["prediction_logits"][0, 7]
+    assert [one["id"] for one in answers[0][0]] == np.argsort(-logits)[:2].tolist()
 
 
 def test_special_ids_of_other_vocabularies_are_exported(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from albert_jax.data import builder
 from albert_jax.data.prepare import Prepared, prepare, read_split
 from albert_jax.data.sentencepiece_tokenizer import train_vocabulary
 from albert_jax.data.sources import DataConfig
-from albert_jax.data.tokenizer import preprocess, share_with_marks
+from albert_jax.data.tokenizer import letters_and_marks, preprocess
 from albert_jax.data.tokenizer_files import open_tokenizer
 from albert_jax.exchange.load import Source
 from albert_jax.finetuning.run import _tokenizer
@@ -76,20 +76,24 @@ def test_characters_are_kept(language: str, tmp_path: Path, caplog: pytest.LogCa
 
     plain = prepare(DataConfig(str(source), eval_fraction=0.2, cache_dir=str(tmp_path / "cache")), size_for(language))
     assert plain.fingerprint != prepared.fingerprint
-    assert "% of the letters lose an accent or another mark; keep them with --data.keep-accents true" in caplog.text
+    assert "per 100 letters; keep them with --data.keep-accents true" in caplog.text
     assert not set(texts(plain)) & set("öüäếệấがパ")
 
 
 def test_letters_with_marks() -> None:
-    assert share_with_marks("Größe, Bäume 42") == (10, 2)  # ß has no mark
-    assert share_with_marks("plain text") == (9, 0)
-    assert share_with_marks("がか") == (2, 1)
+    assert letters_and_marks("Größe, Bäume 42") == (10, 2)  # ß has no mark
+    assert letters_and_marks("plain text") == (9, 0)
+    assert letters_and_marks("がか") == (2, 1)
+    for text in ("ที่นี่", "नमस्ते", unicodedata.normalize("NFD", "Tiếng Việt")):  # marks that are characters of their own
+        letters, marks = letters_and_marks(text)
+        assert marks == len(unicodedata.normalize("NFKD", text)) - len(preprocess(text)) > 0.1 * letters
 
 
 def test_default_fingerprints_are_those_of_earlier_versions() -> None:
     """Data that was prepared before these options existed is found."""
     default = DataConfig("x.txt")
-    fields = {name: getattr(default, name) for name in builder.READING_FIELDS}
+    names = ("text_field", "txt_documents", "encoding_errors", "language", "map_punctuation")
+    fields = {name: getattr(default, name) for name in names}
     assert builder.reading_digest("source", default) == builder.digest("source", fields)
     assert builder.reading_digest("source", replace(default, keep_accents=True)) != builder.digest("source", fields)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import tokenizers
 
 from albert_jax.config import InputError
@@ -191,3 +192,67 @@ def test_a_folder_of_hugging_face_keeps_its_own_steps(tmp_path: Path) -> None:
     again = tokenizer_files.read(tmp_path / "prepared")
     assert again is not None
     assert again.encode(text) == own_steps.encode(text)
+
+
+def test_cased_wordpiece_keeps_accents_and_hangul(tmp_path: Path) -> None:
+    """As BERT's rule for a missing strip_accents.  Fails if the vocabulary of a cased model is read with the released options."""
+    wordpiece(tmp_path, "[PAD] [UNK] [CLS] [SEP] [MASK] 한국어 é e")
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false, "tokenizer_class": "BertTokenizer"}')
+    tokenizer = tokenizer_files.read(tmp_path)
+    assert tokenizer is not None
+    assert tokenizer.encode("한국어 é") == [5, 6]
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenize_chinese_chars": false}')
+    with pytest.raises(InputError, match=r"tokenize_chinese_chars false needs a tokenizer.json"):
+        tokenizer_files.read(tmp_path)
+
+
+def test_lines_of_a_wordpiece_vocabulary(tmp_path: Path) -> None:
+    """Only line feeds separate pieces, as in transformers; a lone surrogate is an error in one line."""
+    (tmp_path / "vocab.txt").write_bytes("[PAD]\r\n[UNK]\r\n[CLS]\r\n[SEP]\r\n[MASK]\r\na\u2028b\r\nc\r\n".encode())
+    tokenizer = open_tokenizer(tmp_path / "vocab.txt")
+    assert tokenizer.pieces([5, 6]) == ["a\u2028b", "c"]
+    with pytest.raises(InputError, match="lone surrogate"):
+        tokenizer.encode("c \udcff")
+
+
+OTHER_MODELS: dict[str, dict[str, Any]] = {
+    "bytes": {"byte_fallback": True, "control_symbols": ["[CLS]", "[SEP]", "[MASK]"]},
+    "other names": {"control_symbols": ["<mask>"], "bos_id": 2, "eos_id": 3, "bos_piece": "<s>", "eos_piece": "</s>"},
+    "BPE": {"model_type": "bpe", "control_symbols": ["[CLS]", "[SEP]", "[MASK]"]},
+}
+"""SentencePiece models that are not trained with the released flags."""
+
+
+@pytest.mark.parametrize("name", OTHER_MODELS)
+def test_exports_of_other_sentencepiece_models(name: str, tmp_path: Path) -> None:
+    """The same ids, also of special pieces; a model of another type has no tokenizer.json, and a note says so."""
+    with (tmp_path / "x.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([str(text) for text in TEXTS if "\0" not in text] * 30),
+            model_writer=file,
+            **{"vocab_size": 450, "hard_vocab_limit": False, "pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1}
+            | {"minloglevel": 2}
+            | OTHER_MODELS[name],
+        )
+    ours = open_tokenizer(tmp_path / "x.model")
+    (tmp_path / "out").mkdir()
+    notes = tokenizer_files.write(ours, 64, tmp_path / "out")
+    assert notes == (
+        ["no tokenizer.json: spiece.model is no unigram model, so transformers may give other ids"] * (name == "BPE")
+    )
+    if name == "BPE":
+        return
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    assert theirs.get_vocab_size() == ours.vocab_size
+    for text in ("a cat λ語 in the box", "the text"):
+        assert theirs.encode(text, add_special_tokens=False).ids == ours.encode(text)
+    assert theirs.encode("a cat", "b").ids == ours("a cat", "b")["input_ids"][0].tolist()
+
+
+def test_mask_takes_the_space_before_it(tmp_path: Path) -> None:
+    """In a tokenizer.json that splits at spaces only with Metaspace, as the library does."""
+    tokenizer_files.write(open_tokenizer(PATHS["small"]), 512, tmp_path)
+    rewrite_json(lambda t: t.update(pre_tokenizer=t["pre_tokenizer"]["pretokenizers"][1]))(tmp_path / "tokenizer.json")
+    ours = open_tokenizer(tmp_path / "tokenizer.json")
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert ours("a [MASK] cat")["input_ids"][0].tolist() == theirs.encode("a [MASK] cat").ids

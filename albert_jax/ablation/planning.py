@@ -26,7 +26,9 @@ from albert_jax.finetuning.run import FinetuneConfig
 from albert_jax.finetuning.run import load_config as load_finetune_config
 from albert_jax.model.heads import Albert, num_params
 from albert_jax.parser import Parser
+from albert_jax.pretraining.distillation import HEADS_TAUGHT, check_teacher
 from albert_jax.pretraining.run import PretrainConfig
+from albert_jax.pretraining.task import pretraining_model
 from albert_jax.reports.comparison import MANIFEST
 from albert_jax.reports.tables import find_label, match_labels
 
@@ -113,6 +115,14 @@ def resolve(
                 grid=tuning.row_grid(texts, label, one),
             )
         )
+    models = {one.label: pretraining_model(one.config.model, one.config.objective) for one in planned}
+    for student in (one for one in planned if one.teacher):
+        settings = replace(student.config.distillation, teacher=f"'{student.teacher}'")
+        length = student.config.objective.max_seq_length
+        try:
+            check_teacher(settings, models[student.label], length, HEADS_TAUGHT, models[student.teacher])
+        except InputError as error:
+            raise InputError(f"{path}: row '{student.label}': {error}") from None
     base = to_dict(config) | {"run_dir": ""}
     plan = Plan(name, question, scale, budget, seeds, folder, tuple(planned), {}, base, reference)
     return replace(plan, finetune=_finetune_names(plan, finetune))

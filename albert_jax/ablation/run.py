@@ -56,7 +56,7 @@ def ablate(plan: Plan, parallel_seeds: bool = False) -> Comparison:
       Interrupted: a signal arrived; the state is saved.
     """
     first = plan.rows[0].config
-    prepare(first.data, first.model.vocab_size, needs_pairs=first.needs_pairs)
+    prepare(first.data, first.model.vocab_size, needs_pairs=any(row.config.needs_pairs for row in plan.rows))
     for words in plan.finetune.values():
         data = finetune_config(plan, plan.rows[0], 0, words).data
         files.find(data, TASKS[data.task].splits)

@@ -74,9 +74,11 @@ def read(folder: Path, allow_pickle: bool = False) -> Weights:
 
     tensors, same_or_unused = _canonical(open_weights(folder, allow_pickle))
     architecture = _stated_architecture(stored, path)
-    class_heads = ARCHITECTURES.get(architecture, ())
     if architecture not in ARCHITECTURES:
         notes.append(f"architecture {architecture!r} is unknown; the heads are those for which there are tensors")
+        if {"classifier.weight", "albert.pooler.weight"} <= tensors.shapes.keys():
+            architecture = "AlbertForSequenceClassification"
+    class_heads = ARCHITECTURES.get(architecture, ())
     if "classifier.weight" in tensors.shapes and not set(class_heads) & set(CLASSIFIERS):
         ways = ", ".join(name for name, heads in ARCHITECTURES.items() if set(heads) & set(CLASSIFIERS))
         raise InputError(
@@ -152,19 +154,30 @@ def write(weights: Weights, folder: Path, special_ids: Sequence[int] | None = No
     return [mapped for mapped, _ in tensors], notes
 
 
+def is_head(name: str) -> bool:
+    """Whether a tensor belongs to a head."""
+    return name.split(".")[0] in HEAD_NAMES
+
+
 def _canonical(tensors: Tensors) -> tuple[Renamed, list[str]]:
     """The tensors under the names of `NAMES`, each once, without buffers; and a line for each that is left out."""
     skipped = []
     stored_names: dict[str, str] = {}
     modern = {name: OLD_NAMES.sub(lambda old: RENAMED[old.group()], name) for name in tensors.shapes}
-    anchor = next((name for name in modern.values() if name.endswith(WORDS)), WORDS)
-    prefix = anchor.removesuffix(WORDS).removesuffix("albert.")  # of a wrapper, such as "module."
+    anchors = [name for name in modern.values() if name.endswith(WORDS)]
+    if len(anchors) > 1:
+        raise InputError(f"{tensors.path}: several ALBERTs ({', '.join(anchors)}); save one of them")
+    # The prefix of a wrapper, such as "module."; a head may be at any level of it.
+    prefix = (anchors or [WORDS])[0].removesuffix(WORDS).removesuffix("albert.")
+    levels = [prefix[: at + 1] for at, character in enumerate(prefix) if character == "."]
     has_albert = any(name.startswith(f"{prefix}albert.") for name in modern.values())  # not if saved as AlbertModel
     for name, new_name in modern.items():
         inner = new_name.removeprefix(prefix)
-        if prefix and not new_name.startswith(prefix) and inner.split(".")[0] not in HEAD_NAMES:
-            skipped.append(f"{name}: not part of the ALBERT in {prefix}*")
-            continue
+        if not new_name.startswith(prefix):
+            inner = next((rest for level in ["", *levels] if is_head(rest := new_name.removeprefix(level))), "")
+            if not inner:
+                skipped.append(f"{name}: not part of the ALBERT in {prefix}*")
+                continue
         of_encoder = inner.split(".")[0] in ("embeddings", "encoder", "pooler")
         full = inner if has_albert or not of_encoder else f"albert.{inner}"
         if full in BUFFERS:

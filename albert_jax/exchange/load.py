@@ -17,6 +17,7 @@ import numpy as np
 
 from albert_jax.config import InputError, from_dict, read_json
 from albert_jax.data import tokenizer_files
+from albert_jax.data.json_tokenizer import JsonTokenizer
 from albert_jax.data.tokenizer import TEXT_OPTIONS, Tokenizer, UnsuitableVocabulary
 from albert_jax.data.tokenizer_files import open_tokenizer
 from albert_jax.exchange import archives, huggingface, tf1
@@ -123,6 +124,10 @@ def read(
             raise InputError(f"{path}: name its folder, or a checkpoint without .index")
         loaded = _from_tf1(prefix, vocab)
     vocab_size = loaded.weights.model.config.vocab_size
+    if isinstance(loaded.tokenizer, JsonTokenizer) and not vocab and loaded.tokenizer.vocab_size > vocab_size:
+        note = f"{loaded.tokenizer.path} has {loaded.tokenizer.vocab_size} pieces, vocab_size is {vocab_size}; so it is not used"
+        loaded.weights.notes.append(note)
+        loaded.tokenizer = None
     if loaded.tokenizer is not None and loaded.tokenizer.vocab_size > vocab_size:
         raise InputError(f"{source}: tokenizer has {loaded.tokenizer.vocab_size} pieces, vocab_size is {vocab_size}")
     if loaded.tokenizer is not None and loaded.tokenizer.vocab_size < vocab_size:
@@ -164,7 +169,8 @@ def _from_folder(folder: Path, vocab: str | Path, allow_pickle: bool) -> Source:
 
 OTHER_FORMATS = {
     "adapter_config.json": "an adapter of PEFT; merge it into its model (merge_and_unload) and save that",
-    "model.weights.h5": "a model of KerasHub; export it to transformers",
+    "model.weights.h5": "a model of KerasHub; name the checkpoint from which it was made",
+    "pytorch_model.bin.index.json": "a pickle in several files; load it in transformers and save it with save_pretrained",
     "saved_model.pb": "a SavedModel of TensorFlow; name the checkpoint from which it was made",
     "checkpoint-*": "the output of a Trainer; name one of its checkpoints, such as {match}",
     "tf_model.h5": "TensorFlow weights of transformers; save them from PyTorch as model.safetensors",
@@ -176,7 +182,7 @@ OTHER_FORMATS = {
 
 def _refuse_other_formats(folder: Path) -> None:
     for glob, advice in OTHER_FORMATS.items():
-        if matches := sorted(folder.glob(glob)):
+        if matches := sorted(folder.glob(glob), key=lambda path: (len(path.name), path.name)):
             raise InputError(f"{folder}: {advice.format(match=matches[-1])}")
 
 
@@ -245,13 +251,18 @@ def _with_missing_heads(weights: Weights) -> Weights:
 
 
 def check_vocabulary(field: str, source: Source, tokenizer: Tokenizer) -> None:
-    """Check that a source of the same vocab_size has the pieces of `tokenizer`; warn if it normalizes text differently.
+    """Check that a source has the pieces of `tokenizer`; warn if it normalizes text differently.
 
     Raises:
       InputError: a piece differs; the message begins with `field`.
     """
     if source.tokenizer is None:
         return
+    sizes = source.tokenizer.vocab_size, tokenizer.vocab_size
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"{field}: its vocabulary has {sizes[0]} pieces, the data's {sizes[1]}; use its vocabulary (--data.vocab)"
+        )
     source_pieces, data_pieces = (t.pieces(range(t.vocab_size)) for t in (source.tokenizer, tokenizer))
     for number, (source_piece, data_piece) in enumerate(zip(source_pieces, data_pieces, strict=True)):
         if source_piece != data_piece:

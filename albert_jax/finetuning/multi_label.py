@@ -1,5 +1,6 @@
 """Classification with any number of labels per text: each label is a decision of its own."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,28 +67,31 @@ class MultiLabel(Classification):
         if hidden and not set(columns) & set(record):
             return None
         value = record.get(columns[0])
-        parts: list[Any] = value if isinstance(value, list) else []
-        if not isinstance(value, list):
-            parts = self._label_cell(where, record, columns, option).split(config.label_separator)
-        names = [str(part).strip() for part in parts]
-        return tuple(sorted({self._label(where, name, labels, forms) for name in names if name}))
+        if isinstance(value, list):
+            if len(set(map(str, value))) < len(value) or not all(isinstance(part, str | int) for part in value):
+                raise InputError(f"{where}: {columns[0]} is {value!r:.40}; expected names of labels, not indicators")
+            names = list(map(str, value))
+        else:
+            cell = self._label_cell(where, record, columns, option)
+            if hidden and not cell.strip():
+                return None
+            names = cell.split(config.label_separator)
+        return tuple(sorted({self._label(where, name.strip(), labels, forms) for name in names if name.strip()}))
 
     def rows(self, split: Split, tokenizer: Tokenizer, config: TaskDataConfig) -> LazyRows[int]:
         # [examples, labels, 1]: the last axis of a row's array is that of tokens, which batches pad.
         return pair_rows(split, self._indicators(split, split.labels)[..., None], tokenizer, config.max_seq_length)
 
     def logits(self, apply: Any, params: Any, batch: family.Batch, keys: Array | None) -> family.Logits:
-        """For each label, by its number, the logits of "no" and "yes", [B, 2]."""
+        """`labels` [B, labels, 2]: the logits of "no" and "yes" for each label."""
         logits = family.apply_model(apply, params, batch, keys)["logits"]
-        pairs = jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
-        return {str(number): pairs[:, number] for number in range(logits.shape[1])}
+        return {"labels": jnp.stack([jnp.zeros_like(logits), logits], axis=-1)}
 
     def loss(self, logits: family.Logits, batch: family.Batch) -> tuple[Array, dict[str, Array]]:
         """The mean of the labels' cross-entropies, as BCEWithLogitsLoss."""
         targets = batch["target"][..., 0].astype(jnp.int32)
-        stacked = jnp.stack([logits[str(number)] for number in range(targets.shape[1])], axis=1)
-        losses = jnp.mean(cross_entropy(stacked, targets), axis=1)
-        correct = jnp.mean(jnp.argmax(stacked, axis=-1) == targets, axis=1)
+        losses = jnp.mean(cross_entropy(logits["labels"], targets), axis=1)
+        correct = jnp.mean(jnp.argmax(logits["labels"], axis=-1) == targets, axis=1)
         return jnp.sum(losses * batch["scale"]), family.metric_sums(batch, accuracy=correct)
 
     def outputs(self, apply: Any, params: Any, batch: family.Batch, config: TaskDataConfig) -> family.Outputs:
@@ -102,7 +106,9 @@ class MultiLabel(Classification):
         return family.Score(metrics, predictions, family.is_constant(predictions))
 
     def _metrics(self, predictions: Sequence[Any], split: Split) -> dict[str, float]:
-        predicted = self._indicators(split._replace(examples=[one(labels) for labels in predictions]), split.labels)
+        predicted = self._indicators(
+            split._replace(examples=[example_of(labels) for labels in predictions]), split.labels
+        )
         gold = self._indicators(split, split.labels)
         return {name: METRICS[name](predicted, gold) for name in self.metrics}
 
@@ -118,14 +124,14 @@ class MultiLabel(Classification):
         return self._metrics([constant] * len(dev.examples), dev)
 
     def write(self, folder: Path, split: Split, predictions: Sequence[Any]) -> Path:
-        """`index<TAB>labels`, separated by commas."""
-        path = folder / f"{split.name}.tsv"
-        lines = ["index\tprediction", *(f"{number}\t{','.join(names)}" for number, names in enumerate(predictions))]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        """A record with `index` and `labels` per line."""
+        path = folder / f"{split.name}.jsonl"
+        records = ({"index": number, "labels": names} for number, names in enumerate(predictions))
+        path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
         return path
 
 
-def one(labels: tuple[str, ...]) -> Example:
+def example_of(labels: tuple[str, ...]) -> Example:
     """An example with these labels."""
     return Example("", "", None, labels)
 

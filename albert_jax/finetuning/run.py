@@ -27,9 +27,9 @@ from albert_jax.config import (
 )
 from albert_jax.data import batches, tokenizer_files
 from albert_jax.data.sentencepiece_tokenizer import train_vocabulary
-from albert_jax.data.tokenizer import TEXT_OPTIONS, Tokenizer, text_options
+from albert_jax.data.tokenizer import TEXT_OPTIONS, Tokenizer, letters_and_marks, text_options, warn_of_lost_marks
 from albert_jax.data.tokenizer_files import open_tokenizer, with_options
-from albert_jax.exchange.load import Source, read
+from albert_jax.exchange.load import Source, check_vocabulary, read
 from albert_jax.finetuning import family, files
 from albert_jax.finetuning.evaluation import Evaluation
 from albert_jax.finetuning.files import TaskDataConfig
@@ -225,9 +225,10 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
         flops_per_token=flops_per_token(config.model, int(rows["train"].lengths.mean()), 0),
         select=evaluation.select,
     )
+    config.distillation.check_teacher_given()
     if config.distillation.teacher:
         length = config.data.max_seq_length
-        teacher = read_teacher(config.distillation, config.model, tokenizer, length, heads, labels)
+        teacher = read_teacher(config.distillation, model, tokenizer, length, heads)
         workload = with_teacher(workload, config.distillation, task, apply, teacher, config.data)
     summary = run_job(
         "finetune",
@@ -302,6 +303,10 @@ def _tokenizer(config: FinetuneConfig, run_dir: Path, source: Source | None, tex
     options = options | {name: value for name, value in text_options(data).items() if value is not None}
     if data.vocab:
         tokenizer = open_tokenizer(data.vocab, **options)
+        if source is not None and source.tokenizer is not None:
+            check_vocabulary(f"--init-from {config.init_from}", source, tokenizer)
+        elif tokenizer.vocab_size < size:
+            log.warning("data.vocab %s has %d pieces, the model %d rows", data.vocab, tokenizer.vocab_size, size)
         if tokenizer.vocab_size > size:
             pieces = f"data.vocab {data.vocab} has {tokenizer.vocab_size} pieces"
             raise InputError(
@@ -312,9 +317,12 @@ def _tokenizer(config: FinetuneConfig, run_dir: Path, source: Source | None, tex
         return with_options(stored, options)
     if source is not None:
         raise InputError(
-            f"--init-from {config.init_from} has no vocabulary; name its SentencePiece model with --data.vocab"
+            f"--init-from {config.init_from} has no vocabulary; name its file (spiece.model, vocab.txt or tokenizer.json) with "
+            "--data.vocab"
         )
     log.info("no --data.vocab: training a vocabulary of %d pieces on %d texts", size, len(texts))
+    if not options["keep_accents"]:
+        warn_of_lost_marks(*map(sum, zip(*map(letters_and_marks, texts), strict=True)))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "spiece.model"
         try:

@@ -47,7 +47,7 @@ def with_teacher(
         fixed_depth = {name: value for name, value in batch.items() if name != "num_layers"}
         taught = task.logits(recording(model.apply), frozen, fixed_depth, None)
         total, metrics = task.loss(student, batch)
-        soft = prediction_difference(student, taught, config.temperature)
+        soft = prediction_difference(student, taught, config.temperature, batch["scale"].ndim)
         total += config.weight * jnp.sum(soft * batch["scale"])
         metrics["distillation_loss"] = metric_sums(batch, soft=soft)["soft"]
         if config.hidden_weight:
@@ -60,10 +60,10 @@ def with_teacher(
     return replace(workload, draw=draw, loss=loss, frozen=(teacher_params,))
 
 
-def prediction_difference(logits: Logits, teacher_logits: Logits, temperature: float) -> Array:
-    """Soft cross-entropy with the teacher, or the squared difference of scores, [...] without the axis of classes.
+def prediction_difference(logits: Logits, teacher_logits: Logits, temperature: float, ndim: int) -> Array:
+    """Soft cross-entropy with the teacher, or the squared difference of scores, of `ndim` axes.
 
-    A task with several predictions, such as start and end of an answer, has their mean.
+    A task with several predictions per row, such as start and end of an answer, or several labels, has their mean.
     """
     differences = [
         soft_cross_entropy(student, teacher_logits[name], temperature)
@@ -71,4 +71,5 @@ def prediction_difference(logits: Logits, teacher_logits: Logits, temperature: f
         else jnp.square(student - teacher_logits[name])[..., 0]
         for name, student in logits.items()
     ]
-    return sum(differences[1:], differences[0]) / len(differences)
+    means = [jnp.mean(each, axis=tuple(range(ndim, each.ndim))) for each in differences]
+    return sum(means[1:], means[0]) / len(means)

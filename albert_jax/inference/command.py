@@ -72,6 +72,7 @@ def predict(arguments: argparse.Namespace) -> int:
     """Run `albert-jax predict`."""
     from albert_jax.exchange.load import load
     from albert_jax.inference.answers import ANSWERS, check_output, default_task, read_texts
+    from albert_jax.inference.early_exit import read_exit
 
     if arguments.task is not None:
         check_choice("--task", arguments.task, ANSWERS)
@@ -79,12 +80,16 @@ def predict(arguments: argparse.Namespace) -> int:
         check_output(arguments.output)
         if arguments.task != "embed":
             raise InputError("--output is for --task embed; other tasks print")
+    if arguments.early_exit:
+        read_exit(arguments.early_exit)  # before the model is loaded
     # Texts of the command line are checked before the model is loaded, standard input is read after.
     texts = read_texts(arguments.text, arguments.file) if arguments.text or arguments.file else None
     loaded = load(arguments.source, **source_options(arguments))
     if loaded[2] is None:
         raise InputError(f"{arguments.source} has no vocabulary; name one with --vocab")
     task = arguments.task or default_task(loaded[0])
+    if arguments.early_exit and task != "classify":
+        raise InputError(f"--early-exit is for the task classify, not {task}")
     for record, lines in ANSWERS[task](loaded, texts or read_texts((), None), arguments):
         print(json.dumps(record, ensure_ascii=False) if arguments.json else lines)
     return 0

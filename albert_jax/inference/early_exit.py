@@ -37,6 +37,8 @@ class EarlyExit:
         check_choice("criterion", self.criterion, CRITERIA)
         if not (math.isfinite(self.threshold) and self.threshold >= 0):
             raise InputError(f"threshold must be finite and >= 0, got {self.threshold}")
+        if self.criterion == "layers" and (self.threshold < 1 or self.threshold % 1):
+            raise InputError(f"layers must be a whole number, at least 1, got {self.threshold:g}")
 
     def leaves(self, values: np.ndarray, num_layers: int) -> np.ndarray:
         """Which rows leave, [rows] bool, given their values of the criterion after `num_layers` layers."""
@@ -93,16 +95,16 @@ def classify_early(
     hidden = embedded = _embed(model, params, arrays)
     for layer in range(model.config.num_hidden_layers):
         hidden, *results = _layer(model, params, np.int32(layer), hidden, embedded, arrays)
-        found, entropy, change = jax.device_get(results)
+        layer_probabilities, entropy, change = jax.device_get(results)
         if values is not None:
             for name, value in (("entropy", entropy), ("change", change)):
                 values.setdefault(name, []).append(value[rows >= 0])
-        gone = early_exit.leaves(change if early_exit.criterion == "change" else entropy, layer + 1)
+        leaving = early_exit.leaves(change if early_exit.criterion == "change" else entropy, layer + 1)
         if layer == model.config.num_hidden_layers - 1:
-            gone = np.ones(len(rows), bool)
-        now = gone & (rows >= 0)
-        probabilities[rows[now]], layers[rows[now]] = found[now], layer + 1
-        rows = np.where(gone, -1, rows)
+            leaving = np.ones(len(rows), bool)
+        leaving &= rows >= 0
+        probabilities[rows[leaving]], layers[rows[leaving]] = layer_probabilities[leaving], layer + 1
+        rows = np.where(leaving, -1, rows)
         kept = np.flatnonzero(rows >= 0)
         if len(kept) == 0:
             break
@@ -157,13 +159,15 @@ def _layer(
     x = hidden
     for inner in range(config.inner_group_num):
         block = layer * config.inner_group_num + inner
-        own = {part: _row(params["encoder"][part], jnp.array(sets)[block]) for part, sets in config.layer_sets.items()}
+        block_params = {
+            part: _row(params["encoder"][part], jnp.array(sets)[block]) for part, sets in config.layer_sets.items()
+        }
         if PASSES in params["encoder"]:
             passes = _row(params["encoder"][PASSES], block)
             if config.inject:
                 x = injected(x, embedded, passes.pop("inject")[0])
-            own |= {PASSES: passes} if passes else {}
-        output: Any = Encoder(one_block).apply({"params": own}, x, mask, None, False)
+            block_params |= {PASSES: passes} if passes else {}
+        output: Any = Encoder(one_block).apply({"params": block_params}, x, mask, None, False)
         x = output[0]
     log_probabilities = jax.nn.log_softmax(apply(model, params, inputs, last_hidden_state=x)["logits"])
     entropy = -jnp.sum(jnp.exp(log_probabilities) * log_probabilities, axis=-1)

@@ -69,8 +69,8 @@ def measure(run_dir: Path, batch_size: int) -> list[dict[str, Any]]:
             if early_exit is None:
                 probabilities[numbers] = jax.device_get(step(batch))[: len(numbers)]
             else:
-                found, used = classify_early(model, params, batch, early_exit)
-                probabilities[numbers], layers[numbers] = found[: len(numbers)], used[: len(numbers)]
+                both = classify_early(model, params, batch, early_exit)
+                probabilities[numbers], layers[numbers] = (array[: len(numbers)] for array in both)
         return probabilities, layers
 
     values: dict[str, list[np.ndarray]] = {}

@@ -51,6 +51,11 @@ class DistillationConfig:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise InputError(f"temperature must be finite and > 0, got {self.temperature}")
 
+    def check_teacher_given(self) -> None:
+        """Raise `InputError` if there are settings, but no teacher."""
+        if not self.teacher and self != DistillationConfig():
+            raise InputError("distillation has settings, but no teacher; name one with --distillation.teacher")
+
     def check_depth(self, model: AlbertConfig) -> None:
         """Raise `InputError` if hidden states are to be compared, and their number is random."""
         if self.hidden_weight and model.depth_sampling != "fixed":
@@ -59,21 +64,19 @@ class DistillationConfig:
 
 def read_teacher(
     config: DistillationConfig,
-    model: AlbertConfig,
+    model: Albert,
     tokenizer: Tokenizer,
     length: int,
     heads: Sequence[str],
-    labels: Sequence[str] = (),
 ) -> Weights:
     """Read the teacher, and check that it fits the student.
 
     Args:
       config: with a teacher.
-      model: the student's.
+      model: the student.
       tokenizer: of the data.
       length: tokens in a sequence.
       heads: whose predictions the student learns.
-      labels: the classes of these heads.
 
     Raises:
       InputError: the source cannot be read; it has another vocabulary, no such heads, other classes, too few positions, or
@@ -82,11 +85,7 @@ def read_teacher(
     field, source = f"distillation.teacher {config.teacher}", read(config.teacher)
     for note in source.weights.notes:
         log.info("%s: %s", config.teacher, note)
-    if source.weights.model.config.vocab_size != model.vocab_size:
-        raise InputError(
-            f"{field}: its vocab_size is {source.weights.model.config.vocab_size}, the student's {model.vocab_size}"
-        )
-    check_teacher(config, model, length, heads, labels, source.weights)
+    check_teacher(config, model, length, heads, source.weights.model)
     check_vocabulary(field, source, tokenizer)
     return source.weights
 
@@ -96,28 +95,28 @@ HEADS_TAUGHT = ("predictions",)
 
 
 def check_teacher(
-    config: DistillationConfig,
-    model: AlbertConfig,
-    length: int,
-    heads: Sequence[str],
-    labels: Sequence[str],
-    teacher: Weights,
+    config: DistillationConfig, model: Albert, length: int, heads: Sequence[str], teacher: Albert
 ) -> None:
-    """The checks of `read_teacher` apart from the vocabulary."""
-    field, stored = f"distillation.teacher {config.teacher}", teacher.model.config
-    if missing := [head for head in heads if head not in teacher.model.heads]:
+    """The checks of `read_teacher` apart from the pieces of the vocabulary."""
+    field, student, stored = f"distillation.teacher {config.teacher}", model.config, teacher.config
+    if stored.vocab_size != student.vocab_size:
+        raise InputError(f"{field}: its vocab_size is {stored.vocab_size}, the student's {student.vocab_size}")
+    if missing := [head for head in heads if head not in teacher.heads]:
         raise InputError(
-            f"{field}: it has no head {', '.join(missing)}; its heads are {', '.join(teacher.model.heads) or 'none'}"
+            f"{field}: it has no head {', '.join(missing)}; its heads are {', '.join(teacher.heads) or 'none'}"
         )
-    if labels and tuple(labels) != teacher.model.labels:
+    if model.labels != teacher.labels and "predictions" not in heads:
         raise InputError(
-            f"{field}: its classes are {', '.join(teacher.model.labels)}, those of the data {', '.join(labels)}"
+            f"{field}: its classes are {', '.join(teacher.labels)}, those of the data {', '.join(model.labels)}"
         )
+    if model.multi_label != teacher.multi_label:
+        kind = "several labels" if teacher.multi_label else "one class"
+        raise InputError(f"{field}: it gives each text {kind}, unlike the student")
     if stored.max_position_embeddings < length:
         raise InputError(f"{field}: it has {stored.max_position_embeddings} positions, the sequences have {length}")
-    if config.hidden_weight and stored.hidden_size != model.hidden_size:
+    if config.hidden_weight and stored.hidden_size != student.hidden_size:
         raise InputError(
-            f"{field}: its hidden_size is {stored.hidden_size}, the student's {model.hidden_size}; set distillation.hidden_weight to 0"
+            f"{field}: its hidden_size is {stored.hidden_size}, the student's {student.hidden_size}; set distillation.hidden_weight to 0"
         )
 
 

@@ -139,6 +139,7 @@ def pretrain_seeds(configs: Sequence[PretrainConfig], allow_data_change: bool = 
       loop.Interrupted: a signal arrived; all states are saved.
     """
     config, *others = configs
+    config.distillation.check_teacher_given()
     for other in others:
         train = replace(other.train, seed=config.train.seed)
         if replace(other, run_dir=config.run_dir, init_from=config.init_from, train=train) != config:
@@ -196,7 +197,7 @@ def pretrain_seeds(configs: Sequence[PretrainConfig], allow_data_change: bool = 
 
     workload = replace(workload, final=final)
     if config.distillation.teacher:
-        teacher = read_teacher(config.distillation, config.model, prepared.tokenizer, length, HEADS_TAUGHT)
+        teacher = read_teacher(config.distillation, model, prepared.tokenizer, length, HEADS_TAUGHT)
         apply = functools.partial(model.apply, gather_set=layout.gather_set)
         workload = with_teacher(workload, config.distillation, config.objective, apply, teacher)
     runs = []
