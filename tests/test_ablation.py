@@ -345,6 +345,7 @@ MISTAKES = {
     "Row(start='b')": "row 'a' starts from 'b', which is not a row above it",
     "Row(teacher='b')": "row 'a' learns from 'b', which is not a row above it",
     "Row({'distillation.teacher': 'b'})": "row 'a' sets distillation.teacher: use 'teacher' to learn from a row",
+    "Row({'distillation.weight': 2.0})": "row 'a' sets distillation.weight, but has no teacher",
     "Row({'train.num_train_steps': 3})": "row 'a' sets train.num_train_steps: the budget decides the steps",
     "Row({'train.seed': 3})": "row 'a' sets train.seed: all rows have the same seeds",
     "Row(share=0)": "row 'a': share must be in (0, 1], got 0",

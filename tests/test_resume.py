@@ -24,6 +24,7 @@ from albert_jax.exchange.convert import convert
 from albert_jax.exchange.load import read
 from albert_jax.exchange.weights import Weights
 from albert_jax.model.heads import Albert
+from albert_jax.pretraining.distillation import digest as teacher_digest
 from albert_jax.training.run_folder import MetricsLog, read_metrics
 
 from .conftest import ROOT, digest
@@ -104,6 +105,11 @@ def test_a_run_teaches_another(
     steps = {"train__num_train_steps": 2, "optim__num_warmup_steps": 1, "distillation__teacher": straight}
     assert main(short(tmp_path / "student", **steps)) == 0
     assert any("train/distillation_loss" in record for record in read_metrics(tmp_path / "student"))
+    stored = json.loads((tmp_path / "student" / "config.json").read_text())
+    weights = read(straight).weights
+    assert stored["fingerprints"]["teacher"] == teacher_digest(weights)
+    weights.params["embeddings"]["LayerNorm"]["bias"] = weights.params["embeddings"]["LayerNorm"]["bias"] + 1
+    assert stored["fingerprints"]["teacher"] != teacher_digest(weights)
     capsys.readouterr()
     assert main(short(tmp_path / "other", **steps, model__vocab_size=400)) == 2
     assert f"distillation.teacher {straight}: its vocab_size is " in capsys.readouterr().err

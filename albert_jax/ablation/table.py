@@ -109,13 +109,13 @@ def _check_row(path: str, label: str, row: Row, earlier: Mapping[str, str]) -> N
         raise InputError(f"{path}: row '{label}' starts from '{row.start}', which is not a row above it")
     if row.teacher and row.teacher not in earlier.values():
         raise InputError(f"{path}: row '{label}' learns from '{row.teacher}', which is not a row above it")
-    if not row.teacher and (settings := [key for key in row.overrides if key.startswith("distillation.")]):
-        raise InputError(f"{path}: row '{label}' sets {settings[0]}, but has no teacher")
     if not 0 < row.share <= 1:
         raise InputError(f"{path}: row '{label}': share must be in (0, 1], got {row.share}")
     for field_name, reason in RESERVED.items():
         if field_name in row.overrides:
             raise InputError(f"{path}: row '{label}' sets {field_name}: {reason}")
+    if not row.teacher and (settings := [key for key in row.overrides if key.startswith("distillation.")]):
+        raise InputError(f"{path}: row '{label}' sets {settings[0]}, but has no teacher")
 
 
 def scale_names(path: str) -> list[str]:

@@ -39,7 +39,7 @@ from albert_jax.finetuning.teacher import with_teacher
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import HEADS, Albert, flops_per_token, init_params, stacked_shapes
 from albert_jax.model.sharing import is_stacked
-from albert_jax.pretraining.distillation import DistillationConfig, read_teacher
+from albert_jax.pretraining.distillation import DistillationConfig, digest, read_teacher
 from albert_jax.reports.run import finish
 from albert_jax.training import checkpoint, loop, processes, run_folder
 from albert_jax.training.job import check_agreement, open_mesh, run_job
@@ -187,6 +187,7 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
         raise InputError(
             f"--run-dir {run_dir} has the runs of several seeds; use another folder, or pass their --seeds"
         )
+    config.distillation.check_teacher_given()
     task = TASKS[config.data.task]
     sources = files.find(config.data, task.splits)
     source = _open_source(config, run_dir)
@@ -197,14 +198,18 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
     splits = family.read_splits(task, sources, config.data)
     tokenizer = _tokenizer(config, run_dir, source, task.texts(splits["train"].examples))
     rows = {name: task.rows(split, tokenizer, config.data) for name, split in splits.items()}
+    labels = splits["train"].labels
+    heads = tuple(head for head in HEADS if head in task.heads(config.data))
+    model = Albert(config.model, heads, labels, multi_label=isinstance(task, MultiLabel))
     fingerprints = {"data": files.fingerprint(sources), "vocab": tokenizer.sha256}
+    teacher = None
+    if config.distillation.teacher:
+        teacher = read_teacher(config.distillation, model, tokenizer, config.data.max_seq_length, heads)
+        fingerprints["teacher"] = digest(teacher)
     check_agreement(config, fingerprints)
     batches.check_enough_rows(rows["train"], config.train.global_batch_size)
     _log_sizes(config, rows, mesh.size)
 
-    labels = splits["train"].labels
-    heads = tuple(head for head in HEADS if head in task.heads(config.data))
-    model = Albert(config.model, heads, labels, multi_label=isinstance(task, MultiLabel))
     layout = Layout(mesh, config.mesh.sharding, stacked_shapes(model))
     evaluation = Evaluation(config, task, splits, rows, model, mesh)
     apply = functools.partial(model.apply, gather_set=layout.gather_set)
@@ -225,10 +230,7 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
         flops_per_token=flops_per_token(config.model, int(rows["train"].lengths.mean()), 0),
         select=evaluation.select,
     )
-    config.distillation.check_teacher_given()
-    if config.distillation.teacher:
-        length = config.data.max_seq_length
-        teacher = read_teacher(config.distillation, model, tokenizer, length, heads)
+    if teacher is not None:
         workload = with_teacher(workload, config.distillation, task, apply, teacher, config.data)
     summary = run_job(
         "finetune",

@@ -3,6 +3,7 @@
 Hinton et al., arXiv 1503.02531; for hidden states, Jiao et al., arXiv 1909.10351, without its learned projection.
 """
 
+import hashlib
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from albert_jax.config import InputError, check_fields
@@ -19,6 +21,7 @@ from albert_jax.exchange.load import check_vocabulary, read
 from albert_jax.exchange.weights import Weights
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert
+from albert_jax.model.tree import leaves
 from albert_jax.pretraining import objective as objectives
 from albert_jax.pretraining.objective import Examples, Metrics, ObjectiveConfig
 from albert_jax.training.step import Workload
@@ -92,6 +95,14 @@ def read_teacher(
 
 HEADS_TAUGHT = ("predictions",)
 """The heads whose predictions the student learns in pretraining."""
+
+
+def digest(teacher: Weights) -> str:
+    """SHA-256 of a teacher's parameters: a run that resumes must have the same."""
+    state = hashlib.sha256()
+    for path, leaf in leaves(teacher.params).items():
+        state.update("/".join(path).encode() + np.ascontiguousarray(leaf).tobytes())
+    return state.hexdigest()
 
 
 def check_teacher(

@@ -22,7 +22,7 @@ from albert_jax.model.sharing import is_stacked
 from albert_jax.model.tree import leaves
 from albert_jax.pretraining.baselines import baselines
 from albert_jax.pretraining.diagnostics import plateau_warning
-from albert_jax.pretraining.distillation import HEADS_TAUGHT, DistillationConfig, read_teacher, with_teacher
+from albert_jax.pretraining.distillation import HEADS_TAUGHT, DistillationConfig, digest, read_teacher, with_teacher
 from albert_jax.pretraining.evaluation import evaluated_depths, make_evaluate
 from albert_jax.pretraining.objective import ObjectiveConfig, Vocabulary, vocabulary_of
 from albert_jax.pretraining.segment_pairs import SENTENCE_OBJECTIVES
@@ -162,6 +162,13 @@ def pretrain_seeds(configs: Sequence[PretrainConfig], allow_data_change: bool = 
         rows = loader.open_split(prepared, "train", length, single)
         heldout = loader.open_split(prepared, "heldout", length, eval_single)
     fingerprints = {"data": prepared.fingerprint, "vocab": prepared.tokenizer.sha256}
+    if single:  # not in runs of earlier versions, which read other sequences
+        fingerprints["documents"] = "also of one sentence"
+    model = pretraining_model(config.model, config.objective)
+    teacher = None
+    if config.distillation.teacher:
+        teacher = read_teacher(config.distillation, model, prepared.tokenizer, length, HEADS_TAUGHT)
+        fingerprints["teacher"] = digest(teacher)
     for one in configs:
         job.check_agreement(one, fingerprints)
     check_enough_rows(rows, config.train.global_batch_size)
@@ -179,7 +186,6 @@ def pretrain_seeds(configs: Sequence[PretrainConfig], allow_data_change: bool = 
         jax.default_backend(),
     )
     vocabulary = vocabulary_of(prepared.tokenizer)
-    model = pretraining_model(config.model, config.objective)
     sizes = config.train.eval_batch_size, config.max_eval_steps, config.eval_draws
     with processes.main_first():  # the other processes find the stored baselines
         metrics_of_baselines = baselines(prepared, eval_objective, len(model.sentence_classes), *sizes)
@@ -196,8 +202,7 @@ def pretrain_seeds(configs: Sequence[PretrainConfig], allow_data_change: bool = 
         return {"depths": depths} if depths else {}
 
     workload = replace(workload, final=final)
-    if config.distillation.teacher:
-        teacher = read_teacher(config.distillation, model, prepared.tokenizer, length, HEADS_TAUGHT)
+    if teacher is not None:
         apply = functools.partial(model.apply, gather_set=layout.gather_set)
         workload = with_teacher(workload, config.distillation, config.objective, apply, teacher)
     runs = []
