@@ -11,6 +11,7 @@ import json
 import lzma
 import os
 import sys
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,8 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from albert_jax.data import hf_datasets, sources
+from albert_jax.config import InputError
+from albert_jax.data import hf_datasets, lines, sources
 from albert_jax.data.builder import reading_digest
 from albert_jax.data.lines import COMPRESSIONS
 from albert_jax.data.loader import open_split
@@ -98,6 +100,8 @@ SNIFFED = "files without a known suffix, read as "
         ("wiki_00", WIKI, {}, ARTICLES, {SNIFFED + "wikiextractor": 1}),
         ("wiki.txt", WIKI, {"file_type": "wikiextractor"}, ARTICLES, {}),
         ("wiki_01", JSON_LINES, {}, TEXTS, {SNIFFED + "jsonl": 1}),
+        ("array", json.dumps(RECORDS, indent=1), {}, TEXTS, {SNIFFED + "json": 1}),
+        ("list", "[1] See the notes.", {}, ["[1] See the notes."], {SNIFFED + "txt": 1}),
         ("data.txt", JSON_LINES, {"file_type": "jsonl"}, TEXTS, {}),
         ("wiki.train.raw", " \n = A = \n \n b .\n", {}, [" \n = A = \n \n b ."], {SNIFFED + "txt": 1}),
         ("europarl.de", "Größe\n", {"file_type": "txt"}, ["Größe"], {}),
@@ -110,10 +114,39 @@ def test_files_of_lines(
     tmp_path: Path, compression: str, name: str, content: str, settings: Any, expected: list[str], counted: Any
 ) -> None:
     """Fails if quoted cells end at a line end, if quotes in .tsv have a meaning, if a title or an entity is changed, or if blank
-    lines are counted as lines of a document.
+    lines are counted as lines of a document; or if suffixes in upper case are unknown.
     """
     (tmp_path / (name + compression)).write_bytes(COMPRESS[compression](content.encode()))
     assert read(tmp_path / "*", **settings) == (expected, counted)
+    (tmp_path / (name + compression)).rename(tmp_path / (name + compression).upper())
+    assert read(tmp_path / "*", **settings) == (expected, counted)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("compression", ["", ".gz"])
+def test_line_ends_of_old_macs(
+    tmp_path: Path, encoding: str, compression: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CR alone ends a line if there is no LF.  Fails if CR is a line end in every file, or if line numbers are those of LF."""
+
+    def check(name: str, content: str, expected: list[str], **settings: str) -> None:
+        path = tmp_path / (name + compression)
+        path.write_bytes(COMPRESS[compression](content.encode(encoding)))
+        documents, counts = read(path, encoding=encoding, **settings)
+        assert documents == expected
+        assert counts.get("CR line ends", 0) == (0 if "\n" in content else content.count("\r"))
+
+    check("a.txt", "One a.\rTwo b.\r\rThree\r", ["One a.\nTwo b.", "Three"], txt_documents="blank-line")
+    check("a.txt", "10 %\r20 %\nThree\n", ["10 %\r20 %\nThree"])
+    check("a.csv", 'text;id\r"a; b";1\rc;2\r', ["a; b", "c"])
+    check("a.tsv", "text\tid\r\ra\t1\rb\t2", ["a", "b"])
+    check("a.jsonl", JSON_LINES.replace("\n", "\r"), TEXTS)
+    check("a.json", json.dumps(RECORDS, indent=1).replace("\n", "\r"), TEXTS)
+    with pytest.raises(InputError, match=rf"a\.jsonl{compression}:3: not JSON"):
+        check("a.jsonl", '{"text": "a"}\r\r{"text"\r', [])
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 100)
+    with pytest.raises(InputError, match=r":1: line longer than 100 bytes; convert line ends of CR alone to LF"):
+        check("a.txt", "One two three.\r" * 20, [])
 
 
 def test_every_compression_is_tested() -> None:
@@ -166,6 +199,25 @@ def test_columnar_files(tmp_path: Path, kind: str) -> None:
     assert read(tmp_path / "a.parquet", text_field="body", file_type="wikiextractor")[0] == texts
 
 
+@pytest.mark.parametrize("kind", ["string", "dictionary"])
+def test_memory_of_a_large_batch(tmp_path: Path, kind: str) -> None:
+    """An Arrow file of one batch is read in parts.  Fails if the texts of a batch are converted at once."""
+    column = pa.array([f"{number:01000}" for number in range(20_000)])
+    table = pa.table({"text": column.dictionary_encode() if kind == "dictionary" else column})
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    config = DataConfig(str(tmp_path / "a.arrow"))
+    tracemalloc.start()
+    before, most = pa.total_allocated_bytes(), 0
+    for number, text in enumerate(documents(config)):
+        assert int(text) == number
+        most = max(most, pa.total_allocated_bytes() - before)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert number == 19_999
+    assert peak + most < 4 * 10**6
+
+
 @pytest.mark.parametrize("name", ["a.parquet", "a.feather"])
 def test_invalid_columnar_files(tmp_path: Path, name: str) -> None:
     """Fails if an exception of pyarrow is raised."""
@@ -204,6 +256,9 @@ def test_nulls_and_invalid_utf8_in_columns(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "a"}\n{"text": "b\n["text"]\n', ["a.jsonl:2: not JSON"], ["a"], 2),
         ("a.json", '[{"text": "a"}, {"text": null}]', ["a.json: record 1: 'text' is null"], ["a"], 1),
         ("a.csv", "text,n\na,1\nb\nc,3\n", ["a.csv:3: expected 2 columns, found 1"], ["a", "c"], 1),
+        ("a.csv", 'text,n\n"a\nb",1,2\nc,3\n', ["a.csv:2: expected 2 columns, found 3"], ["c"], 1),
+        ("a.csv", 'text,n\n"a" b,1\nc,2\n"d\ne",3\n', ["a.csv:2: not CSV", "correct the quotes"], ["c", "d\ne"], 1),
+        ("a.csv", 'text,n\n"a,1\nb,2\nc,3\n', ["a.csv:2: not CSV"], ["b", "c"], 1),
         ("a.tsv", 'text\tn\n"a\nb"\t1\n', ["a.tsv:2: expected 2 columns, found 1"], ['b"'], 1),
     ],
 )
@@ -230,7 +285,11 @@ def test_malformed_records(
         ("a.xml", b"<mediawiki>\n", ["a.xml: unknown file type '.xml', and its content is markup", "--data.file-type"]),
         ("a.raw", b"ab\xe4\n", ["a.raw: unknown file type", "--data.encoding"]),
         ("a.csv", b"id,body\n1,b\n", ["a.csv:1: no text field 'text'", "--data.text-field: id, body"]),
-        ("a.csv", b'text\n"a\nb\n', ["a.csv:3: not CSV"]),
+        ("a.csv", b'"text"x\n"a\nb\n', ["a.csv:1: not CSV", "correct the quotes"]),
+        ("a.csv", b"text,n\na,1\rb,2\n", ["a.csv:2: not CSV", "convert line ends of CR alone to LF"]),
+        ("a.parquet.gz", b"", ["a.parquet.gz: parquet is not read from .gz files; decompress it"]),
+        ("a.feather.ZST", b"", ["a.feather.ZST: arrow is not read from .ZST files; decompress it"]),
+        ("part.gz", gzip.compress(b"PAR1"), ["part.gz: parquet is not read from .gz files; decompress it"]),
         ("a.json", b'{\n "text": "a"\n}\n', ["a.json:1: not JSON", "one record on a line"]),
         ("a.json", b'[{"text": "a"},\n', ["a.json: not a JSON array of records"]),
         ("wiki_00", WIKI[:-8].encode(), ["wiki_00: the last document has no </doc>"]),
@@ -287,6 +346,21 @@ def test_invalid_bytes_of_an_encoding(tmp_path: Path) -> None:
     assert_input_error(lambda: read(path, encoding="cp1252"), "a.txt:2: invalid CP1252 at byte 3")
     replaced = read(path, encoding="cp1252", encoding_errors="replace")
     assert replaced == (["ä\nb\ufffdc"], {"lines with invalid CP1252 replaced": 1})
+    for name in ("a.tsv", "b.CSV.gz", "c"):  # Excel's "Unicode text" is UTF-16
+        for encoding in ("utf-16", "utf-32"):
+            content = "text\tid\na\t1\n".encode(encoding)
+            (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+            assert_input_error(
+                functools.partial(read, tmp_path / name), f"--data.encoding{', such as' * (name == 'c')} {encoding}"
+            )
+    for name in ("a.tsv", "c"):  # without a byte-order mark
+        for encoding in ("utf-16", "utf-32"):
+            (tmp_path / name).write_bytes("text\tid\na\t1\n".encode(f"{encoding}-le"))
+            assert_input_error(functools.partial(read, tmp_path / name, encoding=encoding), f" {encoding}-le")
+    assert_input_error(
+        lambda: read(tmp_path / "a.tsv", encoding="utf-16"),
+        "a.tsv:1: UTF-16 stream does not start with BOM; name its byte order or encoding (--data.encoding utf-16-le)",
+    )
     path.write_bytes("a\n".encode("utf-16") + b"\x00\xd8\n\x00")
     assert_input_error(lambda: read(path, encoding="utf-16"), "a.txt:1: invalid utf-16 in this line or after it")
     assert read(path, encoding="utf-16", encoding_errors="replace")[0] == ["a\n\ufffd"]
@@ -325,8 +399,33 @@ def test_saved_data_sets(tmp_path: Path) -> None:
     assert_input_error(lambda: read(tmp_path / "one"), f"{tmp_path}/one", "index of rows", "flatten_indices")
     (tmp_path / "selected" / "data-00000-of-00001.arrow").unlink()
     assert_input_error(lambda: read(tmp_path / "selected"), "data-00000-of-00001.arrow: cannot be read")
-    (tmp_path / "folder").mkdir()
-    assert_input_error(lambda: read(tmp_path / "folder"), "is a folder; name its files")
+    # Files of other programs have these names too.
+    for name in ("state.json", "dataset_dict.json"):
+        folder = tmp_path / name.removesuffix(".json")
+        folder.mkdir()
+        (folder / name).write_text('{"step": 1}')
+        (folder / "a.txt").write_text("a")
+        assert_input_error(functools.partial(read, folder), "is a folder; name its files")
+        assert read(folder / "*.txt") == (["a"], {})
+
+
+@pytest.mark.parametrize(
+    ("names", "glob"),
+    [
+        (["README.md", "LICENSE.md", "data/train.parquet"], "**/*.parquet"),
+        (["x/a.json.gz", "x/b.json.gz", "c.txt"], "**/*.json.gz"),
+        (["A.CSV"], "**/*.CSV"),
+        (["AA/wiki_00", "AA/wiki_01"], "**/*'"),
+        (["a.pdf", "b.pdf", "c.html"], "**/*.pdf"),
+        ([], "**/*'"),
+    ],
+)
+def test_a_folder_is_not_a_source(tmp_path: Path, names: list[str], glob: str) -> None:
+    """The message names the files that are most likely meant.  Fails if it counts files that cannot be read."""
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a")
+    assert_input_error(lambda: read(tmp_path), f"is a folder; name its files ('{tmp_path}/{glob}")
 
 
 def test_streamed_data_sets(tmp_path: Path) -> None:
@@ -361,6 +460,7 @@ configs:
     assert read(f"hf:{folder}:test,{tmp_path}/a.txt") == (["x", "a"], {})
     prints = {source: sources.fingerprint(DataConfig(source)) for source in expected}
     assert len(set(prints.values())) == len(expected) - 1  # "large" is the default
+    hf_datasets._open.cache_clear()
     assert all(sources.fingerprint(DataConfig(source)) == print for source, print in prints.items())
     assert_input_error(
         lambda: read(f"hf:{folder}:dev"), f"data.source hf:{folder}:dev: Bad split: dev", "'train', 'test'"

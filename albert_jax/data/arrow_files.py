@@ -9,7 +9,7 @@ from albert_jax.config import InputError, first_line
 from albert_jax.data.lines import needs_formats
 
 BATCH_SIZE = 256
-"""Number of records of a parquet file that are in memory at a time."""
+"""Number of records of a file that are in memory at a time."""
 
 
 def parquet_texts(path: Path, column: str) -> Iterator[tuple[str, bytes | None]]:
@@ -65,7 +65,9 @@ def _texts(path: Path, column: str, batches: Iterable[Any]) -> Iterator[tuple[st
 
     number = 0
     for batch in batches:
-        # As bytes, because pyarrow raises an error for the whole batch if one text is invalid UTF-8.
-        for text in batch.column(column).cast(pyarrow.large_binary()).to_pylist():
-            yield f"{path}: record {number}", text
-            number += 1
+        for start in range(0, batch.num_rows, BATCH_SIZE):  # an Arrow file may be one batch
+            part = batch.column(column).slice(start, BATCH_SIZE)
+            # As bytes, because pyarrow raises an error for the whole part if one text is invalid UTF-8.
+            for text in part.cast(pyarrow.large_binary()).to_pylist():
+                yield f"{path}: record {number}", text
+                number += 1

@@ -18,7 +18,8 @@ MAX_REASON = 200
 
 def is_saved(folder: Path) -> bool:
     """Whether `save_to_disk` wrote this folder: a data set, or several as splits."""
-    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+    keys = {"state.json": b'"_data_files"', "dataset_dict.json": b'"splits"'}  # other programs write a state.json too
+    return any((path := folder / name).is_file() and key in path.read_bytes() for name, key in keys.items())
 
 
 def saved_files(folder: Path) -> list[Path]:

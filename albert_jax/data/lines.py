@@ -18,6 +18,14 @@ from albert_jax.config import InputError, first_line
 MAX_LINE_BYTES = 64 * 2**20
 """Maximum size of a line, and of a document in .txt, because several copies of it must fit in memory."""
 
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",  # begins with that of UTF-16
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""First bytes of a file -> its encoding."""
+
 DECODER_ERRORS = {"error": "strict", "replace": "replace"}
 """Value of `encoding_errors` -> what Python's decoders call it."""
 
@@ -85,32 +93,46 @@ CORRUPTED = (OSError, EOFError, zlib.error, lzma.LZMAError)
 """Exceptions of reading a file that is corrupted or truncated."""
 
 
+def is_compressed(path: Path) -> bool:
+    """Whether the name of a file says that it is compressed."""
+    return path.suffix.lower() in COMPRESSIONS
+
+
 def open_bytes(path: Path) -> IO[bytes]:
     """Open a file as bytes, decompressed if its name says so."""
-    return COMPRESSIONS.get(path.suffix, lambda path: path.open("rb"))(path)
+    return COMPRESSIONS.get(path.suffix.lower(), lambda path: path.open("rb"))(path)
 
 
 def lines(
     path: Path, encoding_errors: str, repairs: Counter[str], encoding: str = "utf-8"
 ) -> Iterator[tuple[int, str]]:
-    """Line numbers and lines as text, without line ends, byte-order mark and NUL.  Reads one line at a time."""
+    """Line numbers and lines as text, without line ends, byte-order mark and NUL.  Reads one line at a time.
+
+    CR alone ends a line if the file has no LF, as files of old Macs.  Such a file is read at once.
+    """
     offset = 0
+    cr_lines: list[bytes] = []
     with open_bytes(path) as file:
         read, line_encoding = _line_reader(file, encoding, encoding_errors)
         for number in range(1, sys.maxsize):
             try:
-                raw = read(MAX_LINE_BYTES + 1)
+                raw = cr_lines.pop() if cr_lines else read(MAX_LINE_BYTES + 1)
             except CORRUPTED as error:
                 raise InputError(f"{path}:{number}: corrupted or truncated ({error}); replace the file") from None
             except UnicodeDecodeError as error:
                 problem = f"invalid {encoding} in this line or after it ({error.reason})"  # it reads ahead
-                raise InputError(f"{path}:{number}: {problem}; {_advice(encoding)}") from None
+                raise InputError(f"{path}:{number}: {problem}; {_advice('utf-8')}") from None
+            except UnicodeError as error:  # no byte-order mark
+                advice = f"name its byte order or encoding (--data.encoding {other_encoding(encoding)})"
+                raise InputError(f"{path}:{number}: {error}; {advice}") from None
             if not raw:
                 return
             if len(raw) > MAX_LINE_BYTES:
-                raise InputError(
-                    f"{path}:{number}: line longer than {MAX_LINE_BYTES} bytes; put one document on a line"
-                )
+                advice = "convert line ends of CR alone to LF" if b"\r" in raw[:-2] else "put one document on a line"
+                raise InputError(f"{path}:{number}: line longer than {MAX_LINE_BYTES} bytes; {advice}")
+            if number == 1 and not raw.endswith(b"\n"):
+                raw, *cr_lines = raw.splitlines(keepends=True)
+                cr_lines.reverse()
             try:
                 line = raw.decode(line_encoding)
             except UnicodeDecodeError as error:
@@ -124,6 +146,8 @@ def lines(
                 repairs["lines from which NUL was removed"] += 1
             if line.endswith("\r\n"):
                 repairs["CRLF line ends"] += 1
+            elif line.endswith("\r"):
+                repairs["CR line ends"] += 1
             offset += len(raw)
             yield number, line.rstrip("\r\n")
 
@@ -144,11 +168,19 @@ def replace_invalid(
     """The text with invalid bytes replaced; an `InputError` if `encoding_errors` is "error"."""
     name = encoding.upper()
     if encoding_errors == "error":
-        raise InputError(f"{location}: invalid {name} at byte {offset + error.start}; {_advice(name)}") from None
+        advice = _advice(other_encoding(encoding, b"" if offset else error.object))
+        raise InputError(f"{location}: invalid {name} at byte {offset + error.start}; {advice}") from None
     repairs[f"lines with invalid {name} replaced"] += 1
     return error.object.decode(encoding, errors="replace")
 
 
+def other_encoding(encoding: str, start: bytes = b"") -> str:
+    """The encoding to suggest for a file that begins with `start` and cannot be read with `encoding`."""
+    name = codecs.lookup(encoding).name
+    others = {"utf-8": "cp1252", "utf-16": "utf-16-le", "utf-32": "utf-32-le"}
+    marked = (other for mark, other in BYTE_ORDER_MARKS.items() if start.startswith(mark) and other != name)
+    return next(marked, others.get(name, "utf-8"))
+
+
 def _advice(encoding: str) -> str:
-    other = "cp1252" if encoding == "UTF-8" else "utf-8"
-    return f"correct the text or pass --data.encoding-errors replace, or name its encoding (--data.encoding {other})"
+    return f"name its encoding (--data.encoding {encoding}) or pass --data.encoding-errors replace"

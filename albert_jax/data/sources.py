@@ -21,9 +21,8 @@ import sentencex
 
 from albert_jax.config import InputError, check_fields, choice
 from albert_jax.data.hf_datasets import STREAMED, is_saved, saved_files, streamed_digest
-from albert_jax.data.lines import MAX_LINE_BYTES as MAX_LINE_BYTES
-from albert_jax.data.lines import lines as lines
-from albert_jax.data.text_files import TEXT_TYPES, file_documents, file_type
+from albert_jax.data.lines import is_compressed
+from albert_jax.data.text_files import TEXT_TYPES, file_documents, file_type, type_of_name
 from albert_jax.data.tfds import PREFIX, dataset_shards
 
 MIN_DOCSTRING = 150
@@ -159,7 +158,7 @@ def files(config: DataConfig) -> list[Path | str]:
         else:
             matches = sorted(Path(name) for name in glob.glob(str(folder), recursive=True) if Path(name).is_file())
             if not matches:
-                problem = f"is a folder; name its files ('{folder}/**/*')" if folder.is_dir() else "matches no file"
+                problem = f"is a folder; name its files ('{_glob(folder)}')" if folder.is_dir() else "matches no file"
                 choices = "name other files, 'python-docs', 'tfds:NAME', 'hf:NAME' or a prepared folder"
                 raise InputError(f"data.source '{folder}' {problem}; {choices}")
             found += matches
@@ -168,6 +167,14 @@ def files(config: DataConfig) -> list[Path | str]:
             raise InputError(f"data.source {file}: cannot be read; check that it exists, and its permissions")
         file_type(file, config)  # an unknown type is reported before anything is read
     return found
+
+
+def _glob(folder: Path) -> str:
+    """A glob of the files in a folder with the most frequent suffix, of those that can be read if there are any."""
+    paths = [path for path in map(Path, glob.iglob(f"{folder}/**/*", recursive=True)) if path.is_file()]
+    paths = list(filter(type_of_name, paths)) or paths
+    suffixes = Counter("".join(path.suffixes[-2 if is_compressed(path) else -1 :]) for path in paths)
+    return f"{folder}/**/*" + max(suffixes, key=suffixes.__getitem__, default="")
 
 
 @functools.cache

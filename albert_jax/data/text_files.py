@@ -1,11 +1,11 @@
 """Text formats: how a file becomes documents.  To support a new format, add an entry to `SOURCES`."""
 
 import codecs
-import csv
 import functools
 import html
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +14,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from albert_jax.config import InputError, first_line
 from albert_jax.data import lines as line_files
 from albert_jax.data.arrow_files import arrow_texts, parquet_texts
+from albert_jax.data.csv_files import Row, csv_rows, tsv_rows
 from albert_jax.data.hf_datasets import streamed_records
-from albert_jax.data.lines import COMPRESSIONS, CORRUPTED, DECODER_ERRORS, open_bytes, replace_invalid
+from albert_jax.data.lines import (
+    COMPRESSIONS,
+    CORRUPTED,
+    DECODER_ERRORS,
+    is_compressed,
+    open_bytes,
+    other_encoding,
+    replace_invalid,
+)
 from albert_jax.data.tfds import SUFFIX, shard_texts
 
 if TYPE_CHECKING:
@@ -46,7 +55,7 @@ def file_documents(file: Path | str, config: "DataConfig", repairs: Counter[str]
       repairs: incremented for each problem that is repaired or skipped.
     """
     kind, count = file_type(file, config), 0
-    if isinstance(file, Path) and config.file_type == "auto" and not _type_of_name(file):
+    if isinstance(file, Path) and config.file_type == "auto" and not type_of_name(file):
         repairs[f"files without a known suffix, read as {kind}"] += 1
     for location, text in SOURCES[kind].read(file, config, repairs):
         try:
@@ -92,14 +101,18 @@ def file_type(file: Path | str, config: "DataConfig") -> str:
     """
     if isinstance(file, str):
         return "hf"
-    kind = _type_of_name(file)
-    if kind and not SOURCES[kind].is_text:
-        return kind
-    return (config.file_type if config.file_type != "auto" else kind) or _type_of_content(file, config)
+    kind = type_of_name(file)
+    if config.file_type != "auto" and (not kind or SOURCES[kind].is_text):
+        return config.file_type
+    kind = kind or _type_of_content(file, config)
+    if is_compressed(file) and not SOURCES[kind].is_text:
+        raise InputError(f"data.source {file}: {kind} is not read from {file.suffix} files; decompress it")
+    return kind
 
 
-def _type_of_name(path: Path) -> str:
-    suffix = path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
+def type_of_name(path: Path) -> str:
+    """The key in `SOURCES` that the suffix names, or ""."""
+    suffix = (path.with_suffix("") if is_compressed(path) else path).suffix.lower()
     suffix = SUFFIX if suffix.startswith(f"{SUFFIX}-") else suffix  # shards end in .array_record-00000-of-00001
     return next((name for name, format in SOURCES.items() if suffix in format.suffixes), "")
 
@@ -115,7 +128,7 @@ def _type_of_content(path: Path, config: "DataConfig") -> str:
             return name
     try:
         text = codecs.getincrementaldecoder(config.encoding)(DECODER_ERRORS[config.encoding_errors]).decode(head)
-    except UnicodeDecodeError:
+    except UnicodeError:
         text = "\0"
     start = text.lstrip("\ufeff \r\n\t")
     if "\0" in text or (start.startswith("<") and not start.startswith("<doc ")):
@@ -124,8 +137,11 @@ def _type_of_content(path: Path, config: "DataConfig") -> str:
         problem = f"unknown file type '{path.suffix}', and its content is {content}"
         raise InputError(
             f"data.source {path}: {problem}; known: {known}, text also with {', '.join(COMPRESSIONS)}; "
-            "convert it, or name its type (--data.file-type) or encoding (--data.encoding)"
+            "convert it, or name its type (--data.file-type) or encoding "
+            f"(--data.encoding, such as {other_encoding(config.encoding, head)})"
         )
+    if re.match(r"\[\s*\{", start):
+        return "json"
     return "wikiextractor" if start.startswith("<doc ") else "jsonl" if start.startswith("{") else "txt"
 
 
@@ -227,30 +243,24 @@ def _read_json(path: Path, config: "DataConfig", repairs: Counter[str]) -> Texts
         yield f"{path}: record {number}", _field(record, f"{path}: record {number}", config)
 
 
-def _read_table(path: Path, config: "DataConfig", repairs: Counter[str], delimiters: str, quoting: Any) -> Texts:
-    """A table with a header line; the delimiter is the one that is most frequent in it.
-
-    In .tsv quotes are plain characters, as in fine-tuning; in .csv quoted texts may have several lines.
-    """
-    lines = (f"{line}\n" for _, line in _lines(path, config, repairs))
-    header = next(lines, "")
-    if not header.strip():
-        return
-    delimiter = max(delimiters, key=header.count)
-    csv.field_size_limit(line_files.MAX_LINE_BYTES)
-    rows = csv.reader(itertools.chain([header], lines), delimiter=delimiter, quoting=quoting, strict=True)
-    try:
-        names = next(rows)
-        if isinstance(problem := _field(dict.fromkeys(names), f"{path}:1", config), InputError):
-            raise problem
-        for row in rows:
-            location = f"{path}:{rows.line_num}"
-            if len(row) == len(names):
-                yield location, row[names.index(config.text_field)]
-            elif row:
-                yield location, InputError(f"{location}: expected {len(names)} columns, found {len(row)}")
-    except csv.Error as error:
-        raise InputError(f"{path}:{rows.line_num}: not CSV: {error}; correct the quotes") from None
+def _read_table(path: Path, config: "DataConfig", repairs: Counter[str], rows: Callable[..., Iterator[Row]]) -> Texts:
+    """A table; its first row that is not blank names the columns."""
+    names: list[str] = []
+    for location, row in rows((f"{path}:{number}", line) for number, line in _lines(path, config, repairs)):
+        if isinstance(row, InputError):
+            if not names:
+                raise row
+            yield location, row
+        elif not any(map(str.strip, row)):
+            continue
+        elif not names:
+            names = row
+            if isinstance(problem := _field(dict.fromkeys(names), location, config), InputError):
+                raise problem
+        elif len(row) == len(names):
+            yield location, row[names.index(config.text_field)]
+        else:
+            yield location, InputError(f"{location}: expected {len(names)} columns, found {len(row)}")
 
 
 # Readers of records
@@ -276,8 +286,8 @@ SOURCES: dict[str, Format] = {
     "txt": Format(_read_txt, (".txt",)),
     "jsonl": Format(_read_jsonl, (".jsonl", ".ndjson")),
     "json": Format(_read_json, (".json",)),
-    "csv": Format(functools.partial(_read_table, delimiters=",;\t|", quoting=csv.QUOTE_MINIMAL), (".csv",)),
-    "tsv": Format(functools.partial(_read_table, delimiters="\t", quoting=csv.QUOTE_NONE), (".tsv",)),
+    "csv": Format(functools.partial(_read_table, rows=csv_rows), (".csv",)),
+    "tsv": Format(functools.partial(_read_table, rows=tsv_rows), (".tsv",)),
     "wikiextractor": Format(_read_wikiextractor),
     "parquet": Format(_read_parquet, (".parquet",), b"PAR1", is_text=False),
     "arrow": Format(_read_arrow, (".arrow", ".feather"), b"ARROW1", is_text=False),

@@ -4,21 +4,20 @@ A reader is a generator that keeps one record, or one batch of a .parquet file, 
 single document is read at once.  To support a new format, add an entry to `READERS`.
 """
 
-import csv
 import itertools
 import json
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from albert_jax.config import InputError, first_line, parse_json
+from albert_jax.data.csv_files import Row, csv_rows, tsv_rows
 from albert_jax.data.lines import (
     COMPRESSIONS,
     CORRUPTED,
     DECODER_ERRORS,
-    MAX_LINE_BYTES,
     lines,
     needs_formats,
     open_bytes,
@@ -31,8 +30,6 @@ log = logging.getLogger(__name__)
 Record = dict[str, Any]
 MaybeRecord = tuple[str, Record | InputError]
 """`file:line` or `file: record N`, and the record or why it cannot be read."""
-Row = tuple[str, list[str] | InputError]
-"""`file:line`, and the cells or why they cannot be read."""
 
 BATCH = 1000
 """Records of a .parquet file that are in memory at once."""
@@ -87,42 +84,13 @@ def text_lines(path: Path, config: TaskDataConfig) -> Iterator[tuple[str, str]]:
 
 
 def _tsv(path: Path, config: TaskDataConfig, header: tuple[str, ...]) -> Iterator[MaybeRecord]:
-    """Tab-separated, with a header line unless `header` is given.  Quotes are plain characters, as in GLUE's files."""
-    rows = ((where, line.split("\t")) for where, line in text_lines(path, config))
-    yield from _table(path, rows, header)
+    """With a header line unless `header` is given."""
+    yield from _table(path, tsv_rows(text_lines(path, config)), header)
 
 
 def _csv(path: Path, config: TaskDataConfig, header: tuple[str, ...]) -> Iterator[MaybeRecord]:
-    """Comma-separated (or by `;` or tab, if the header has no comma) with a header line, quoted as in RFC 4180."""
-    head = next((line for _, line in text_lines(path, config) if line.strip()), "")
-    delimiter = next((character for character in ",;\t" if character in head), ",")
-    yield from _table(path, _csv_rows(path, config, delimiter), ())
-
-
-def _csv_rows(path: Path, config: TaskDataConfig, delimiter: str) -> Iterator[Row]:
-    """The rows, each at its first line.  After a row with malformed quotes, reading resumes at the line after its first."""
-    located = text_lines(path, config)
-    row: list[tuple[str, str]] = []
-    again: deque[tuple[str, str]] = deque()
-
-    def texts() -> Iterator[str]:
-        while (item := again.popleft() if again else next(located, None)) is not None:
-            row.append(item)
-            yield item[1] + "\n"
-
-    csv.field_size_limit(MAX_LINE_BYTES)
-    while True:
-        try:
-            for cells in csv.reader(texts(), strict=True, delimiter=delimiter):
-                if cells:
-                    yield row[0][0], cells
-                row.clear()
-            return
-        except csv.Error as error:
-            where = row[0][0]
-            again.extendleft(reversed(row[1:]))
-            row.clear()
-            yield where, InputError(f"{where}: not CSV: {error}")
+    """With a header line."""
+    yield from _table(path, csv_rows(text_lines(path, config)), ())
 
 
 def _table(path: Path, rows: Iterable[Row], header: tuple[str, ...]) -> Iterator[MaybeRecord]:
