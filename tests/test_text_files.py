@@ -409,6 +409,19 @@ def test_saved_data_sets(tmp_path: Path) -> None:
         assert read(folder / "*.txt") == (["a"], {})
 
 
+def test_folders_of_the_cache(tmp_path: Path) -> None:
+    """A folder in which `datasets` caches a data set has a dataset_info.json, as those of TFDS and of `prepare`."""
+    table = pa.table({"text": TEXTS})
+    pa.parquet.write_table(table, tmp_path / "a.parquet")
+    datasets.load_dataset("parquet", data_files=str(tmp_path / "a.parquet"), cache_dir=str(tmp_path / "cache"))
+    (info,) = (tmp_path / "cache").rglob("dataset_info.json")
+    config = DataConfig(str(info.parent), cache_dir=f"{tmp_path}/prepared")
+    assert_input_error(
+        lambda: prepare(config, 30), f"name a data set of TFDS as tfds:{info.parent}", f"'{info.parent}/*.arrow'"
+    )
+    assert read(info.parent / "*.arrow") == (TEXTS, {})
+
+
 @pytest.mark.parametrize(
     ("names", "glob"),
     [

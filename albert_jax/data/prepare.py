@@ -190,7 +190,8 @@ def _open(folder: Path, config: DataConfig, vocab_size: int) -> Prepared:
     metadata = read_json(path) if path.exists() else {}
     if "fingerprint" not in metadata:
         raise InputError(
-            f"data.source {folder} was not written by albert-jax prepare; name a data set of TFDS as tfds:{folder}"
+            f"data.source {folder} was not written by albert-jax prepare; name a data set of TFDS as tfds:{folder}, "
+            f"and the files of Hugging Face's cache as '{folder}/*.arrow'"
         )
     for name in (*READING_FIELDS, "eval_fraction"):
         value, stored = getattr(config, name), metadata["data"].get(name, getattr(DataConfig(), name))
