@@ -75,7 +75,8 @@ def text_config(config: DataConfig, tokenizer: Tokenizer, source_fingerprint: st
     """The builder configuration, with a fingerprint of the text, the vocabulary and the settings."""
     text = reading_digest(source_fingerprint, config)
     fingerprint = digest(VERSION, text, tokenizer.sha256, config.eval_fraction, MAX_RECORD_TOKENS)
-    return TextConfig(name=fingerprint[:16], data=config, tokenizer=tokenizer, fingerprint=fingerprint)
+    data = dataclasses.replace(config, **tokenizer.options)  # those of a tokenizer.json are its own
+    return TextConfig(name=fingerprint[:16], data=data, tokenizer=tokenizer, fingerprint=fingerprint)
 
 
 class AlbertText(tfds.core.GeneratorBasedBuilder):

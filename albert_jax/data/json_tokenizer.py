@@ -11,7 +11,14 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from albert_jax.config import InputError, first_line
-from albert_jax.data.tokenizer import SPECIAL_NAMES, TEXT_OPTIONS, Tokenizer, starts_word
+from albert_jax.data.tokenizer import (
+    SPECIAL_NAMES,
+    TEXT_OPTIONS,
+    Tokenizer,
+    read_vocabulary,
+    refuse_lone_surrogates,
+    starts_word,
+)
 
 # One thread, as for SentencePiece; several would also warn when a process that used them is forked.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -34,7 +41,7 @@ class JsonTokenizer(Tokenizer):
 
     def __init__(self, path: str | Path, *, contents: bytes | None = None) -> None:
         path = Path(path)
-        contents = _read(path) if contents is None else contents
+        contents = read_vocabulary(path) if contents is None else contents
         self._open(path, contents, contents.decode("utf-8", "replace"))
 
     def _open(self, path: Path, contents: bytes, text: str) -> None:
@@ -62,9 +69,12 @@ class JsonTokenizer(Tokenizer):
         return _opened, (type(self), self.path, self.contents, self.options)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        for text in texts:
+            refuse_lone_surrogates(text)
         return [row.ids for row in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        refuse_lone_surrogates(text)
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         ranges = []
         for start, end in encoding.offsets:
@@ -97,11 +107,11 @@ class WordPieceTokenizer(JsonTokenizer):
 
     def __init__(self, path: str | Path, *, contents: bytes | None = None, **options: bool) -> None:
         path, options = Path(path), TEXT_OPTIONS | options
-        contents = _read(path) if contents is None else contents
+        contents = read_vocabulary(path) if contents is None else contents
         if options["map_punctuation"]:
             raise InputError(f"{path}: map_punctuation is for SentencePiece vocabularies")
         try:
-            lines = contents.decode().splitlines()
+            lines = [line.removesuffix("\r") for line in contents.decode().removesuffix("\n").split("\n")]
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: not UTF-8 at byte {error.start}; it is not a WordPiece vocabulary") from None
         numbers = {piece: number for number, piece in enumerate(lines)}
@@ -124,7 +134,7 @@ def _wordpiece_json(numbers: dict[str, int], options: dict[str, bool]) -> str:
     tokenizer.normalizer = normalizers.BertNormalizer(
         clean_text=True,
         handle_chinese_chars=True,
-        strip_accents=not options["keep_accents"],
+        strip_accents=options["lower_case"] and not options["keep_accents"],  # cased models keep accents, as BERT's
         lowercase=options["lower_case"],
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -155,10 +165,3 @@ def _options(stored: dict[str, Any]) -> dict[str, bool]:
         "keep_accents": "StripAccents" not in types,
         "map_punctuation": "“" in replaced,
     }
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the vocabulary: {error.strerror}") from None

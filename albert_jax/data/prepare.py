@@ -30,11 +30,11 @@ from albert_jax.data.builder import (
 )
 from albert_jax.data.hf_datasets import is_saved
 from albert_jax.data.records import Records
-from albert_jax.data.sentencepiece_tokenizer import VOCABULARY, train_vocabulary
+from albert_jax.data.sentencepiece_tokenizer import VOCABULARY, SentencePieceTokenizer, train_vocabulary
 from albert_jax.data.sources import DataConfig
 from albert_jax.data.survey import check_counts, count_documents
 from albert_jax.data.tfds import check_shards
-from albert_jax.data.tokenizer import TEXT_OPTIONS, Tokenizer, text_options
+from albert_jax.data.tokenizer import TEXT_OPTIONS, Tokenizer, text_options, warn_of_lost_marks
 from albert_jax.data.tokenizer_files import CLASSES, open_tokenizer
 
 log = logging.getLogger(__name__)
@@ -131,11 +131,8 @@ def _write(builder: AlbertText, engine: Any) -> None:
     for problem, number in sorted(repairs.items()):
         if number:
             log.warning("%s: %d", problem, number)
-    if not engine.config.keep_accents and counts["marked letters"] > 0.01 * counts["letters"]:
-        share = 100 * counts["marked letters"] / counts["letters"]
-        log.warning(
-            "%.0f %% of the letters lose an accent or another mark; keep them with --data.keep-accents true", share
-        )
+    if not builder.builder_config.tokenizer.keep_accents:
+        warn_of_lost_marks(counts["letters"], counts["marks"])
     folder = Path(builder.data_dir)
     builder.builder_config.counts.update(counts)
     tfds.disable_progress_bar()
@@ -226,7 +223,6 @@ def _warn_of_unknown_tokens(prepared: Prepared) -> None:
     counts = token_counts(prepared)
     fraction = counts[prepared.tokenizer.unk_id] / counts.sum()
     if fraction > 0.01:
-        log.warning(
-            "%.1f %% of the tokens are unknown to the vocabulary; use --data.map-punctuation true or a different vocabulary",
-            100 * fraction,
-        )
+        can_map = isinstance(prepared.tokenizer, SentencePieceTokenizer) and not prepared.tokenizer.map_punctuation
+        advice = "--data.map-punctuation true or a different vocabulary" if can_map else "a different vocabulary"
+        log.warning("%.1f %% of the tokens are unknown to the vocabulary; use %s", 100 * fraction, advice)

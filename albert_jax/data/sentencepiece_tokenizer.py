@@ -18,6 +18,7 @@ from albert_jax.data.tokenizer import (
     TEXT_OPTIONS,
     Tokenizer,
     preprocess,
+    read_vocabulary,
     starts_word,
 )
 
@@ -43,7 +44,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __init__(self, path: str | Path, *, contents: bytes | None = None, **options: bool) -> None:
         path = Path(path)
-        contents = _read(path) if contents is None else contents
+        contents = read_vocabulary(path) if contents is None else contents
         self._model, pieces = _load(contents, path)
         super().__init__(path, contents, TEXT_OPTIONS | options, pieces)
         self.starts_word = np.array([starts_word(piece) for piece in pieces], bool)
@@ -216,13 +217,6 @@ def train_vocabulary(sentences: Iterable[str], path: str | Path, vocab_size: int
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     temporary.write_bytes(model.getvalue())
     temporary.replace(path)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the vocabulary: {error.strerror}; name a spiece.model") from None
 
 
 def _load(model_proto: bytes, path: Path) -> tuple[sentencepiece.SentencePieceProcessor, list[str]]:

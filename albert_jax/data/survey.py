@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from albert_jax.config import InputError
 from albert_jax.data.sources import DataConfig, sentences
-from albert_jax.data.tokenizer import share_with_marks
+from albert_jax.data.tokenizer import letters_and_marks
 
 SPLITS = ("train", "heldout")
 
@@ -24,15 +24,15 @@ def split_of(text: str, config: DataConfig) -> str:
 def count_documents(texts: Iterable[str], config: DataConfig) -> Counter[str]:
     """Number of non-blank documents of each split, number of `characters`, and whether any makes a pair (`pairs`: 0 or 1).
 
-    Also `letters` and `marked letters` of the beginnings of the documents (see `share_with_marks`).
+    Also `letters` and `marks` of the beginnings of the documents (see `letters_and_marks`).
     """
     counts: Counter[str] = Counter()
     for text in texts:
         if text.strip():
             counts[split_of(text, config)] += 1
             counts["characters"] += len(text)
-            letters, marked = share_with_marks(text[:SAMPLED_CHARACTERS])
-            counts.update({"letters": letters, "marked letters": marked})
+            letters, marks = letters_and_marks(text[:SAMPLED_CHARACTERS])
+            counts.update({"letters": letters, "marks": marks})
             if not counts["pairs"]:
                 counts["pairs"] = sum(1 for _ in itertools.islice(sentences(text, config.language), 2)) == 2
     return counts

@@ -3,8 +3,8 @@
 `tokenizer_files.open_tokenizer` opens a vocabulary.  No text is encoded as the tokens [CLS] or [SEP].
 """
 
-import functools
 import hashlib
+import logging
 import string
 import unicodedata
 from abc import ABC, abstractmethod
@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from albert_jax.config import InputError
+
+log = logging.getLogger(__name__)
 
 SPECIAL_NAMES = (("<pad>", "[PAD]"), ("<unk>", "[UNK]"), ("[CLS]", "<s>"), ("[SEP]", "</s>"), ("[MASK]", "<mask>"))
 """The spellings of padding, unknown pieces, [CLS], [SEP] and [MASK]; the first is ALBERT's."""
@@ -38,12 +40,7 @@ def preprocess(text: str, *, map_punctuation: bool = False, keep_accents: bool =
     """
     text = " ".join(text.replace("\0", "").split())
     if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            character, before = text[error.start], text[max(0, error.start - 20) : error.start]
-            problem = f"lone surrogate {character!r} after {before!r} in a text"
-            raise InputError(f"{problem}; read it with errors='replace'") from None
+        refuse_lone_surrogates(text)
         if map_punctuation:
             text = text.translate(PUNCTUATION)  # before NFKD, which turns ´ into a space and an accent
         if not keep_accents:
@@ -58,15 +55,41 @@ def text_options(config: Any) -> dict[str, Any]:
     return {name: getattr(config, name) for name in TEXT_OPTIONS}
 
 
-def share_with_marks(text: str) -> tuple[int, int]:
-    """The number of letters in a text, and the number of those that lose an accent, umlaut or voicing mark in `preprocess`."""
+def letters_and_marks(text: str) -> tuple[int, int]:
+    """The number of letters in a text, and the number of accents, umlauts, tones and other marks that `preprocess` removes."""
     letters = sum(map(str.isalpha, text))
-    return letters, 0 if text.isascii() else sum(map(_has_mark, text))
+    if text.isascii():
+        return letters, 0
+    return letters, sum(map(bool, map(unicodedata.combining, unicodedata.normalize("NFKD", text))))
 
 
-@functools.cache
-def _has_mark(character: str) -> bool:
-    return character.isalpha() and any(map(unicodedata.combining, unicodedata.normalize("NFKD", character)))
+def warn_of_lost_marks(letters: int, marks: int) -> None:
+    """Warn if more than 1 % of the letters lose a mark."""
+    if marks > 0.01 * letters:
+        log.warning(
+            "the text loses %.0f accents or other marks per 100 letters; keep them with --data.keep-accents true",
+            100 * marks / max(letters, 1),
+        )
+
+
+def refuse_lone_surrogates(text: str) -> None:
+    """Raise `InputError` if a text cannot be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        character, before = text[error.start], text[max(0, error.start - 20) : error.start]
+        problem = f"lone surrogate {character!r} after {before!r} in a text"
+        raise InputError(f"{problem}; read it with errors='replace'") from None
+
+
+def read_vocabulary(path: Path) -> bytes:
+    """The bytes of a vocabulary's file."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot read the vocabulary: {error.strerror}; name a spiece.model, vocab.txt or tokenizer.json"
+        ) from None
 
 
 class UnsuitableVocabulary(InputError):
@@ -177,7 +200,9 @@ class Tokenizer(ABC):
         """Like `encode_batch`, but `[MASK]` in a text becomes the mask token."""
         rows = []
         for text in texts:
-            first, *others = self.encode_batch(text.split("[MASK]"))
+            *before, last = text.split("[MASK]")
+            # [MASK] takes the spaces before it, as in Hugging Face's tokenizers.
+            first, *others = self.encode_batch([*(part.rstrip() for part in before), last])
             rows.append([*first, *(i for ids in others for i in (self.mask_id, *ids))])
         return rows
 

@@ -16,7 +16,7 @@ from sentencepiece import sentencepiece_model_pb2
 from albert_jax.config import InputError, read_json
 from albert_jax.data.json_tokenizer import JSON_FILE, WORDPIECE_FILE, JsonTokenizer, WordPieceTokenizer
 from albert_jax.data.sentencepiece_tokenizer import VOCABULARY, SentencePieceTokenizer, ends_in_digit_comma
-from albert_jax.data.tokenizer import PUNCTUATION, SPACE, SPECIAL_PIECES, TEXT_OPTIONS, Tokenizer
+from albert_jax.data.tokenizer import PUNCTUATION, SPACE, TEXT_OPTIONS, Tokenizer
 
 protobuf: Any = sentencepiece_model_pb2  # its names are defined on import, so the type checker does not know them
 
@@ -57,15 +57,23 @@ def with_options(tokenizer: Tokenizer, options: Mapping[str, bool]) -> Tokenizer
     return open_tokenizer(tokenizer.path, contents=tokenizer.contents, **options)
 
 
-def write(tokenizer: Tokenizer, max_length: int, folder: Path) -> None:
-    """Write the vocabulary, tokenizer.json and tokenizer_config.json, for `AutoTokenizer.from_pretrained`."""
+def write(tokenizer: Tokenizer, max_length: int, folder: Path) -> list[str]:
+    """Write the vocabulary, tokenizer.json and tokenizer_config.json, for `AutoTokenizer.from_pretrained`.
+
+    Returns:
+      Notes for the user.
+    """
     write_vocabulary(tokenizer, max_length, folder)
     if isinstance(tokenizer, SentencePieceTokenizer):
+        kind = protobuf.ModelProto.FromString(tokenizer.contents).trainer_spec.model_type
+        if kind != protobuf.TrainerSpec.UNIGRAM:
+            return [f"no {JSON_FILE}: {VOCABULARY} is no unigram model, so transformers may give other ids"]
         contents = json.dumps(_to_json(tokenizer), ensure_ascii=False)
     else:
         assert isinstance(tokenizer, JsonTokenizer)
         contents = tokenizer.to_json()
     (folder / JSON_FILE).write_text(contents, encoding="utf-8")
+    return []
 
 
 CLASSES = {VOCABULARY: "PreTrainedTokenizerFast", WORDPIECE_FILE: "BertTokenizer", JSON_FILE: "PreTrainedTokenizerFast"}
@@ -105,6 +113,10 @@ def read(folder: Path, vocab: str | Path = "") -> Tokenizer | None:
     stored = read_json(path) if path.is_file() else {}
     if "strip_accents" in stored and isinstance(stored["strip_accents"], bool):
         stored = {"keep_accents": not stored["strip_accents"]} | stored
+    if stored.get("tokenize_chinese_chars") is False and not (folder / JSON_FILE).is_file():
+        raise InputError(
+            f"{path}: tokenize_chinese_chars false needs a {JSON_FILE}; save the tokenizer with transformers"
+        )
     options = {option: stored.get(KEYS[option], default) for option, default in TEXT_OPTIONS.items()}
     for option, value in options.items():
         if not isinstance(value, bool):
@@ -145,22 +157,24 @@ def _to_json(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
     if symbols:  # SentencePiece splits the text at these before it searches for pieces
         pattern = "|".join(re.escape(symbol) for symbol in sorted(symbols, key=len, reverse=True))
         pre_tokenizers.append({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False})
+    names = tokenizer.pieces(tokenizer.special_ids)
     added_tokens = [
         {
             "id": token_id,
             "content": name,
             "single_word": False,
-            "lstrip": name == "[MASK]",
+            "lstrip": token_id == tokenizer.mask_id,
             "rstrip": False,
             "normalized": False,
             "special": True,
         }
-        for name, token_id in zip(SPECIAL_PIECES, tokenizer.special_ids, strict=True)
+        for name, token_id in zip(names, tokenizer.special_ids, strict=True)
     ]
-    cls = {"SpecialToken": {"id": "[CLS]", "type_id": 0}}
-    first_sep, second_sep = ({"SpecialToken": {"id": "[SEP]", "type_id": segment}} for segment in (0, 1))
+    _, _, cls_name, sep_name, _ = names
+    cls = {"SpecialToken": {"id": cls_name, "type_id": 0}}
+    first_sep, second_sep = ({"SpecialToken": {"id": sep_name, "type_id": segment}} for segment in (0, 1))
     first, second = ({"Sequence": {"id": name, "type_id": segment}} for segment, name in enumerate("AB"))
-    ids = {"[CLS]": tokenizer.cls_id, "[SEP]": tokenizer.sep_id}
+    ids = {cls_name: tokenizer.cls_id, sep_name: tokenizer.sep_id}
     return {
         "version": "1.0",
         "truncation": None,
@@ -177,5 +191,10 @@ def _to_json(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
             },
         },
         "decoder": metaspace,
-        "model": {"type": "Unigram", "unk_id": tokenizer.unk_id, "vocab": vocabulary, "byte_fallback": False},
+        "model": {
+            "type": "Unigram",
+            "unk_id": tokenizer.unk_id,
+            "vocab": vocabulary,
+            "byte_fallback": model.trainer_spec.byte_fallback,
+        },
     }
