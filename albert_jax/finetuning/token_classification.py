@@ -230,7 +230,9 @@ def _sentences(source: Source, config: TokenClassificationData) -> Iterator[Exam
     """The sentences of CoNLL files, or of records, of which each is a sentence."""
     records = tuple(path for path in source.paths if readers.file_kind(path) in RECORDS)
     for path in (path for path in source.paths if path not in records):
-        for where, words, tags in conll.sentences(path, config, config.word_column, config.tag_column):
+        for where, words, tags in conll.sentences(
+            path, config, config.word_column, config.tag_column, source.is_hidden
+        ):
             yield Example(where, tuple(words), tuple(to_iob2(tags)) if tags else None)
     for where, record in readers.records(replace(source, paths=records), config):
         yield _from_record(where, record, config, source.is_hidden)
