@@ -182,6 +182,11 @@ SQUADS: dict[str, str] = {
     "records in data": json.dumps({"data": [FLAT]}),
     "a record per line": json.dumps(ON_HUB) + "\n\n",
     "articles": json.dumps(json.loads(squad(QA))["data"]),
+    "one answer by another name": squad({"answer" if name == "answers" else name: value for name, value in QA.items()}),
+    "answer and position": squad({"id": "q", "question": "where?", "answer": "London", "answer_start": 22}),
+    "empty position": squad(QA | {"answers": [{"text": "London", "answer_start": ""}]}),
+    "a blank answer": squad(QA | {"answers": [{"text": " ", "answer_start": 3}, *QA["answers"]]}),
+    "JSON in a cell": squad(QA | {"answers": '{"text": ["London"], "answer_start": [22]}'}),
     "another name of the id": squad({"qid" if name == "id" else name: value for name, value in QA.items()}),
 }
 
@@ -192,6 +197,42 @@ def test_variants_of_squad(case: str, tmp_path: Path) -> None:
     assert rows_of(tmp_path / "x.json", "squad1", SQUADS[case]) == wanted
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"answers": [{"text": "", "answer_start": -1}]},
+        {"answers": [""]},
+        {"answers": {"text": [""], "answer_start": [0]}},
+        {"answers": "[]"},
+        {"is_impossible": True},
+        {"is_impossible": "True"},
+        {"is_impossible": 1},
+        {"is_impossible": "1"},
+    ],
+)
+def test_questions_without_an_answer(fields: dict[str, Any], tmp_path: Path) -> None:
+    """A blank text is no answer."""
+    (row,) = rows_of(tmp_path / "x.json", "squad2", squad(QA | fields))
+    assert row == Question("q", "where?", CONTEXT, (), True)
+
+
+def test_answers_in_a_table(tmp_path: Path) -> None:
+    """The text False is not true.  Fails if the question counts as unanswerable."""
+    header = "id,question,context,is_impossible,answers\n"
+    rows = f'1,where?,{CONTEXT},False,London\n2,who?,{CONTEXT},TRUE,""\n'
+    found = rows_of(tmp_path / "x.csv", "squad2", header + rows)
+    assert [row.answers for row in found] == [(("London", 22),), ()]
+    for fields, message in (
+        ({"answers": "{'text': ['London']}"}, "answers is .*; expected JSON or plain text"),
+        ({"is_impossible": "maybe"}, "is_impossible is 'maybe'; expected true or false"),
+        ({"answers": [{"text": "London", "answer_start": "x"}]}, "answer_start is 'x'; expected a whole number"),
+        ({"id": 7.5}, "id is 7.5; expected text or a whole number"),
+        ({"question": 1}, "question is 1; expected text"),
+    ):
+        with pytest.raises(InputError, match=f"x.json: its first question is not in SQuAD's format: {message}"):
+            rows_of(tmp_path / "x.json", "squad2", squad(QA | fields))
+
+
 def test_squad_from_parquet(tmp_path: Path) -> None:
     for name in ("train", "validation"):
         parquet.write_table(pyarrow.Table.from_pylist([ON_HUB]), tmp_path / f"{name}-00000-of-00001.parquet")
@@ -200,7 +241,7 @@ def test_squad_from_parquet(tmp_path: Path) -> None:
 
 def test_ids_of_questions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Numbers become text.  Generated ids depend on the texts and not on the order, and are unique."""
-    assert [row.id for row in rows_of(tmp_path / "x.json", "squad1", squad(QA | {"id": 7}, QA | {"id": 8}))] == [
+    assert [row.id for row in rows_of(tmp_path / "x.json", "squad1", squad(QA | {"id": 7}, QA | {"id": 8.0}))] == [
         "7",
         "8",
     ]
