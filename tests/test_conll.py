@@ -101,7 +101,7 @@ def test_a_hidden_file_without_the_column_of_tags(tmp_path: Path) -> None:
     files_ = {f"{split}_file": str(tmp_path / "train") for split in ("train", "dev")}
     found, _ = read_with(config("ner", tag_column="3", test_file=str(tmp_path / "test"), **files_))
     assert found["test"][0][1:] == (("Anna", "sings"), None)
-    with pytest.raises(InputError, match="test:1: data.tag_column '3' is not a column"):
+    with pytest.raises(InputError, match=r"test:1: data.tag_column '3' is not a column"):
         read_with(config("ner", tag_column="3", **files_ | {"dev_file": str(tmp_path / "test")}))
 
 
@@ -138,7 +138,11 @@ REFUSED: dict[str, tuple[str, dict[str, str], str]] = {
         "x:1: column 1 holds only 'doc'; name the column of the words with --data.word-column",
     ),
     "no word": ("a\tO\n\tO\n", {}, "x:2: no word in column 1"),
-    "hashtag": ("a O\n#b x O\n", {}, "x:2: expected 2 columns, as in the lines before, found 3; a comment begins with '# '"),
+    "hashtag": (
+        "a O\n#b x O\n",
+        {},
+        "x:2: expected 2 columns, as in the lines before, found 3; a comment begins with '# '",
+    ),
     "not a number": ("1 a O\n2 b B-X\nc d O\n", {}, "x:3: 'c' is not the number of a word, as in the lines before"),
     "columns": ("a O\nb O\nc x O\n", {}, "x:3: expected 2 columns, as in the lines before, found 3"),
 }
@@ -216,7 +220,7 @@ def test_malformed_records_are_refused(tmp_path: Path) -> None:
     for change, message in (
         (
             {"ner_tags": [0, 1, 2]},
-            r"x.jsonl:1: ner_tags is \[0, 1, 2\]; expected a list of texts, also of tags, not numbers",
+            r"x.jsonl:1: ner_tags is \[0, 1, 2\]; expected a list of texts, also of tags, not numbers; Dataset.to_parquet keeps the names of tags",
         ),
         ({"ner_tags": ["O"]}, "x.jsonl:1: 3 words, but 1 tags"),
     ):

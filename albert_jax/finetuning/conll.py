@@ -31,7 +31,10 @@ PLACEHOLDER = re.compile(r"[\d_*-]*")
 DOCUMENT = "-DOCSTART-"
 COMMENT = re.compile(r"#(\s|$|(begin|end) document\b)")
 """Beginning of a comment.  `#begin document` is CoNLL-2012's."""
-HEADER = "token tokens word words form text".split(), "tag tags label labels ner ner_tag ner_tags entity pos upos".split()
+HEADER = (
+    ("token", "tokens", "word", "words", "form", "text"),
+    ("tag", "tags", "label", "labels", "ner", "ner_tag", "ner_tags", "entity", "pos", "upos"),
+)
 """Usual names of the columns of words and of tags."""
 WORD_ADVICE = "name the column of the words with --data.word-column"
 SAMPLE = 1000
@@ -133,7 +136,8 @@ def cells_of(line: str) -> list[str]:
 
 def _is_comment(line: str, cells: Sequence[str], columns: Columns) -> bool:
     """Whether a line that begins with # is a comment, and not the word # or a hashtag."""
-    if columns.number == 0 or (is_comment := COMMENT.match(line.lstrip())) and len(cells) != columns.width:
+    is_comment = COMMENT.match(line.lstrip())
+    if columns.number == 0 or (is_comment and len(cells) != columns.width):
         return True
     if not is_comment or columns.tag is None:
         return False
