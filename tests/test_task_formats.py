@@ -117,6 +117,7 @@ def test_a_byte_order_mark_is_no_warning(tmp_path: Path, caplog: pytest.LogCaptu
         ("{}.jsonl.bz2", bz2.compress(b'{"sentence": "a film", "label": 1}')),
         ("data/{}-00000-of-00001.parquet", None),
     ],
+    ids=["gz", "bz2", "hub"],
 )
 def test_compressed_files_and_the_folder_data(name: str, content: bytes | None, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
