@@ -133,6 +133,14 @@ def test_compressed_files_and_the_folder_data(name: str, content: bytes | None, 
     }
 
 
+def test_sentences_of_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for split in ("train", "validation"):
+        table = pyarrow.Table.from_pylist([{"tokens": ["a"], "ner_tags": ["B-X"]}])
+        parquet.write_table(table, tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    assert read_with(config("ner", dir=str(tmp_path)))[0]["dev"][0].tags == ("B-X",)
+
+
 def test_whole_numbers_with_decimals_are_the_same_class(tmp_path: Path) -> None:
     """The class is called as where it occurs first; the text of a regression keeps its number."""
     for name, values in {"train": ("1", "0", "1.0"), "dev": ("1.0", "0.0", " 1")}.items():

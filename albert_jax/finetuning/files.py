@@ -142,8 +142,7 @@ def _matching_files(folder: Path, pattern: str) -> tuple[Path, ...]:
         on_hub = f"{stem.replace('dev', 'validation', 1)}-*.parquet"
         names = (alternative, f"{stem}.jsonl", f"{stem}.csv", f"{stem}.parquet", on_hub)
         for name in names if suffix == "tsv" else (alternative,):
-            others = (f"data/{name}",) if name.endswith("-*.parquet") else (f"{name}{end}" for end in COMPRESSIONS)
-            for variant in (name, *others):
+            for variant in (name, *(f"{name}{end}" for end in COMPRESSIONS), f"data/{name}"):
                 if paths := tuple(path for path in sorted(folder.glob(variant)) if path.is_file()):
                     return paths
     return ()
