@@ -40,6 +40,19 @@ FILES: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "GermEval, inner entities": ("1\tAnna\tO\tB-PER\n2\tBerg\tO\tI-PER\n3\tsings\tO\tO\n", {"tag_column": "4"}),
     "named columns": ("x B-PER 7 Anna\nx I-PER 8 Berg\nx O 9 sings\n", {"word_column": "4", "tag_column": "2"}),
+    "ids of sentences": ("s1\t1\tAnna\tB-PER\ns1\t2\tBerg\tI-PER\ns1\t3\tsings\tO\n", {}),
+    "sentences numbered": ("1\t1\tAnna\tB-PER\n1\t2\tBerg\tI-PER\n1\t3\tsings\tO\n", {}),
+    "offsets": ("0\t4\tAnna\tB-PER\n5\t9\tBerg\tI-PER\n10\t15\tsings\tO\n", {}),
+    "ranges": ("0-4\tAnna\tB-PER\n5-9\tBerg\tI-PER\n10-15\tsings\tO\n", {}),
+    "offsets last": ("Anna\tB-PER\t0\t4\nBerg\tI-PER\t5\t9\nsings\tO\t10\t15\n", {}),
+    "numbers with periods": ("1.\tAnna\tB-PER\n2.\tBerg\tI-PER\n3.\tsings\tO\n", {}),
+    "CoNLL-2012": (
+        "#begin document (bn/x); part 000\nbn/x01 0 0 Anna NNP B-PER\nbn/x01 0 1 Berg NNP I-PER\n"
+        "bn/x01 0 2 sings VB O\n\n#end document\n",
+        {"tag_column": "6"},
+    ),
+    "header": ("Token\tTag\n" + PLAIN, {}),
+    "header and comment": ("# x\n\nID\tWORD\tNER\n\n1\tAnna\tB-PER\n2\tBerg\tI-PER\n3\tsings\tO\n", {}),
     "comments": ("# id = 1\n" + PLAIN, {}),
     "comment of as many cells": ("# comment\n" + PLAIN.replace("\t", " "), {}),
 }
@@ -76,6 +89,22 @@ def test_a_number_sign_can_be_a_word(tmp_path: Path) -> None:
     assert sentences(tmp_path / "x", text) == [(["#", "#oslo"], ["O", "B-LOC"]), (["#new", "x"], ["B-PER", "O"])]
 
 
+def test_hashtags_are_words_whatever_their_tag(tmp_path: Path) -> None:
+    """Fails if a tag that the first lines do not have makes the line a comment."""
+    text = "x\tVB\nx\tVB\n\n" * conll.SAMPLE + "#\tVB\n#oslo\tHASH\n"
+    assert sentences(tmp_path / "x", text)[-1] == (["#", "#oslo"], ["VB", "HASH"])
+
+
+def test_a_hidden_file_without_the_column_of_tags(tmp_path: Path) -> None:
+    (tmp_path / "train").write_text("Anna NNP B-PER\nsings VB O\n")
+    (tmp_path / "test").write_text("Anna NNP\nsings VB\n")
+    files_ = {f"{split}_file": str(tmp_path / "train") for split in ("train", "dev")}
+    found, _ = read_with(config("ner", tag_column="3", test_file=str(tmp_path / "test"), **files_))
+    assert found["test"][0][1:] == (("Anna", "sings"), None)
+    with pytest.raises(InputError, match=r"test:1: data.tag_column '3' is not a column"):
+        read_with(config("ner", tag_column="3", **files_ | {"dev_file": str(tmp_path / "test")}))
+
+
 def test_files_without_tags(tmp_path: Path) -> None:
     for text in ("Anna\nsings\n", "1\tAnna\n2\tsings\n", "Anna\t\nsings\t\n"):
         assert sentences(tmp_path / "x", text) == [(["Anna", "sings"], [])]
@@ -103,6 +132,17 @@ REFUSED: dict[str, tuple[str, dict[str, str], str]] = {
     ),
     "no number": ("a O\n", {"word_column": "word"}, "x:1: data.word_column 'word' is not a column"),
     "no tag": ("a\tO\tx\nb\t\tx\nc\tO\tx\n", {"tag_column": "2"}, "x:2: no tag in column 2"),
+    "one word": (
+        "doc Anna O\ndoc sings B-X\n",
+        {},
+        "x:1: column 1 holds only 'doc'; name the column of the words with --data.word-column",
+    ),
+    "no word": ("a\tO\n\tO\n", {}, "x:2: no word in column 1"),
+    "hashtag": (
+        "a O\n#b x O\n",
+        {},
+        "x:2: expected 2 columns, as in the lines before, found 3; a comment begins with '# '",
+    ),
     "not a number": ("1 a O\n2 b B-X\nc d O\n", {}, "x:3: 'c' is not the number of a word, as in the lines before"),
     "columns": ("a O\nb O\nc x O\n", {}, "x:3: expected 2 columns, as in the lines before, found 3"),
 }
@@ -180,7 +220,7 @@ def test_malformed_records_are_refused(tmp_path: Path) -> None:
     for change, message in (
         (
             {"ner_tags": [0, 1, 2]},
-            r"x.jsonl:1: ner_tags is \[0, 1, 2\]; expected a list of texts, also of tags, not numbers",
+            r"x.jsonl:1: ner_tags is \[0, 1, 2\]; expected a list of texts, also of tags, not numbers; Dataset.to_parquet keeps the names of tags",
         ),
         ({"ner_tags": ["O"]}, "x.jsonl:1: 3 words, but 1 tags"),
     ):

@@ -46,6 +46,22 @@ def test_other_schemes_mark_the_same_entities(scheme: str) -> None:
                 assert [list(span) for span in spans(own)] == found
 
 
+@pytest.mark.parametrize("form", ["suffixes", "no types"])
+def test_tags_are_rewritten_with_prefixes(form: str) -> None:
+    """The entities are seqeval's, whatever the form."""
+    case = GOLDEN["entities"][2]
+    for row, found in zip(case["gold"], case["spans"], strict=True):
+        tags = [tag[0] if form == "no types" or tag == "O" else f"{tag[2:]}-{tag[0]}" for tag in row]
+        if set(tags) > {"O"}:
+            assert metrics.need_prefixes(tags)
+        kinds = [metrics.ENTITY if form == "no types" else kind for _, _, kind in found]
+        assert list(spans([metrics.with_prefix(tag) for tag in tags])) == [
+            (start, end, kind) for (start, end, _), kind in zip(found, kinds, strict=True)
+        ]
+    for tags in (["B-X", "O"], ["B_X", "S-Y"], ["O"], ["NN", "VB"], ["B", "X"], ["X-B", "Y"], ["S", "V"]):
+        assert not metrics.need_prefixes(tags)
+
+
 def test_tags_without_prefixes_are_words() -> None:
     """Not one entity of the whole text."""
     tags = ["NOUN", "NOUN", "O", "PER", "PER"]

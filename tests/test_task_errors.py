@@ -57,6 +57,13 @@ def answer_of(**fields: Any) -> Callable[[Path], object]:
     return change
 
 
+def saved_to_disk(folder: Path) -> None:
+    """As DatasetDict.save_to_disk writes it."""
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / "dataset_dict.json").write_text('{"splits": ["train", "validation"]}')
+
+
 BAD: dict[str, tuple[str, Callable[[Path], list[str]], list[str], str]] = {
     "empty": ("sst2", changed("sst2", content("train.tsv", b"")), [], "train.tsv: no examples"),
     "a header alone": ("sst2", changed("sst2", content("dev.tsv", b"sentence\tlabel\n")), [], "dev.tsv: no examples"),
@@ -66,7 +73,7 @@ BAD: dict[str, tuple[str, Callable[[Path], list[str]], list[str], str]] = {
         "sst2",
         changed("sst2", content("dev.tsv", b"sentence\tlabel\ngo\xffod\t1\n")),
         [],
-        "dev.tsv:2: invalid UTF-8 at byte 17; name its encoding (--data.encoding cp1252) or pass --data.encoding-errors replace",
+        "dev.tsv:2: invalid UTF-8 at byte 17; ",
     ),
     "encoding of JSON": ("squad1", changed("squad1", content("dev-v1.1.json", b"\xff")), [], "dev-v1.1.json: not UTF-8 at byte 0"),
     "label": ("rte", changed("rte", line("dev.tsv", 3, "1\ta\tb\tmaybe")), [], "dev.tsv:3: label 'maybe' is not one of entailment, not_entailment"),
@@ -83,7 +90,7 @@ BAD: dict[str, tuple[str, Callable[[Path], list[str]], list[str], str]] = {
     "JSON list": ("regression", changed("regression", line("dev.jsonl", 2, "[1]")), [], "dev.jsonl:2: expected a JSON object"),
     "no text": ("regression", changed("regression", line("dev.jsonl", 2, '{"text": null, "label": 1}')), [], "dev.jsonl:2: text is None; expected text or a number"),
     "conll": ("ner", changed("ner", line("eng.train", 4, "the X O")), [], "eng.train:4: expected 4 columns, as in the lines before, found 3"),
-    "a tag": ("ner", changed("ner", line("eng.train", 4, "the X O LOC")), [], "either all tags but O have a prefix such as B-, or none; found "),
+    "a tag": ("ner", changed("ner", line("eng.train", 4, "the X O LOC")), [], "eng.train:3, word 4 'space': either all tags but O have a prefix such as B-, or none; found "),
     "one column": ("ner", changed("ner", content("eng.train", b"the\ntext\n")), [], "eng.train:1; all training and dev examples need one"),
     "new type": ("ner", changed("ner", line("eng.testa", 3, "the X O I-ORG")), [], "eng.testa:3: unknown type 'ORG'; the training file has LOC, PER"),
     "no entity": ("ner", changed("ner", content("eng.train", b"the O\n")), [], "eng.train:1: the training file has no entity; all tags are O"),
@@ -103,12 +110,16 @@ BAD: dict[str, tuple[str, Callable[[Path], list[str]], list[str], str]] = {
     "no letter": ("race", changed("race", race_file(lambda r: r.update(answers=[""]))), [], "no label for high1.txt.0; all training and dev examples need one"),
     "no answers": ("squad1", changed("squad1", without_answers("dev")), [], "dev-v1.1.json: no label for dev3; all training and dev examples need one"),
     "no answers in train": ("squad1", changed("squad1", without_answers("train")), [], "train-v1.1.json: no label for train3"),
-    "a place": ("squad1", changed("squad1", answer_of(answer_start=4.7)), [], "the question after dev2 is not in SQuAD's format: a field has the wrong type"),
-    "a text": ("squad1", changed("squad1", answer_of(text=None)), [], "the question after dev2 is not in SQuAD's format"),
-    "a column twice": ("sst2", changed("sst2", line("dev.tsv", 1, "sentence\tsentence")), [], "dev.tsv:1: two columns are called 'sentence'"),
+    "a place": ("squad1", changed("squad1", answer_of(answer_start=4.7)), [], "the question after dev2 is not in SQuAD's format: answer_start is 4.7; expected a whole number"),
+    "a text": ("squad1", changed("squad1", answer_of(text=None)), [], "the question after dev2 is not in SQuAD's format: the text of an answer is None; expected text"),
+    "a column twice": ("sst2", changed("sst2", line("dev.tsv", 1, "sentence\tsentence")), [], "dev.tsv:2: no column sentence; the columns are sentence (1), sentence (2)"),
     "an id twice": ("race", changed("race", race_file(lambda r: r.update(id="middle0.txt"))), [], "two questions have the id 'middle0.txt.0'; make ids unique"),
     "test lines": ("qqp", changed("qqp", line("test.tsv", 3, "1")), [], "test.tsv:3: expected 3 columns (id, question1, question2), found 1"),
     "too many answers": ("mctest", changed("mctest", line("mc160.dev.ans", 1, "A\tB\tC\tD\nA\tB\tC\tD")), [], "mc160.dev.ans: 7 lines, but"),
+    "a table in .txt": ("sst2", changed("sst2", content("dev.txt", b"sentence\tlabel\na\t1\n")), ["--data.dev-file", "{folder}/dev.txt"], "dev.txt:1: not JSON: Expecting value: line 1 column 1 (char 0); .txt is read as JSON lines (RACE's format): save a table as .tsv"),
+    "save_to_disk": ("sst2", changed("sst2", lambda folder: (folder / "state.json").write_text("{}")), ["--data.dev-file", "{folder}"], "data: a folder; name its files; for a folder of save_to_disk, save each split with Dataset.to_parquet"),
+    "save_to_disk, splits": ("sst2", changed("sst2", saved_to_disk), [], "give --data.dir or --data.train-file; for a folder of save_to_disk, save each split"),
+    "save_to_disk, file": ("sst2", changed("sst2", content("x.arrow", b"")), ["--data.dev-file", "{folder}/x.arrow"], "x.arrow: cannot read '.arrow' files; known: tsv, csv, jsonl, json, txt, parquet, also with .gz, .bz2, .xz, .zst; save the data set with Dataset.to_parquet"),
     "no dir": ("sst2", lambda folder: [], [], "no train data; give --data.dir or --data.train-file"),
     "dir": ("sst2", lambda folder: ["--data.dir", "nowhere"], [], "data.dir nowhere: no such folder"),
     "no dev": ("sst2", changed("sst2", lambda folder: (folder / "dev.tsv").unlink()), [], "no dev.tsv in data.dir"),

@@ -1,5 +1,6 @@
 """Files of fine-tuning tasks as people have them: tables, SQuAD's variants, multiple choice as published and on the hub."""
 
+import bz2
 import gzip
 import json
 import logging
@@ -41,6 +42,11 @@ TABLES: dict[str, tuple[str, Any]] = {
     "cells beyond the header": ("x.csv", "text,label\na film,pos,,\na bore,neg,\n"),
     "fewer cells than columns": ("x.csv", "text,label,,\na film,pos\na bore,neg\n"),
     "semicolons": ("x.csv", "text;label\na film;pos\na bore;neg\n"),
+    "suffix in upper case": ("X.CSV", "text,label\na film,pos\na bore,neg\n"),
+    "suffixes in upper case": ("X.TSV.gz", gzip.compress(b"text\tlabel\na film\tpos\na bore\tneg\n")),
+    "JSON array without suffix": ("x", json.dumps(RECORDS)),
+    "JSON lines without suffix": ("x.gz", gzip.compress(LINES.encode())),
+    "two equal columns": ("x.csv", "text,note,label,note\na film,1,pos,2\na bore,3,neg,4\n"),
     "JSON lines": ("x.json", LINES),
     "JSON array": ("x.json", json.dumps(RECORDS, indent=1)),
     "JSON array with a byte-order mark": ("x.json", "\ufeff" + json.dumps(RECORDS)),
@@ -69,7 +75,7 @@ def test_encodings(encoding: str, name: str, tmp_path: Path) -> None:
         f"{word} 1",
     ]
     if encoding == "cp1252":
-        with pytest.raises(InputError, match=r"x\.\w+(:\d)?: .* at byte \d+; name its encoding"):
+        with pytest.raises(InputError, match=r"x\.\w+(:\d)?: .* at byte \d+; .*name its encoding"):
             rows_of(tmp_path / name, "text", content)
 
 
@@ -87,6 +93,54 @@ def test_text_in_columns_without_names_is_counted(tmp_path: Path, caplog: pytest
     assert "x.csv: 1 rows have text in columns without a name" in caplog.text
 
 
+def test_columns_of_one_name_are_numbered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = "text,text,label\n1,a film,pos\n2,a bore,neg\n"
+    rows = rows_of(tmp_path / "x.csv", "text", content, text_column="text (2)")
+    assert [row.text for row in rows] == ["a film", "a bore"]
+    assert "x.csv:1: several columns are called 'text'; they are read as 'text (1)', 'text (2)', ..." in caplog.text
+    with pytest.raises(InputError, match=r"name it with --data.text-column 'text \(2\)'"):
+        rows_of(tmp_path / "x.csv", "text", content)
+
+
+def test_a_byte_order_mark_is_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = "\ufefftext,label\na film,pos\na bore,neg\n"
+    with caplog.at_level(logging.INFO):
+        assert [row.text for row in rows_of(tmp_path / "x.csv", "text", content)] == ["a film", "a bore"]
+    levels = {record.levelno for record in caplog.records if "byte-order marks removed" in record.getMessage()}
+    assert levels == {logging.INFO}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("{}.tsv.gz", gzip.compress(b"sentence\tlabel\na film\t1\n")),
+        ("{}.jsonl.bz2", bz2.compress(b'{"sentence": "a film", "label": 1}')),
+        ("data/{}-00000-of-00001.parquet", None),
+    ],
+    ids=["gz", "bz2", "hub"],
+)
+def test_compressed_files_and_the_folder_data(name: str, content: bytes | None, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for split in ("train", "dev" if content else "validation"):
+        path = tmp_path / name.format(split)
+        if content:
+            path.write_bytes(content)
+        else:
+            parquet.write_table(pyarrow.Table.from_pylist([{"sentence": "a film", "label": 1}]), path)
+    found, _ = read_with(config("sst2", dir=str(tmp_path)))
+    assert {split: [row[1:] for row in rows] for split, rows in found.items()} == {
+        split: [("a film", None, "positive")] for split in ("train", "dev")
+    }
+
+
+def test_sentences_of_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for split in ("train", "validation"):
+        table = pyarrow.Table.from_pylist([{"tokens": ["a"], "ner_tags": ["B-X"]}])
+        parquet.write_table(table, tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    assert read_with(config("ner", dir=str(tmp_path)))[0]["dev"][0].tags == ("B-X",)
+
+
 def test_whole_numbers_with_decimals_are_the_same_class(tmp_path: Path) -> None:
     """The class is called as where it occurs first; the text of a regression keeps its number."""
     for name, values in {"train": ("1", "0", "1.0"), "dev": ("1.0", "0.0", " 1")}.items():
@@ -97,8 +151,29 @@ def test_whole_numbers_with_decimals_are_the_same_class(tmp_path: Path) -> None:
     assert [row.label for row in found["train"]] == ["1", "0", "1"] == [row.label for row in found["dev"]]
     sentence = "sentence\tlabel\na\t1.0\nb\t0.0\n"
     assert [row.label for row in rows_of(tmp_path / "x.tsv", "sst2", sentence)] == ["positive", "negative"]
+    spaces = "text,label\na, pos\nb, neg\nc,pos\n"
+    assert [row.label for row in rows_of(tmp_path / "x.csv", "text", spaces)] == ["pos", "neg", "pos"]
     records = [{"text": "a", "label": True}, {"text": "b", "label": False}]
     assert [row.label for row in rows_of(tmp_path / "x.jsonl", "text", records)] == ["True", "False"]
+
+
+def test_booleans_are_the_classes_0_and_1(tmp_path: Path) -> None:
+    records = [{"sentence": "a", "label": True}, {"sentence": "b", "label": False}]
+    assert [row.label for row in rows_of(tmp_path / "x.jsonl", "sst2", records)] == ["positive", "negative"]
+    (tmp_path / "train.csv").write_text("text,label\na,1\nb,0\n")
+    (tmp_path / "dev.csv").write_text("text,label\na,False\nb,true\n")
+    files = {f"{name}_file": str(tmp_path / f"{name}.csv") for name in ("train", "dev")}
+    assert [row.label for row in read_with(config("text", **files))[0]["dev"]] == ["0", "1"]
+    with pytest.raises(InputError, match="label 'True' is not one of entailment, not_entailment"):
+        rows_of(tmp_path / "x.jsonl", "rte", [{"sentence1": "a", "sentence2": "b", "label": True}])
+
+
+def test_a_label_of_spaces_is_hidden(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("text,label\na film,pos\na bore,neg\n")
+    (tmp_path / "test.csv").write_text("text,label\na film, \n")
+    files = {f"{name}_file": str(tmp_path / "x.csv") for name in ("train", "dev")}
+    found, _ = read_with(config("text", test_file=str(tmp_path / "test.csv"), **files))
+    assert found["test"][0].label is None
 
 
 def test_rows_with_malformed_quotes_are_skipped_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -141,7 +216,12 @@ def test_columns_with_other_names_are_suggested(header: str, advice: str, tmp_pa
 
 def test_parquet_of_the_hub(tmp_path: Path) -> None:
     """Classes have their names, and -1 is hidden; the files of a folder belong to the splits."""
-    features = {"sentence": {"_type": "Value"}, "label": {"names": ["negative", "positive"], "_type": "ClassLabel"}}
+    options = {"feature": [{"text": {"_type": "Value"}}], "_type": "Sequence"}
+    features = {
+        "options": options,
+        "sentence": {"_type": "Value"},
+        "label": {"names": ["negative", "positive"], "_type": "ClassLabel"},
+    }
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     for name, labels in {"train": [0, 1], "validation": [1, 0], "test": [-1, -1]}.items():
         table = pyarrow.table({"sentence": ["a", "b"], "label": labels}).replace_schema_metadata(metadata)
@@ -182,6 +262,11 @@ SQUADS: dict[str, str] = {
     "records in data": json.dumps({"data": [FLAT]}),
     "a record per line": json.dumps(ON_HUB) + "\n\n",
     "articles": json.dumps(json.loads(squad(QA))["data"]),
+    "one answer by another name": squad({"answer" if name == "answers" else name: value for name, value in QA.items()}),
+    "answer and position": squad({"id": "q", "question": "where?", "answer": "London", "answer_start": 22}),
+    "empty position": squad(QA | {"answers": [{"text": "London", "answer_start": ""}]}),
+    "a blank answer": squad(QA | {"answers": [{"text": " ", "answer_start": 3}, *QA["answers"]]}),
+    "JSON in a cell": squad(QA | {"answers": '{"text": ["London"], "answer_start": [22]}'}),
     "another name of the id": squad({"qid" if name == "id" else name: value for name, value in QA.items()}),
 }
 
@@ -192,6 +277,42 @@ def test_variants_of_squad(case: str, tmp_path: Path) -> None:
     assert rows_of(tmp_path / "x.json", "squad1", SQUADS[case]) == wanted
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"answers": [{"text": "", "answer_start": -1}]},
+        {"answers": [""]},
+        {"answers": {"text": [""], "answer_start": [0]}},
+        {"answers": "[]"},
+        {"is_impossible": True},
+        {"is_impossible": "True"},
+        {"is_impossible": 1},
+        {"is_impossible": "1"},
+    ],
+)
+def test_questions_without_an_answer(fields: dict[str, Any], tmp_path: Path) -> None:
+    """A blank text is no answer."""
+    (row,) = rows_of(tmp_path / "x.json", "squad2", squad(QA | fields))
+    assert row == Question("q", "where?", CONTEXT, (), True)
+
+
+def test_answers_in_a_table(tmp_path: Path) -> None:
+    """The text False is not true.  Fails if the question counts as unanswerable."""
+    header = "id,question,context,is_impossible,answers\n"
+    rows = f'1,where?,{CONTEXT},False,London\n2,who?,{CONTEXT},TRUE,""\n'
+    found = rows_of(tmp_path / "x.csv", "squad2", header + rows)
+    assert [row.answers for row in found] == [(("London", 22),), ()]
+    for fields, message in (
+        ({"answers": "{'text': ['London']}"}, "answers is .*; expected JSON or plain text"),
+        ({"is_impossible": "maybe"}, "is_impossible is 'maybe'; expected true or false"),
+        ({"answers": [{"text": "London", "answer_start": "x"}]}, "answer_start is 'x'; expected a whole number"),
+        ({"id": 7.5}, "id is 7.5; expected text or a whole number"),
+        ({"question": 1}, "question is 1; expected text"),
+    ):
+        with pytest.raises(InputError, match=f"x.json: its first question is not in SQuAD's format: {message}"):
+            rows_of(tmp_path / "x.json", "squad2", squad(QA | fields))
+
+
 def test_squad_from_parquet(tmp_path: Path) -> None:
     for name in ("train", "validation"):
         parquet.write_table(pyarrow.Table.from_pylist([ON_HUB]), tmp_path / f"{name}-00000-of-00001.parquet")
@@ -200,7 +321,7 @@ def test_squad_from_parquet(tmp_path: Path) -> None:
 
 def test_ids_of_questions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Numbers become text.  Generated ids depend on the texts and not on the order, and are unique."""
-    assert [row.id for row in rows_of(tmp_path / "x.json", "squad1", squad(QA | {"id": 7}, QA | {"id": 8}))] == [
+    assert [row.id for row in rows_of(tmp_path / "x.json", "squad1", squad(QA | {"id": 7}, QA | {"id": 8.0}))] == [
         "7",
         "8",
     ]
@@ -278,6 +399,32 @@ CHOICES: dict[str, tuple[str, dict[str, Any], Choice]] = {
         Choice("", "the text", "what?", OPTIONS, 1, "all"),
     ),
     "MMLU": ("arc", {"id": "m", "question": "what?", "choices": list(OPTIONS), "answer": 1}, WITHOUT_PASSAGE),
+    "options by letter": (
+        "arc",
+        {"id": "m", "question": "what?", "options": dict(zip("ABC", OPTIONS, strict=True)), "answer": "B"},
+        WITHOUT_PASSAGE,
+    ),
+    "columns A to C": (
+        "arc",
+        {"id": "m", "question": "what?", "answer": "B"} | dict(zip("ABC", OPTIONS, strict=True)),
+        WITHOUT_PASSAGE,
+    ),
+    "columns option_a to option_c": (
+        "arc",
+        {"id": "m", "question": "what?", "answer": "b"}
+        | dict(zip(("option_a", "option_b", "option_c"), OPTIONS, strict=True)),
+        WITHOUT_PASSAGE,
+    ),
+    "text of the answer": (
+        "arc",
+        {"id": "m", "question": "what?", "choices": list(OPTIONS), "answer": "a dog"},
+        WITHOUT_PASSAGE,
+    ),
+    "RACE, options by letter": (
+        "race",
+        RACE | {"options": dict(zip("ABC", OPTIONS, strict=True)), "answer": "B"},
+        Choice("high1.txt.0", "the text", "what?", OPTIONS, 1, "high"),
+    ),
     "columns from 1": ("arc", QUIZ | {"answer": "2"}, WITHOUT_PASSAGE),
 }
 
@@ -291,6 +438,26 @@ def test_formats_of_multiple_choice(case: str, tmp_path: Path) -> None:
     field = next(name for name in ("answers", "answer", "answerKey", "label") if name in record)
     with pytest.raises(InputError, match=r"x.jsonl:1: answer 'E' is not one of"):
         rows_of(tmp_path / "x.jsonl", task, [record | {field: ["E"] if field == "answers" else "E"}])
+
+
+@pytest.mark.parametrize("options", ["yes|no", "A", {"text": "yes|no"}])
+def test_options_that_are_no_list_are_refused(options: Any, tmp_path: Path) -> None:
+    """Fails if the characters of a text become options."""
+    for record in (
+        {"question": "what?", "choices": options, "answer": 1},
+        {"article": "x", "questions": ["what?"], "options": [options], "answers": ["A"]},
+    ):
+        with pytest.raises(InputError, match=r"x.jsonl:1: the options are .*; expected a list of texts"):
+            rows_of(tmp_path / "x.jsonl", "arc", [record])
+
+
+def test_a_number_can_be_the_text_of_an_option(tmp_path: Path) -> None:
+    """A text that could be both is refused; a number is a position."""
+    record = {"question": "how many?", "choices": ["4", "5", "1"]}
+    for answer, position in (("5", 1), ("4", 0), (1, 1), ("C", 2)):
+        assert rows_of(tmp_path / "x.jsonl", "arc", [record | {"answer": answer}])[0].answer == position
+    with pytest.raises(InputError, match="answer '1' is an option and the number of a different one; give its letter"):
+        rows_of(tmp_path / "x.jsonl", "arc", [record | {"answer": "1"}])
 
 
 def test_questions_of_a_passage_have_different_ids(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ TAGS = {
     "IOBES": ("B-PER", "E-PER", "O", "S-LOC"),
     "BILOU": ("B-PER", "L-PER", "O", "U-LOC"),
     "underscores": ("B_PER", "I_PER", "O", "B_LOC"),
+    "suffixes": ("PER-B", "PER-I", "O", "LOC-B"),
     "IO": ("PER", "PER", "O", "LOC"),
     "parts of speech": ("PROPN", "PROPN", "VERB", "PROPN"),
     "numbers": ("LABEL_0", "LABEL_0", "LABEL_1", "LABEL_0"),
@@ -84,6 +85,49 @@ def test_mixed_tags_are_refused(tmp_path: Path) -> None:
         "x.txt:1, word 3 'c': either all tags but O have a prefix such as B-, or none; found 'B-PER' and 'PER'"
         in str(error.value)
     )
+
+
+def test_prefixes_without_a_type(tmp_path: Path) -> None:
+    """As in BC5CDR: entities of one type, also if the dev file has only some of the prefixes."""
+    task = TokenClassification()
+    rows = examples("a B\nb E\nc O\nd S\n", tmp_path / "train.txt")
+    assert rows[0].tags == ("B-entity", "I-entity", "O", "B-entity")
+    labels = task.labels(rows)
+    assert labels == ("O", "B-entity", "I-entity")
+    assert examples("a S\n", tmp_path / "dev.txt", labels)[0].tags == ("B-entity",)
+    with pytest.raises(InputError, match=r"x.txt:2001, word 2 'b': either all .* found 'B-entity' and 'PER'"):
+        examples("a B\n\n" * 1000 + "a B\nb PER\n", tmp_path / "x.txt")
+    assert examples("a S\nb V\n", tmp_path / "pos.txt")[0].tags == ("S", "V")
+    assert examples("a S\n", tmp_path / "pos.txt", ("B", "S", "V"))[0].tags == ("S",)
+
+
+@pytest.mark.parametrize("tags", [("b-per", "O"), ("b", "o"), ("b_x", "o")])
+def test_tags_in_lower_case_are_refused(tags: tuple[str, str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"x.txt:1: tags in lower case, such as 'b.*'; write O and prefixes"):
+        examples(f"x {tags[0]}\ny {tags[1]}\n", tmp_path / "x.txt")
+
+
+def test_empty_sentences(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Are skipped and counted, but kept for a split to be predicted, whose sentences a server counts."""
+    path = tmp_path / "x.jsonl"
+    text = '{"tokens": [], "ner_tags": []}\n{"tokens": ["a"], "ner_tags": ["B-X"]}\n'
+    rows = examples(text, path)
+    assert [row.words for row in rows] == [("a",)]
+    assert "train: 1 empty sentences skipped, the first: " in caplog.text
+    config, task = TokenClassificationData(task="ner", max_seq_length=32), TokenClassification()
+    hidden = Split("test", list(task.examples(Source("test", (path,)), config, ())), task.labels(rows))
+    assert [row.words for row in hidden.examples] == [(), ("a",)]
+    parts = task.rows(hidden, TOKENIZER, config)
+    outputs = [{"label": parts[0]["target"], "probability": parts[0]["weights"]}]
+    score = task.score(hidden, parts, outputs)
+    assert score.predictions == [[], ["B-X"]]
+    assert task.write(tmp_path, hidden, score.predictions).read_text() == "\na\tB-X\tB-X\n\n"
+
+
+@pytest.mark.parametrize(("suffix", "advice"), [("csv", "with a tab between them"), ("arrow", "Dataset.to_parquet")])
+def test_files_without_columns_are_refused(suffix: str, advice: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"x.{suffix}: sentences cannot be read from .{suffix}; .*{advice}"):
+        examples("a,B-PER\n", tmp_path / f"x.{suffix}")
 
 
 @pytest.mark.parametrize("labels", [("NOUN", "VERB", "ADJ"), ("LABEL_0", "LABEL_1"), ("O", "PER", "LOC")])

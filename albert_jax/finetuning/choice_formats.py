@@ -20,7 +20,7 @@ LEVELS = ("middle", "high")
 PASSAGE = ("article", "passage", "context", "sent1", "ctx_a", "premise")
 QUESTION = ("question", "question_stem", "stem", "sent2", "ctx_b")
 OPTIONS = ("options", "choices", "endings")
-NUMBERED_OPTION = re.compile(r"(?:ending|option|choice|answer)_?(\d+)")
+OPTION = re.compile(r"(?:ending|option|choice|answer)_?(\d+|[a-j])", re.IGNORECASE)
 """A column with one option, such as SWAG's."""
 ANSWERS = {"answerKey": 1, "answer": 0, "label": 0}
 """Field with the answer -> the number of the first option, if the answer is a number and the options' labels are not.
@@ -78,8 +78,9 @@ def _passage(where: str, record: Record) -> Iterator[Example]:
         sizes = f"{len(questions)} questions, {len(options)} lists of options, {len(answers)} answers"
         raise InputError(f"{where}: {sizes}; their numbers must be equal")
     for number, (question, choices, answer) in enumerate(zip(questions, options, answers, strict=True)):
-        position = _position(where, answer, LETTERS[: len(choices)], 0)
-        yield _example(f"{name}.{number}", where, record["article"], question, choices, position, _level(name, where))
+        texts, labels = _options(where, choices)
+        position = _position(where, answer, texts, labels, 0)
+        yield _example(f"{name}.{number}", where, record["article"], question, texts, position, _level(name, where))
 
 
 def _question(where: str, record: Record, per_passage: Counter[str]) -> Example:
@@ -103,13 +104,19 @@ def _question(where: str, record: Record, per_passage: Counter[str]) -> Example:
         passage, text = text, ""
     field = next((field for field in ANSWERS if field in record), "label")
     first_number = ANSWERS[field]
-    if columns := {int(match[1]): name for name in record if (match := NUMBERED_OPTION.fullmatch(name))}:
-        options = [record[columns[number]] for number in sorted(columns)]
-        first_number = min(columns) if field == "answer" else first_number
-        labels: list[Any] = []
+    columns = {match[1].upper(): name for name in record if (match := OPTION.fullmatch(name))}
+    if not columns and {"A", "B"} <= record.keys() and not any(field in question for field in OPTIONS):
+        columns = {letter: letter for letter in LETTERS if letter in record}
+    options: Sequence[Any]
+    labels: Sequence[Any] = []
+    if columns and all(map(str.isdecimal, columns)):
+        options = [record[columns[number]] for number in sorted(columns, key=int)]
+        first_number = min(map(int, columns)) if field == "answer" else first_number
+    elif columns:
+        options, labels = _options(where, {letter: record[name] for letter, name in columns.items()})
     else:
-        options, labels = _options(_first(question, OPTIONS))
-    position = _position(where, record.get(field), labels or LETTERS[: len(options)], first_number)
+        options, labels = _options(where, _first(question, OPTIONS))
+    position = _position(where, record.get(field), options, labels, first_number)
     return _example(
         name, where, passage, text, options, position, _level(name, where) if "article" in record else "all"
     )
@@ -120,31 +127,49 @@ def _first(record: Record, fields: Sequence[str]) -> Any:
     return record[next((field for field in fields if field in record), fields[0])]
 
 
-def _options(options: Any) -> tuple[list[Any], list[Any]]:
+def _options(where: str, options: Any) -> tuple[Sequence[Any], Sequence[Any]]:
     """The texts of the options, and their labels if the file has any."""
-    if isinstance(options, dict):  # lists by field, as on the hub
-        return options["text"], options.get("label", [])
+    labels: Sequence[Any] = []
+    if isinstance(options, dict) and options and all(len(key) == 1 for key in options):  # by letter
+        options, labels = [options[key] for key in sorted(options)], sorted(options)
+    elif isinstance(options, dict):  # lists by field, as on the hub
+        options, labels = options["text"], options.get("label", [])
+    if not isinstance(options, (list, tuple)):
+        raise InputError(f"{where}: the options are {options!r:.40}; expected a list of texts")
     if options and all(isinstance(option, dict) for option in options):
-        return [option["text"] for option in options], [option["label"] for option in options if "label" in option]
-    return options, []
+        labels = [option["label"] for option in options if "label" in option]
+        options = [option["text"] for option in options]
+    return options, labels
 
 
-def _position(where: str, answer: Any, labels: Sequence[Any], first_number: int) -> int | None:
-    """The position of the answer, given as a label, a letter or a number; None if it is hidden.
+def _position(where: str, answer: Any, options: Sequence[Any], labels: Sequence[Any], first_number: int) -> int | None:
+    """The position of the answer, given as a label, a letter, a number or the text of an option; None if it is hidden.
 
     Args:
+      labels: empty: letters.
       first_number: the number of the first option, if the labels are letters.
+
+    Raises:
+      InputError: the answer is no option, or is the text of one and the number of a different one.
     """
     text = "" if answer is None else normalized(str(answer)).upper()
     if text in ("", "-1"):
         return None
-    names = [str(label).strip().upper() for label in labels]
+    names = [str(label).strip().upper() for label in labels or LETTERS[: len(options)]]
     letters = list(LETTERS[: len(names)])
     numbers = [str(number) for number in range(first_number, first_number + len(names))]
-    for known in (names, letters) if any(map(str.isdecimal, names)) else (names, letters, numbers):
-        if text in known:
-            return known.index(text)
-    raise InputError(f"{where}: answer {answer!r} is not one of {', '.join(names)}")
+    known = (names, letters) if any(map(str.isdecimal, names)) else (names, letters, numbers)
+    position = next((row.index(text) for row in known if text in row), None)
+    if (isinstance(answer, str) or position is None) and options.count(str(answer)) == 1:
+        by_text = options.index(str(answer))
+        if position not in (None, by_text):
+            raise InputError(
+                f"{where}: answer {answer!r} is an option and the number of a different one; give its letter"
+            )
+        position = by_text
+    if position is None:
+        raise InputError(f"{where}: answer {answer!r} is not one of {', '.join(names)}")
+    return position
 
 
 def _level(name: str, where: str) -> str:
@@ -172,7 +197,7 @@ def _mctest(path: Path, config: TaskDataConfig) -> Iterator[Example]:
         for at, letter in enumerate(letters):
             question, *options = cells[3 + 5 * at : 8 + 5 * at]
             question = question.removeprefix("one: ").removeprefix("multiple: ")
-            position = _position(where, letter, LETTERS[: len(options)], 0)
+            position = _position(where, letter, options, [], 0)
             yield _example(f"{cells[0]}.{at}", where, story, question, options, position, path.name.split(".")[0])
 
 

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 SPLITS = {"train": "train.tsv", "dev": "dev.tsv", "test": "test.tsv"}
 SCORE = "score"
 """The only label of a regression task."""
+BOOLEANS = {"false": "0", "true": "1"}
+"""Boolean labels of tasks with the classes 0 and 1."""
 HIDDEN_LABELS = ("-1", "-1.0")
 """Labels of test examples in some distributions of GLUE; others have no labels."""
 
@@ -194,7 +196,7 @@ class Classification:
             label = ""
         if not label.strip() and not hidden:
             raise InputError(f"{where}: no label")
-        return self._label(where, label, labels, forms) if label else None
+        return self._label(where, label, labels, forms) if label.strip() else None
 
     def _label_cell(self, where: str, record: Record, columns: tuple[str, ...], option: str) -> str:
         return cell(where, record, columns, option, is_label=True)
@@ -218,9 +220,14 @@ class Classification:
         if key in self.classes:
             return self.classes[key]
         if not labels:
-            forms.setdefault(key, value)
+            forms.setdefault(key, value.strip())
         if key in forms:
             return forms[key]
+        boolean = BOOLEANS.get(key.lower(), "")
+        if boolean in self.classes:
+            return self.classes[boolean]
+        if boolean in forms:
+            return forms[boolean]
         if self.classes and key.isdecimal() and int(key) < len(labels):
             return labels[int(key)]  # Hugging Face's data sets number the classes
         raise InputError(f"{where}: label {value!r} is not one of {', '.join(self.classes or labels)}")

@@ -1,7 +1,7 @@
 """Sentences in CoNLL columns: one word per line with its tag, a blank line after each sentence.
 
 The columns of words and tags are detected from the first lines of a file, because files differ: CoNLL-2003 has the word
-first and the tag last, GermEval and CoNLL-U number the words.
+first and the tag last, GermEval and CoNLL-U number the words, CoNLL-2012 begins with the document.
 """
 
 import itertools
@@ -19,11 +19,24 @@ from albert_jax.finetuning.readers import text_lines
 
 log = logging.getLogger(__name__)
 
-NUMBER = re.compile(r"\d+([-.]\d+)?")
-"""The number of a word; in CoNLL-U also of a contraction (1-2) or an omitted word (1.1)."""
+NUMBER = re.compile(r"\d+\.?")
+"""The number of a word."""
+NO_WORD = re.compile(r"\d+[-.]\d+")
+"""The number of a contraction (1-2) or an omitted word (1.1) in CoNLL-U."""
+NUMBERS = re.compile(r"-?\d+([-.,:]\d*)?")
+"""A cell of a column of numbers, such as the first character of each word."""
+DIGIT = re.compile(r"\d")
 PLACEHOLDER = re.compile(r"[\d_*-]*")
 """A cell of a column that holds no tags."""
 DOCUMENT = "-DOCSTART-"
+COMMENT = re.compile(r"#(\s|$|(begin|end) document\b)")
+"""Beginning of a comment.  `#begin document` is CoNLL-2012's."""
+HEADER = (
+    ("token", "tokens", "word", "words", "form", "text"),
+    ("tag", "tags", "label", "labels", "ner", "ner_tag", "ner_tags", "entity", "pos", "upos"),
+)
+"""Usual names of the columns of words and of tags."""
+WORD_ADVICE = "name the column of the words with --data.word-column"
 SAMPLE = 1000
 """Number of lines from which the columns are detected."""
 
@@ -52,20 +65,24 @@ class Columns(NamedTuple):
     """Tags in the first lines."""
 
 
-def sentences(path: Path, config: TaskDataConfig, word_column: str, tag_column: str) -> Iterator[Sentence]:
+def sentences(
+    path: Path, config: TaskDataConfig, word_column: str, tag_column: str, hidden: bool = False
+) -> Iterator[Sentence]:
     """The sentences of a file.
 
     Args:
       word_column, tag_column: numbers of columns, from 1; empty: detect them.
+      hidden: the file may have no column of this number for the tags.
 
     Raises:
-      InputError: the columns cannot be detected; a line has other columns; a tag is missing.
+      InputError: the columns cannot be detected; a line has other columns; a word or a tag is missing.
     """
     located = text_lines(path, config)
     sample = list(itertools.islice(located, SAMPLE))
-    columns = detect(sample, word_column, tag_column)
+    columns = detect(sample, word_column, tag_column, hidden)
     sentence = Sentence("", [], [])
     comments = 0
+    is_first = True
     for where, line in itertools.chain(sample, located):
         cells = cells_of(line)
         if not cells:
@@ -75,16 +92,24 @@ def sentences(path: Path, config: TaskDataConfig, word_column: str, tag_column: 
             continue
         if cells[0] == DOCUMENT:
             continue
-        if cells[0].startswith("#") and _is_comment(cells, columns):
+        if cells[0].startswith("#") and _is_comment(line, cells, columns):
             comments += 1
             continue
         if len(cells) != columns.width:
             expected = f"expected {columns.width} columns, as in the lines before"
-            raise InputError(f"{where}: {expected}, found {len(cells)}")
-        if columns.number is not None and not cells[columns.number].isdecimal():
-            if NUMBER.fullmatch(cells[columns.number]):
+            advice = "; a comment begins with '# '" if cells[0].startswith("#") else ""
+            raise InputError(f"{where}: {expected}, found {len(cells)}{advice}")
+        if is_first and _is_header(cells, columns):
+            log.info("%s: the header line is skipped", where)
+            is_first = False
+            continue
+        is_first = False
+        if columns.number is not None and not NUMBER.fullmatch(cells[columns.number]):
+            if NO_WORD.fullmatch(cells[columns.number]):
                 continue  # CoNLL-U: the parts of a contraction follow as words, an omitted word is not in the text
             raise InputError(f"{where}: {cells[columns.number]!r} is not the number of a word, as in the lines before")
+        if not cells[columns.word]:
+            raise InputError(f"{where}: no word in column {columns.word + 1}")
         if not sentence.words:
             sentence = Sentence(where, [], [])
         sentence.words.append(cells[columns.word])
@@ -109,19 +134,28 @@ def cells_of(line: str) -> list[str]:
     return [cell.strip(" ") for cell in line.split("\t")] if "\t" in line else re.split(" +", line.strip(" "))
 
 
-def _is_comment(cells: Sequence[str], columns: Columns) -> bool:
+def _is_comment(line: str, cells: Sequence[str], columns: Columns) -> bool:
     """Whether a line that begins with # is a comment, and not the word # or a hashtag."""
-    if len(cells) != columns.width or columns.number == 0:
+    is_comment = COMMENT.match(line.lstrip())
+    if columns.number == 0 or (is_comment and len(cells) != columns.width):
         return True
-    tag = "O" if columns.tag is None else cells[columns.tag]
-    return tag not in columns.tags and not is_tag(tag)
+    if not is_comment or columns.tag is None:
+        return False
+    return cells[columns.tag] not in columns.tags and not is_tag(cells[columns.tag])
 
 
-def detect(sample: Iterable[tuple[str, str]], word_column: str, tag_column: str) -> Columns:
+def _is_header(cells: Sequence[str], columns: Columns) -> bool:
+    """Whether a line has names of columns, such as Token and Tag."""
+    if columns.tag is None:
+        return False
+    return all(cells[at].lower() in names for at, names in zip((columns.word, columns.tag), HEADER, strict=True))
+
+
+def detect(sample: Iterable[tuple[str, str]], word_column: str, tag_column: str, hidden: bool = False) -> Columns:
     """The columns of a file, from its first lines.
 
-    The words are in the first column that neither numbers the words nor holds tags.  The tags are in the last column.  If the
-    words are numbered and several columns can hold tags, `tag_column` must name one.
+    The words are in the first column that holds neither tags nor numbers nor ids with digits.  The tags are in the last column.
+    If the words are numbered and several columns can hold tags, `tag_column` must name one.
 
     Raises:
       InputError: there is no column of words or tags, or several are possible.
@@ -133,21 +167,28 @@ def detect(sample: Iterable[tuple[str, str]], word_column: str, tag_column: str)
     where = rows[0][0]
     count = Counter(len(cells) for _, cells in rows).most_common(1)[0][0]
     values = list(zip(*(cells for _, cells in rows if len(cells) == count), strict=True))
-    word, tag = (
-        _column(where, option, value, count)
-        for option, value in (("word_column", word_column), ("tag_column", tag_column))
+    without_tags = hidden and tag_column.isdecimal() and int(tag_column) > count
+    named = _column(where, "word_column", word_column, count)
+    tag = None if without_tags else _column(where, "tag_column", tag_column, count)
+    numbers, numbered, tagged, ids = (
+        [number for number, column in enumerate(values) if mostly(condition, column)]
+        for condition in (NUMBERS.fullmatch, NUMBER.fullmatch, is_tag, DIGIT.search)
     )
-    index = 0 if word != 0 and mostly(NUMBER.fullmatch, values[0]) else None
-    tagged = [number for number, column in enumerate(values) if mostly(is_tag, column)]
+    free = [number for number in range(count) if number not in (tag, *numbers, *tagged)]
+    free = [number for number in free if number not in ids] or free  # chemical names may be the only words
+    word = named
     if word is None:
-        free = [number for number in range(count) if number not in (index, tag, *tagged)]
-        if not free and index is not None:
-            problem = f"{where}: column 1 holds numbers, and no other column holds words"
-            raise InputError(f"{problem}; name the column of the words with --data.word-column")
+        if not free and numbers:
+            problem = f"{where}: column {numbers[0] + 1} holds numbers, and no other column holds words"
+            raise InputError(f"{problem}; {WORD_ADVICE}")
         word = free[0] if free else 0
-    if tag is None:
-        others = [number for number in range(count) if number not in (index, word)]
+    index = next((number for number in numbered if number < word), None)
+    if tag is None and not without_tags:
+        others = [number for number in range(count) if number not in (word, *numbers)]
+        others = others or [number for number in numbers if number > word]
         tag = _tag_column(where, values, others, word, is_numbered=index is not None)
+    if named is None and len(values[word]) > 1 == len(set(values[word])) and set(free) - {word, tag}:
+        raise InputError(f"{where}: column {word + 1} holds only {values[word][0]!r}; {WORD_ADVICE}")
     return Columns(count, index, word, tag, frozenset() if tag is None else frozenset(values[tag]))
 
 

@@ -123,7 +123,7 @@ def find(config: TaskDataConfig, patterns: Mapping[str, str]) -> dict[str, Sourc
         if not any(_kind(split) == kind for split in sources):
             expected = ", ".join(pattern for split, pattern in patterns.items() if _kind(split) == kind)
             problem = f"no {expected} in data.dir {config.dir}" if config.dir and expected else f"no {kind} data"
-            raise InputError(f"{problem}; give --data.dir or --data.{kind}-file")
+            raise InputError(f"{problem}; give --data.dir or --data.{kind}-file{_saved_advice(Path(config.dir))}")
     dev = sorted(split for split in sources if _kind(split) == "dev")
     return {split: sources[split] for split in ["train", *dev, *(s for s in sources if s not in ("train", *dev))]}
 
@@ -133,15 +133,25 @@ def _kind(split: str) -> str:
 
 
 def _matching_files(folder: Path, pattern: str) -> tuple[Path, ...]:
-    """The files of the first alternative that matches; a .tsv may also be .jsonl, .csv, or .parquet as on the hub."""
+    """The files of the first alternative that matches, also if they are compressed or, as on the hub, in the folder `data`.
+
+    A .tsv may also be .jsonl, .csv, or .parquet as on the hub.
+    """
     for alternative in pattern.split("|"):
         stem, _, suffix = alternative.rpartition(".")
         on_hub = f"{stem.replace('dev', 'validation', 1)}-*.parquet"
         names = (alternative, f"{stem}.jsonl", f"{stem}.csv", f"{stem}.parquet", on_hub)
         for name in names if suffix == "tsv" else (alternative,):
-            if paths := tuple(path for path in sorted(folder.glob(name)) if path.is_file()):
-                return paths
+            for variant in (name, *(f"{name}{end}" for end in COMPRESSIONS), f"data/{name}"):
+                if paths := tuple(path for path in sorted(folder.glob(variant)) if path.is_file()):
+                    return paths
     return ()
+
+
+def _saved_advice(folder: Path) -> str:
+    """What to do with a folder of `save_to_disk` of the library `datasets`; "" for other folders."""
+    is_saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    return "; for a folder of save_to_disk, save each split with Dataset.to_parquet" if is_saved else ""
 
 
 def _named_files(field: str, globs: str) -> tuple[Path, ...]:
@@ -150,6 +160,8 @@ def _named_files(field: str, globs: str) -> tuple[Path, ...]:
         matches = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
         if not matches:
             raise InputError(f"{field} {pattern}: no such file")
+        if folder := next((match for match in matches if Path(match).is_dir()), None):
+            raise InputError(f"{field} {folder}: a folder; name its files{_saved_advice(Path(folder))}")
         paths += map(Path, matches)
     return tuple(paths)
 
@@ -173,4 +185,5 @@ def answers_file(path: Path) -> Path:
 
 def without_compression(name: str) -> str:
     """A file's name without a suffix such as .gz."""
-    return name.removesuffix(next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), ""))
+    suffix = next((suffix for suffix in COMPRESSIONS if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(suffix)]

@@ -93,6 +93,14 @@ PREFIXES = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S", "M": "I"
 """Prefix of a tag -> that of IOBES with the same meaning.  L and U are those of BILOU, M and W those of BMEWO."""
 
 
+SUFFIXED = re.compile(rf"(.+)[-_]([{''.join(PREFIXES)}])")
+"""A tag such as PER-B."""
+LOWER_CASE = re.compile(rf"o|[{''.join(PREFIXES).lower()}]([-_].+)?")
+"""A tag such as b-PER, b or o."""
+ENTITY = "entity"
+"""The type of entities whose tags have none."""
+
+
 def split_tag(tag: str) -> tuple[str, str]:
     """Prefix in IOBES and type of a tag such as B-PER or U_PER; "O" has no type, and a tag without prefix has no prefix."""
     if tag == "O":
@@ -126,6 +134,20 @@ def spans(tags: Sequence[str]) -> list[Span]:
 def have_prefixes(tags: Iterable[str]) -> bool:
     """Whether tags mark entities of several words: all but O begin with a prefix such as B-."""
     return all(split_tag(tag)[0] for tag in tags)
+
+
+def need_prefixes(tags: Iterable[str]) -> bool:
+    """Whether tags mark entities in a form that `with_prefix` rewrites: all but O are a prefix alone (B), or end with one (PER-B)."""
+    rest = set(tags) - {"O"}
+    return not have_prefixes(rest) and (rest <= PREFIXES.keys() or all(map(SUFFIXED.fullmatch, rest)))
+
+
+def with_prefix(tag: str) -> str:
+    """B as B-entity, and PER-B as B-PER; any other tag as it is."""
+    if tag in PREFIXES:
+        return f"{tag}-{ENTITY}"
+    match = SUFFIXED.fullmatch(tag)
+    return f"{match[2]}-{match[1]}" if match else tag
 
 
 def to_iob2(tags: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ single document is read at once.  To support a new format, add an entry to `READ
 import itertools
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -31,6 +32,8 @@ Record = dict[str, Any]
 MaybeRecord = tuple[str, Record | InputError]
 """`file:line` or `file: record N`, and the record or why it cannot be read."""
 
+JSON_HEAD = re.compile(rb'(\xef\xbb\xbf)?\s*(\[\s*)?\{\s*"')
+"""The beginning of an object or an array of objects."""
 BATCH = 1000
 """Records of a .parquet file that are in memory at once."""
 
@@ -53,15 +56,22 @@ def maybe_records(source: Source, config: TaskDataConfig, header: tuple[str, ...
         yield from prepared_records(*source.prepared)
     for path in source.paths:
         if (kind := file_kind(path)) not in READERS:
-            raise InputError(
-                f"{path}: cannot read '.{kind}' files; known: {', '.join(READERS)}, also with {', '.join(COMPRESSIONS)}"
-            )
+            known = f"{', '.join(READERS)}, also with {', '.join(COMPRESSIONS)}"
+            advice = "; save the data set with Dataset.to_parquet" if kind == "arrow" else ""
+            raise InputError(f"{path}: cannot read '.{kind}' files; known: {known}{advice}")
         yield from READERS[kind](path, config, header)
 
 
 def file_kind(path: Path) -> str:
-    """The suffix that names the format: `csv` for `train.csv.gz`."""
-    return without_compression(path.name).rpartition(".")[2]
+    """The suffix that names the format, in lower case: `csv` for `train.csv.gz`; `json` if there is none and it begins as JSON."""
+    kind = without_compression(path.name).rpartition(".")[2].lower()
+    if kind in READERS or not path.is_file():
+        return kind
+    try:
+        with open_bytes(path) as file:
+            return "json" if JSON_HEAD.match(file.read(1000)) else kind
+    except CORRUPTED:
+        return kind
 
 
 def text_lines(path: Path, config: TaskDataConfig) -> Iterator[tuple[str, str]]:
@@ -80,7 +90,8 @@ def text_lines(path: Path, config: TaskDataConfig) -> Iterator[tuple[str, str]]:
         raise InputError(f"{path}: {error.strerror}") from None
     repairs.pop("CRLF line ends", None)
     for repair, count in repairs.items():
-        log.warning("%s: %d %s", path, count, repair)
+        level = logging.INFO if repair == "byte-order marks removed" else logging.WARNING
+        log.log(level, "%s: %d %s", path, count, repair)
 
 
 def _tsv(path: Path, config: TaskDataConfig, header: tuple[str, ...]) -> Iterator[MaybeRecord]:
@@ -122,10 +133,17 @@ def _table(path: Path, rows: Iterable[Row], header: tuple[str, ...]) -> Iterator
 
 
 def _header(where: str, cells: list[str]) -> tuple[str, ...]:
-    """The names of the columns; a column without a name is called by its number."""
-    if repeated := [name for name, count in Counter(filter(None, cells)).items() if count > 1]:
-        raise InputError(f"{where}: two columns are called {repeated[0]!r}")
-    return tuple(name or f"column {number}" for number, name in enumerate(cells, 1))
+    """The names of the columns; a column without a name is called by its number, and equal names get numbers."""
+    counts, seen = Counter(filter(None, cells)), Counter[str]()
+    names = []
+    for number, name in enumerate(cells, 1):
+        seen[name] += 1
+        names.append(f"{name} ({seen[name]})" if counts[name] > 1 else name or f"column {number}")
+    for name in (name for name, count in counts.items() if count > 1):
+        log.warning(
+            "%s: several columns are called %r; they are read as '%s (1)', '%s (2)', ...", where, name, name, name
+        )
+    return tuple(names)
 
 
 def _record(where: str, cells: list[str], names: tuple[str, ...], named: int) -> Record | InputError:
@@ -145,6 +163,13 @@ def _jsonl(path: Path, config: TaskDataConfig, header: tuple[str, ...]) -> Itera
     for where, line in text_lines(path, config):
         if line.strip():
             yield where, _object(where, line)
+
+
+def _txt(path: Path, config: TaskDataConfig, header: tuple[str, ...]) -> Iterator[MaybeRecord]:
+    """JSON lines, because a file of RACE is one JSON object."""
+    for where, record in _jsonl(path, config, header):
+        advice = "; .txt is read as JSON lines (RACE's format): save a table as .tsv"
+        yield where, InputError(f"{record}{advice}") if isinstance(record, InputError) else record
 
 
 def _object(where: str, line: str) -> Record | InputError:
@@ -222,8 +247,12 @@ def _parquet(path: Path, config: TaskDataConfig, header: tuple[str, ...]) -> Ite
 def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
     """Column -> the names of its classes, as the library `datasets` stores them."""
     features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    inner = {name: feature.get("feature") or feature for name, feature in features.items() if isinstance(feature, dict)}
-    return {name: feature["names"] for name, feature in inner.items() if feature.get("_type") == "ClassLabel"}
+    classes = {}
+    for name, feature in features.items():
+        inner = feature.get("feature") or feature if isinstance(feature, dict) else None
+        if isinstance(inner, dict) and inner.get("_type") == "ClassLabel":  # a list is a sequence of records
+            classes[name] = inner["names"]
+    return classes
 
 
 def _by_name(value: Any, names: list[str]) -> Any:
@@ -237,7 +266,7 @@ READERS: dict[str, Callable[[Path, TaskDataConfig, tuple[str, ...]], Iterator[Ma
     "csv": _csv,
     "jsonl": _jsonl,
     "json": _json,
-    "txt": _jsonl,  # RACE's files have one JSON object per line
+    "txt": _txt,
     "parquet": _parquet,
 }
 """File suffix -> reader of its records."""

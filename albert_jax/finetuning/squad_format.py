@@ -1,6 +1,7 @@
 """Questions in SQuAD's format and its variants: nested as in SQuAD, or one question per record as on the hub."""
 
 import hashlib
+import json
 import logging
 import math
 import re
@@ -14,6 +15,8 @@ from albert_jax.finetuning.readers import Record, records
 
 log = logging.getLogger(__name__)
 
+IS_IMPOSSIBLE = {"true": True, "1": True, "false": False, "0": False, "none": False, "": False}
+"""Values of `is_impossible`, as text in lower case; a table has no other."""
 NOWHERE = -1
 """The position of an answer that is not in its context."""
 
@@ -43,16 +46,18 @@ def questions(source: Source, config: TaskDataConfig) -> Iterator[Example]:
         place = "its first question"
         try:
             for qa, context in _nested(record):
-                question, given = qa["question"], _answers(qa)
+                question, given = qa["question"], _answers(qa, context)
                 answers = tuple(find(context, text, start) for text, start in given)
                 id_ = _id(qa, question, context, generated)
                 starts = [(start, at) for (_, start), (_, at) in zip(given, answers, strict=True) if at != NOWHERE]
                 unplaced += any(start is None for start, _ in starts)
                 if any(start not in (None, at) for start, at in starts):
                     misplaced.append(id_)
-                is_labeled = qa.get("answers") is not None
-                yield Example(id_, question, context, () if qa.get("is_impossible") else answers, is_labeled)
+                is_labeled = _given(qa) is not None
+                yield Example(id_, question, context, () if _is_impossible(qa) else answers, is_labeled)
                 place = f"the question after {id_}"
+        except InputError as error:
+            raise InputError(f"{where}: {place} is not in SQuAD's format: {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             problem = f"no '{error.args[0]}'" if isinstance(error, KeyError) else "a field has the wrong type"
             raise InputError(f"{where}: {place} is not in SQuAD's format: {problem}") from None
@@ -76,32 +81,63 @@ def _nested(record: Record, context: Any = None) -> Iterator[tuple[Record, str]]
             return
     if context is None:
         raise KeyError("context")
-    if not isinstance(context, str) or not isinstance(record["question"], str):
-        raise TypeError
+    for field, value in (("context", context), ("question", record["question"])):
+        if not isinstance(value, str):
+            raise _wrong(field, value, "text")
     yield record, context
 
 
-def _answers(qa: Record) -> list[tuple[str, int | None]]:
-    """Text of each answer, and its position if the file has it."""
-    answers = qa.get("answers") or []
+def _wrong(field: str, value: Any, expected: str) -> InputError:
+    """The error of a field of the wrong type."""
+    return InputError(f"{field} is {value!r:.40}; expected {expected}")
+
+
+def _given(qa: Record) -> Any:
+    """The answers as the file has them; None if they are hidden."""
+    return qa.get("answers", qa.get("answer"))
+
+
+def _answers(qa: Record, context: str) -> list[tuple[str, int | None]]:
+    """Text of each answer, and its position if the file has it.  A blank text is no answer."""
+    answers = _given(qa) or []
+    if isinstance(answers, str) and answers.startswith(("{", "[")) and answers not in context:  # a cell of a table
+        try:
+            answers = json.loads(answers)
+        except ValueError:
+            raise _wrong("answers", answers, "JSON or plain text") from None
     if isinstance(answers, dict) and not isinstance(answers.get("text"), str):  # lists by field, as on the hub
         answers = [dict(zip(answers, values, strict=True)) for values in zip(*answers.values(), strict=True)]
-    answers = [answers] if isinstance(answers, (str, dict)) else answers
+    if isinstance(answers, str):
+        answers = [{"text": answers, "answer_start": qa.get("answer_start")}]
+    answers = [answers] if isinstance(answers, dict) else answers
     pairs = [
         (answer, None) if isinstance(answer, str) else (answer["text"], answer.get("answer_start"))
         for answer in answers
     ]
-    if not all(isinstance(text, str) for text, _ in pairs):
-        raise TypeError
-    return [(text, None if start is None else _whole(start)) for text, start in pairs]
+    for text, _ in pairs:
+        if not isinstance(text, str):
+            raise _wrong("the text of an answer", text, "text")
+    return [(text, _start(start)) for text, start in pairs if text.strip()]
 
 
-def _whole(number: Any) -> int:
-    """A whole number, also if it was saved as text or with decimals."""
-    value = float(number) if isinstance(number, (int, float, str)) and not isinstance(number, bool) else math.nan
-    if not value.is_integer():
-        raise TypeError
-    return int(value)
+def _start(value: Any) -> int | None:
+    """A position, also if it was saved as text or with decimals; None if it is missing."""
+    if value is None or value == "" or value != value:  # NaN: pandas writes it for missing cells
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not number.is_integer():
+        raise _wrong("answer_start", value, "a whole number")
+    return int(number)
+
+
+def _is_impossible(qa: Record) -> bool:
+    value = qa.get("is_impossible")
+    if (text := str(value).strip().lower().removesuffix(".0")) not in IS_IMPOSSIBLE:
+        raise _wrong("is_impossible", value, "true or false")
+    return IS_IMPOSSIBLE[text]
 
 
 def _id(qa: Record, question: str, context: str, generated: Counter[str]) -> str:
@@ -111,8 +147,10 @@ def _id(qa: Record, question: str, context: str, generated: Counter[str]) -> str
         digest = hashlib.sha256(f"{context}\0{question}".encode()).hexdigest()[:16]
         generated[digest] += 1
         return digest if generated[digest] == 1 else f"{digest}-{generated[digest]}"
+    if isinstance(id_, float) and id_.is_integer():
+        id_ = int(id_)
     if not isinstance(id_, (str, int)) or isinstance(id_, bool):
-        raise TypeError
+        raise _wrong("id", id_, "text or a whole number")
     return str(id_)
 
 

@@ -1,10 +1,13 @@
 """Token classification: a class per word, in CoNLL columns.
 
-Tags with prefixes (IO, IOB1, IOB2, IOBES, BILOU, BMEWO) mark entities, which can have several words.  Other tags, such as parts of
-speech, stand for single words.
+Tags with prefixes (IO, IOB1, IOB2, IOBES, BILOU, BMEWO) mark entities, which can have several words; so do prefixes without a
+type (B, I, O; the type is `entity`) and suffixes (PER-B) if no other tags occur.  Other tags, such as parts of speech, stand for
+single words.
 """
 
 import functools
+import itertools
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,8 +26,19 @@ from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.finetuning import conll, family, readers
 from albert_jax.finetuning.family import LazyRows, Split
 from albert_jax.finetuning.files import Source, TaskDataConfig
-from albert_jax.finetuning.metrics import have_prefixes, span_f1, spans, split_tag, to_iob2
+from albert_jax.finetuning.metrics import (
+    LOWER_CASE,
+    have_prefixes,
+    need_prefixes,
+    span_f1,
+    spans,
+    split_tag,
+    to_iob2,
+    with_prefix,
+)
 from albert_jax.finetuning.readers import Record
+
+log = logging.getLogger(__name__)
 
 _WITHOUT_SPACES = "".join(
     rf"\p{{{name}}}" for name in ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan")
@@ -36,6 +50,11 @@ WORDS = regex.compile(
 words; and every other character."""
 RECORDS = ("json", "jsonl", "parquet")
 """Suffixes of files with a sentence per record; all others have CoNLL columns."""
+ADVICE = {
+    "csv": "write a word and its tag on each line, with a tab between them, and a blank line after each sentence",
+    "arrow": "save the data set with Dataset.to_parquet",
+}
+"""Suffix of files without CoNLL columns -> what to do."""
 WORD_FIELDS = ("tokens", "words")
 TAG_FIELDS = ("ner_tags", "ner", "tags", "labels")
 
@@ -109,7 +128,7 @@ class TokenClassification:
 
     def examples(self, source: Source, config: TokenClassificationData, labels: tuple[str, ...]) -> Iterator[Example]:
         first = next((label for label in labels if label != "O"), "")
-        for row in _sentences(source, config):
+        for row in _in_iob2(_sentences(source, config), labels):
             for number, tag in enumerate(row.tags or (), 1):
                 first = first or ("" if tag == "O" else tag)
                 if tag != "O" and have_prefixes([tag]) != have_prefixes([first]):
@@ -226,14 +245,41 @@ class TokenClassification:
         return path
 
 
+def _in_iob2(rows: Iterator[Example], labels: tuple[str, ...]) -> Iterator[Example]:
+    """The sentences with entities in IOB2; the first ones tell whether tags have to be rewritten with prefixes."""
+    sample = list(itertools.islice(rows, conll.SAMPLE))
+    tags = {tag for row in sample for tag in row.tags or ()} - {"O"}
+    if tags and all(map(LOWER_CASE.fullmatch, tags)):
+        row = next(row for row in sample if tags & set(row.tags or ()))
+        raise InputError(
+            f"{row.id}: tags in lower case, such as {min(tags)!r}; write O and prefixes such as B- in upper case"
+        )
+    rewrite = need_prefixes(tags) and not tags <= set(labels)
+    for row in itertools.chain(sample, rows):
+        if row.tags is not None:
+            row = row._replace(tags=tuple(to_iob2([with_prefix(tag) for tag in row.tags] if rewrite else row.tags)))
+        yield row
+
+
 def _sentences(source: Source, config: TokenClassificationData) -> Iterator[Example]:
-    """The sentences of CoNLL files, or of records, of which each is a sentence."""
+    """The sentences of CoNLL files, or of records, of which each is a sentence; empty ones only if they are to be predicted."""
     records = tuple(path for path in source.paths if readers.file_kind(path) in RECORDS)
+    empty: list[str] = []
     for path in (path for path in source.paths if path not in records):
-        for where, words, tags in conll.sentences(path, config, config.word_column, config.tag_column):
-            yield Example(where, tuple(words), tuple(to_iob2(tags)) if tags else None)
+        if (kind := readers.file_kind(path)) in ADVICE:
+            raise InputError(f"{path}: sentences cannot be read from .{kind}; {ADVICE[kind]}")
+        for where, words, tags in conll.sentences(
+            path, config, config.word_column, config.tag_column, source.is_hidden
+        ):
+            yield Example(where, tuple(words), tuple(tags) if tags else None)
     for where, record in readers.records(replace(source, paths=records), config):
-        yield _from_record(where, record, config, source.is_hidden)
+        row = _from_record(where, record, config, source.is_hidden)
+        if row.words or source.is_hidden:
+            yield row
+        else:
+            empty.append(where)
+    if empty:
+        log.warning("%s: %d empty sentences skipped, the first: %s", source.split, len(empty), empty[0])
 
 
 def _from_record(where: str, record: Record, config: TokenClassificationData, hidden: bool) -> Example:
@@ -242,7 +288,7 @@ def _from_record(where: str, record: Record, config: TokenClassificationData, hi
     tags = _texts(where, record, "tag_column", config.tag_column, TAG_FIELDS, optional=hidden)
     if tags is not None and len(tags) != len(words):
         raise InputError(f"{where}: {len(words)} words, but {len(tags)} tags")
-    return Example(where, tuple(words), tuple(to_iob2(tags)) if tags else None)
+    return Example(where, tuple(words), None if tags is None else tuple(tags))
 
 
 def _texts(
@@ -257,5 +303,7 @@ def _texts(
         raise InputError(f"{where}: no '{name or usual[0]}'; the features are {', '.join(record)}; {advice}")
     value = record[field_name]
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise InputError(f"{where}: {field_name} is {value!r:.40}; expected a list of texts, also of tags, not numbers")
+        problem = f"{where}: {field_name} is {value!r:.40}; expected a list of texts, also of tags, not numbers"
+        advice = "; Dataset.to_parquet keeps the names of tags" if option == "tag_column" else ""
+        raise InputError(problem + advice)
     return value
