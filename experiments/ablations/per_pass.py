@@ -4,7 +4,9 @@
 
 Not in the paper.  LoRA per pass is from Relaxed Recursive Transformers (arXiv 2410.20672), which converts trained models; here all
 rows are trained from the beginning.
-Results: not run yet.
+Results: at `tiny` (three seeds, tuned rates, so no claim), own gains recover 82 % of the gap in masked-LM loss between all shared and
+not shared with 8 parameters, embeddings injected 80 %, layer weights 72 %, LoRA of rank 16, 4 and 1 67 %, 40 % and 35 %, own
+LayerNorms and own vectors nothing (experiments/LOG.md).
 """
 
 from albert_jax.ablation import Ablation, Row
