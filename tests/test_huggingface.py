@@ -159,6 +159,13 @@ def bert(tensors: dict[str, np.ndarray]) -> None:
     tensors |= {"bert.embeddings.word_embeddings.weight": words, "bert.encoder.layer.0.output.dense.bias": words[0]}
 
 
+def classifier_without_pooler(tensors: dict[str, np.ndarray]) -> None:
+    """What it classifies is then unknown."""
+    for name in [name for name in tensors if name.startswith(("albert.pooler", "sop_classifier"))]:
+        del tensors[name]
+    tensors["classifier.weight"] = np.ones((2, 16), np.float32)
+
+
 def index(table: dict[str, str]) -> Callable[[Path], Any]:
     def change(folder: Path) -> None:
         (folder / "model.safetensors").rename(folder / "part.safetensors")
@@ -226,9 +233,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "endless number": (into("config.json", b'{"a": ' + b"1" * 5000 + b"}"), "config.json: cannot be read: .* digits"),
     "config not UTF-8": (into("config.json", b'{"\xff": 1}'), "config.json: not UTF-8 at byte 2"),
     "another architecture": (
-        lambda folder: rewrite(
-            folder, lambda t: t.update({"classifier.weight": np.ones((2, 16), np.float32)}), architectures=["Evil"]
-        ),
+        lambda folder: rewrite(folder, classifier_without_pooler, architectures=["Evil"]),
         "holds a classifier, but 'architectures' in config.json is Evil; change it to one of AlbertForSequence",
     ),
     "path in index": (
