@@ -14,6 +14,9 @@ from albert_jax.model.tree import leaves, nested
 
 from .conftest import GOLDEN_TOKENIZER
 
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+"""The first pieces of a WordPiece vocabulary."""
+
 Loaded = tuple[Albert, Any, Tokenizer]
 SMALL: dict[str, Any] = dict(
     vocab_size=40, embedding_size=8, hidden_size=16, num_hidden_layers=4, num_attention_heads=2

@@ -21,7 +21,7 @@ from albert_jax.inference import finetuned, pretrained
 from albert_jax.model.heads import Albert
 
 from .conftest import ROOT, refused
-from .small_models import assert_same
+from .small_models import SPECIAL, assert_same
 from .weight_files import into, random_weights, rewrite, write
 
 WORDS = "albert.embeddings.word_embeddings.weight"
@@ -276,28 +276,7 @@ def test_ids_outside_their_tables_are_errors(inputs: dict[str, Any], message: st
 
 def test_a_chinese_albert_from_folder_to_folder(tmp_path: Path) -> None:
     """WordPiece: loaded, a word filled in, entities by character, exported and read back with the same outputs."""
-    pieces = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        "北",
-        "京",
-        "是",
-        "中",
-        "国",
-        "的",
-        "首",
-        "都",
-        "。",
-        "张",
-        "伟",
-        "在",
-        "the",
-        "cat",
-        "##s",
-    ]
+    pieces = [*SPECIAL, *"北京是中国的首都。张伟在", "the", "cat", "##s"]
     weights = random_weights(("token_classifier",), ("O", "B-PER", "I-PER"), vocab_size=len(pieces))
     folder = write(weights, tmp_path / "hf")
     (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")

@@ -53,6 +53,8 @@ ONLY = {
     "pyarrow": {"data", "finetuning"},
     "zstandard": {"data"},
     "datasets": {"data"},
+    "tokenizers": {"data"},
+    "regex": {"finetuning"},
     "optax": {"training"},
     "jax": {"model", "training", "exchange", "pretraining", "finetuning", "bench", "plan", "inference"},
     "sklearn": {"finetuning", "pretraining"},

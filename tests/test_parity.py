@@ -27,7 +27,7 @@ from albert_jax.model.albert import PRESETS, AlbertConfig
 from albert_jax.model.heads import PRETRAINING, Albert, param_shapes
 
 from .conftest import HARD_TEXTS, RELEASED_VOCABULARY, ROOT
-from .small_models import SMALL, TEXT, assert_near, assert_same
+from .small_models import SMALL, SPECIAL, TEXT, assert_near, assert_same
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 torch = pytest.importorskip("torch", reason="live parity needs torch and transformers")
@@ -135,31 +135,7 @@ def test_a_chinese_albert(tmp_path: Path) -> None:
 
     Fails if the vocabulary's special ids, its steps or the labels are lost on the way.
     """
-    pieces = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        "北",
-        "京",
-        "是",
-        "中",
-        "国",
-        "的",
-        "首",
-        "都",
-        "。",
-        "好",
-        "坏",
-        "电",
-        "影",
-        "很",
-        "这",
-        "部",
-        "##s",
-        "cat",
-    ]
+    pieces = [*SPECIAL, *"北京是中国的首都。好坏电影很这部", "##s", "cat"]
     config = transformers.AlbertConfig(**SMALL | {"vocab_size": len(pieces)}, num_labels=2)
     transformers.AlbertModel(config).save_pretrained(tmp_path / "hub")
     (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n")

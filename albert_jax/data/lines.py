@@ -93,6 +93,21 @@ CORRUPTED = (OSError, EOFError, zlib.error, lzma.LZMAError)
 """Exceptions of reading a file that is corrupted or truncated."""
 
 
+def check_encoding(encoding: str) -> None:
+    """Raise `InputError` unless Python has this text encoding."""
+    try:
+        "\n".encode(encoding)
+    except (LookupError, ValueError):
+        raise InputError(
+            f"encoding: unknown text encoding {encoding!r}; name one of Python's, such as cp1252"
+        ) from None
+
+
+def without_lone_surrogates(text: str) -> str:
+    """Replace halves of surrogate pairs, which JSON can express but UTF-8 cannot."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def is_compressed(path: Path) -> bool:
     """Whether the name of a file says that it is compressed."""
     return path.suffix.lower() in COMPRESSIONS

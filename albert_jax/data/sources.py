@@ -21,7 +21,7 @@ import sentencex
 
 from albert_jax.config import InputError, check_fields, choice
 from albert_jax.data.hf_datasets import STREAMED, is_saved, saved_files, streamed_digest
-from albert_jax.data.lines import is_compressed
+from albert_jax.data.lines import check_encoding, is_compressed
 from albert_jax.data.text_files import TEXT_TYPES, file_documents, file_type, type_of_name
 from albert_jax.data.tfds import PREFIX, dataset_shards
 
@@ -85,12 +85,7 @@ class DataConfig:
         documents = self.txt_documents
         if documents not in ("file", "blank-line") and not (documents.isdecimal() and int(documents) > 0):
             raise InputError(f"txt_documents: expected file, blank-line or a number of lines, got {documents!r}")
-        try:
-            "\n".encode(self.encoding)
-        except LookupError:
-            raise InputError(
-                f"encoding: unknown text encoding {self.encoding!r}; name one of Python's, such as cp1252"
-            ) from None
+        check_encoding(self.encoding)
         if not 0 < self.eval_fraction < 1:
             raise InputError(f"eval_fraction must be in (0, 1), got {self.eval_fraction}")
 

@@ -24,6 +24,7 @@ from albert_jax.data.lines import (
     open_bytes,
     other_encoding,
     replace_invalid,
+    without_lone_surrogates,
 )
 from albert_jax.data.tfds import SUFFIX, shard_texts
 
@@ -87,7 +88,7 @@ def _checked(text: Any, location: str, config: "DataConfig", repairs: Counter[st
 
 def _repair_characters(text: str, repairs: Counter[str]) -> str:
     """`text` without NUL and lone surrogates, which JSON can express but UTF-8 cannot; empty if it is blank."""
-    document = text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    document = text if text.isascii() else without_lone_surrogates(text)
     document = document.replace("\0", "")
     repairs["documents with invalid characters repaired"] += document != text
     return document if document.strip() else ""

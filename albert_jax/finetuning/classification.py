@@ -64,6 +64,28 @@ class Example(NamedTuple):
         return self.label is not None
 
 
+class Reading(NamedTuple):
+    """How the records of one split become examples."""
+
+    config: ClassificationData
+    columns: tuple[tuple[str, ...], ...]
+    """Names of the columns of the text, the second text and the label; the first that exists is used."""
+    options: tuple[str, ...]
+    """The options that name these columns, for messages; empty if the task names them."""
+    labels: tuple[str, ...]
+    """The classes; empty while the training file defines them."""
+    forms: dict[str, str]
+    """Normalized class -> its name; the first form in the training file is the name of all ("1" and "1.0")."""
+    hidden: bool
+    """Whether labels may be missing."""
+
+    def label_text(self, where: str, record: Record) -> str:
+        """The text of the label; empty if it is missing."""
+        if self.hidden and not set(self.columns[2]) & set(record):
+            return ""
+        return cell(where, record, self.columns[2], self.options[2], is_label=True)
+
+
 def pair_rows(split: Split, targets: np.ndarray, tokenizer: Tokenizer, max_seq_length: int) -> LazyRows[int]:
     """The rows of a split's texts; if a pair does not fit, the longer text is truncated."""
     texts: list[list[np.ndarray]] = []
@@ -139,13 +161,15 @@ class Classification:
         if not self.text:
             pair = (config.text_pair_column,) if config.text_pair_column else ()
             columns = (config.text_column,), pair, (config.label_column,)
+        options = tuple(USUAL_NAMES) if not self.text else ("", "", "")
         forms = {normalized(label): label for label in labels}
+        reading = Reading(config, columns, options, labels, forms, source.is_hidden)
         skipped: list[InputError] = []
         for where, record in maybe_records(source, config, self.header):
             try:
                 if isinstance(record, InputError):
                     raise record
-                example = self._example(where, record, columns, config, labels, source.is_hidden, forms)
+                example = self._example(where, record, reading)
             except InputError as error:
                 if source.is_hidden:  # never skipped: servers count the lines of predictions
                     raise
@@ -159,55 +183,25 @@ class Classification:
         if skipped:
             log.warning("%s: %d lines skipped, the first: %s", source.split, len(skipped), skipped[0])
 
-    def _example(
-        self,
-        where: str,
-        record: Record,
-        columns: Sequence[tuple[str, ...]],
-        config: ClassificationData,
-        labels: tuple[str, ...],
-        hidden: bool,
-        forms: dict[str, str],
-    ) -> Example:
-        options = tuple(USUAL_NAMES) if not self.text else ("", "", "")
+    def _example(self, where: str, record: Record, reading: Reading) -> Example:
         text, text_pair = (
             cell(where, record, names, option) if names else None
-            for names, option in zip(columns[:2], options[:2], strict=True)
+            for names, option in zip(reading.columns[:2], reading.options[:2], strict=True)
         )
-        label = self._read_label(where, record, columns[2], options[2], config, labels, hidden, forms)
-        return Example(where, text or "", text_pair, label)
+        return Example(where, text or "", text_pair, self._read_label(where, record, reading))
 
-    def _read_label(
-        self,
-        where: str,
-        record: Record,
-        columns: tuple[str, ...],
-        option: str,
-        config: ClassificationData,
-        labels: tuple[str, ...],
-        hidden: bool,
-        forms: dict[str, str],
-    ) -> Any:
+    def _read_label(self, where: str, record: Record, reading: Reading) -> Any:
         """The label of a record; None if it is hidden."""
-        label = ""
-        if not hidden or set(columns) & set(record):
-            label = self._label_cell(where, record, columns, option)
-        if hidden and self.text and label in HIDDEN_LABELS:
+        label = reading.label_text(where, record)
+        if reading.hidden and self.text and label in HIDDEN_LABELS:
             label = ""
-        if not label.strip() and not hidden:
+        if not label.strip() and not reading.hidden:
             raise InputError(f"{where}: no label")
-        return self._label(where, label, labels, forms) if label.strip() else None
+        return self._label(where, label, reading) if label.strip() else None
 
-    def _label_cell(self, where: str, record: Record, columns: tuple[str, ...], option: str) -> str:
-        return cell(where, record, columns, option, is_label=True)
-
-    def _label(self, where: str, value: str, labels: tuple[str, ...], forms: dict[str, str]) -> Any:
-        """The number, or the name of the class.
-
-        Args:
-          labels: the classes; empty while the training file defines them.
-          forms: normalized class -> its name; the first form in the training file is the name of all ("1" and "1.0").
-        """
+    def _label(self, where: str, value: str, reading: Reading) -> Any:
+        """The number, or the name of the class."""
+        forms = reading.forms
         if self.regression:
             try:
                 number = float(value)
@@ -219,7 +213,7 @@ class Classification:
         key = normalized(value)
         if key in self.classes:
             return self.classes[key]
-        if not labels:
+        if not reading.labels:
             forms.setdefault(key, value.strip())
         if key in forms:
             return forms[key]
@@ -228,9 +222,9 @@ class Classification:
             return self.classes[boolean]
         if boolean in forms:
             return forms[boolean]
-        if self.classes and key.isdecimal() and int(key) < len(labels):
-            return labels[int(key)]  # Hugging Face's data sets number the classes
-        raise InputError(f"{where}: label {value!r} is not one of {', '.join(self.classes or labels)}")
+        if self.classes and key.isdecimal() and int(key) < len(reading.labels):
+            return reading.labels[int(key)]  # Hugging Face's data sets number the classes
+        raise InputError(f"{where}: label {value!r} is not one of {', '.join(self.classes or reading.labels)}")
 
     def texts(self, examples: Sequence[Example]) -> list[str]:
         return [text for row in examples for text in (row.text, row.text_pair) if text]

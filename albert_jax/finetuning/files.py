@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from albert_jax.config import InputError, check_fields, choice
-from albert_jax.data.lines import COMPRESSIONS
+from albert_jax.data.lines import COMPRESSIONS, check_encoding
 from albert_jax.data.tfds import PREFIX, builder_of
 from albert_jax.finetuning.prepared import splits_of
 
@@ -51,11 +51,7 @@ class TaskDataConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        try:
-            "\n".encode(self.encoding)
-        except LookupError:
-            known = "name one of Python's, such as cp1252"
-            raise InputError(f"encoding: unknown text encoding {self.encoding!r}; {known}") from None
+        check_encoding(self.encoding)
         check_minimum(self, 0, "max_train_samples", "max_eval_samples")
         check_minimum(self, 8, "max_seq_length")
 

@@ -114,7 +114,7 @@ def spans(tags: Sequence[str]) -> list[Span]:
     """The entities of a sentence's tags by conlleval's rules, for IO, IOB1, IOB2, IOBES, BILOU and BMEWO.
 
     An entity begins at B or S, and at I or E if the type changes or the previous entity has ended.  It ends before O, B, S or a
-    different type, and after E or S.  A word whose tag has no prefix is an entity by itself.
+    different type, and after E or S.  A word whose tag has no prefix is one entity.
     """
     entities: list[Span] = []
     start, before = 0, "O"

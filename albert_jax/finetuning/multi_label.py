@@ -1,4 +1,4 @@
-"""Classification with any number of labels per text: each label is a decision of its own."""
+"""Classification with any number of labels per text.  For each label, the model predicts yes or no."""
 
 import json
 from collections import Counter
@@ -15,7 +15,7 @@ from jax import Array
 from albert_jax.config import InputError
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.finetuning import family
-from albert_jax.finetuning.classification import Classification, ClassificationData, Example, pair_rows
+from albert_jax.finetuning.classification import Classification, ClassificationData, Example, Reading, pair_rows
 from albert_jax.finetuning.family import LazyRows, Split
 from albert_jax.finetuning.files import TaskDataConfig
 from albert_jax.finetuning.metrics import METRICS
@@ -53,30 +53,20 @@ class MultiLabel(Classification):
             raise InputError(f"{train[0].id}: no training example has a label")
         return tuple(names)
 
-    def _read_label(
-        self,
-        where: str,
-        record: Record,
-        columns: tuple[str, ...],
-        option: str,
-        config: Any,
-        labels: tuple[str, ...],
-        hidden: bool,
-        forms: dict[str, str],
-    ) -> Any:
-        if hidden and not set(columns) & set(record):
-            return None
-        value = record.get(columns[0])
+    def _read_label(self, where: str, record: Record, reading: Reading) -> Any:
+        column = reading.columns[2][0]
+        value = record.get(column)
         if isinstance(value, list):
             if len(set(map(str, value))) < len(value) or not all(isinstance(part, str | int) for part in value):
-                raise InputError(f"{where}: {columns[0]} is {value!r:.40}; expected names of labels, not indicators")
+                raise InputError(f"{where}: {column} is {value!r:.40}; expected names of labels, not indicators")
             names = list(map(str, value))
         else:
-            cell = self._label_cell(where, record, columns, option)
-            if hidden and not cell.strip():
+            text = reading.label_text(where, record)
+            if reading.hidden and not text.strip():
                 return None
-            names = cell.split(config.label_separator)
-        return tuple(sorted({self._label(where, name.strip(), labels, forms) for name in names if name.strip()}))
+            config: Any = reading.config
+            names = text.split(config.label_separator)
+        return tuple(sorted({self._label(where, name.strip(), reading) for name in names if name.strip()}))
 
     def rows(self, split: Split, tokenizer: Tokenizer, config: TaskDataConfig) -> LazyRows[int]:
         # [examples, labels, 1]: the last axis of a row's array is that of tokens, which batches pad.

@@ -22,6 +22,7 @@ from albert_jax.data.lines import (
     lines,
     needs_formats,
     open_bytes,
+    without_lone_surrogates,
 )
 from albert_jax.finetuning.files import Source, TaskDataConfig, without_compression
 from albert_jax.finetuning.prepared import records as prepared_records
@@ -179,13 +180,12 @@ def _object(where: str, line: str) -> Record | InputError:
         return InputError(f"{where}: not JSON: {first_line(error)}")
     if not isinstance(record, dict):
         return InputError(f"{where}: expected a JSON object")
-    return _without_lone_surrogates(record) if "\\ud" in line.lower() else record
+    return _repaired(record) if "\\ud" in line.lower() else record
 
 
-def _without_lone_surrogates(record: Any) -> Any:
-    """Replace halves of surrogate pairs, which JSON can contain but UTF-8 cannot encode."""
-    text = json.dumps(record, ensure_ascii=False)
-    return json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+def _repaired(record: Any) -> Any:
+    """A record without lone surrogates."""
+    return json.loads(without_lone_surrogates(json.dumps(record, ensure_ascii=False)))
 
 
 def _json(path: Path, config: TaskDataConfig, header: tuple[str, ...]) -> Iterator[MaybeRecord]:
@@ -193,7 +193,7 @@ def _json(path: Path, config: TaskDataConfig, header: tuple[str, ...]) -> Iterat
     if _has_a_record_per_line(path, config):
         yield from _jsonl(path, config, header)
         return
-    document = _without_lone_surrogates(parse_json(path, _text(path, config)))
+    document = _repaired(parse_json(path, _text(path, config)))
     if isinstance(document, dict):
         yield str(path), document
     elif isinstance(document, list):

@@ -3,7 +3,7 @@
     albert-jax finetune experiments/finetune/multilabel.py --init-from runs/base --data.train-file train.jsonl \
         --data.dev-file dev.jsonl --data.label-column labels
 
-Each label is a decision of its own: sigmoid, and a threshold of 0.5.  --data.label-separator separates the labels of a cell (default: a comma).
+For each label the model predicts yes or no (sigmoid, threshold 0.5).  --data.label-separator separates the labels of a cell (default: a comma).
 Not yet run with released weights; experiments/LOG.md lists the runs so far.
 """
 
