@@ -302,7 +302,7 @@ def test_wrong_settings_for_a_prepared_folder(
     assert digests[0] != digests[1]
     copied = DataConfig(source=str(copy), vocab=str(other.path))
     assert_input_error(lambda: prepare(copied, VOCAB), str(copy), *digests)
-    assert_input_error(lambda: prepare(replace(copied, vocab=""), VOCAB + 1), "400 pieces", "model.vocab_size is 401")
+    assert_input_error(lambda: prepare(replace(copied, vocab=""), VOCAB - 1), "400 pieces", "model.vocab_size is 399")
     assert_input_error(
         lambda: prepare(replace(config, vocab=str(other.path)), VOCAB), "401 pieces", "model.vocab_size is 400"
     )

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from albert_jax.exchange.convert import convert
 from albert_jax.exchange.load import read
 from albert_jax.exchange.weights import Weights
 from albert_jax.model.heads import Albert
+from albert_jax.model.tree import leaves, nested
 from albert_jax.pretraining.distillation import digest as teacher_digest
 from albert_jax.training.run_folder import MetricsLog, read_metrics
 
@@ -377,3 +379,26 @@ def test_init_from_a_folder_of_transformers(
     huggingface.write(bare, source)
     assert main(short(tmp_path / "other", init_from=source, **deeper)) == 2
     assert ": missing pooler, sop_classifier; 'albert-jax convert" in capsys.readouterr().err
+
+
+def test_init_from_a_padded_embedding_table(
+    short: Words, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rows without pieces are never drawn; with a bias of -30 they change no prediction.  The first evaluation is the source's."""
+    source = tmp_path / "padded"
+    convert(straight, source)
+    weights = read(source).weights
+    rows = weights.model.config.vocab_size + 24
+    padded = leaves(weights.params)
+    words, bias = ("embeddings", "word_embeddings", "embedding"), ("predictions", "bias")
+    padded[words] = np.pad(padded[words], ((0, 24), (0, 0)), constant_values=1.0)
+    padded[bias] = np.pad(padded[bias], (0, 24), constant_values=-30.0)
+    (source / "model.safetensors").unlink()
+    config = replace(weights.model.config, vocab_size=rows)
+    huggingface.write(replace(weights, model=weights.model.clone(config=config), params=nested(padded)), source)
+    given = {"init_from": source, "data__vocab": source / "spiece.model", "model__vocab_size": rows}
+    assert main(short(tmp_path / "run", **given, train__eval_every=1)) == 0
+    assert f"model.vocab_size is {rows}, and the vocabulary" in capsys.readouterr().err
+    first = next(r for r in read_metrics(tmp_path / "run") if r["step"] == 1 and "eval/mlm_loss" in r)
+    summary = json.loads((straight / "summary.json").read_text())
+    assert first["eval/mlm_loss"] == pytest.approx(summary["eval"]["mlm_loss"], rel=1e-5)

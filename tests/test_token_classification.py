@@ -7,6 +7,7 @@ import pytest
 from albert_jax.config import InputError
 from albert_jax.finetuning.family import Split
 from albert_jax.finetuning.files import Source
+from albert_jax.finetuning.metrics import with_prefix
 from albert_jax.finetuning.token_classification import (
     WORDS,
     Example,
@@ -140,3 +141,18 @@ def test_a_model_without_prefixes_tags_words(labels: tuple[str, ...]) -> None:
         assert [one["text"] for one in found] == words
     assert {one["text"] for one in found} <= set(words)
     assert {one["type"] for one in found} <= set(labels) - {"O"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "types"), [(("I", "B", "O"), {"entity"}), (("PER-I", "PER-B", "LOC-B", "LOC-I", "O"), {"PER", "LOC"})]
+)
+def test_a_model_with_other_spellings_of_prefixes_finds_entities(labels: tuple[str, ...], types: set[str]) -> None:
+    """As a model with the usual labels does.  Fails if such labels count as tags of words."""
+    text = "The Text, in 2010, was read by many people in many places. "
+    usual = tuple(with_prefix(label) for label in labels)
+    found, wanted = (
+        finetuned.entities(*random_model(("token_classifier",), names), text)[0] for names in (labels, usual)
+    )
+    assert found == wanted
+    assert {one["type"] for one in found} <= types
+    assert any(" " in one["text"] or "," in one["text"] for one in found)

@@ -85,7 +85,7 @@ def prepare(
 
     Args:
       config: the source and settings.
-      vocab_size: number of pieces of the vocabulary: checked if it exists, used if it is trained.
+      vocab_size: number of rows of the embedding table: at least the pieces of a vocabulary that exists; the size of one that is trained.
       beam_options: names and values of Beam's pipeline options, to prepare on many machines; the records and their order
         are the same.  None: prepare in this process.
       needs_pairs: raise an error if no document has two sentences.
@@ -213,11 +213,12 @@ def _open(folder: Path, config: DataConfig, vocab_size: int) -> Prepared:
 
 
 def _check_vocab_size(tokenizer: Tokenizer, vocab_size: int) -> None:
-    if tokenizer.vocab_size != vocab_size:
-        raise InputError(
-            f"model.vocab_size is {vocab_size}, but the vocabulary {tokenizer.path} has {tokenizer.vocab_size} pieces; "
-            f"set --model.vocab-size {tokenizer.vocab_size} or name a different vocabulary"
-        )
+    pieces = f"the vocabulary {tokenizer.path} has {tokenizer.vocab_size} pieces"
+    advice = f"set --model.vocab-size {tokenizer.vocab_size}"
+    if tokenizer.vocab_size > vocab_size:
+        raise InputError(f"model.vocab_size is {vocab_size}, but {pieces}; {advice} or name a different vocabulary")
+    if tokenizer.vocab_size < vocab_size:  # such as an embedding table padded to a multiple of 64
+        log.warning("model.vocab_size is %d, and %s; %s to train no unused rows", vocab_size, pieces, advice)
 
 
 def _warn_of_unknown_tokens(prepared: Prepared) -> None:

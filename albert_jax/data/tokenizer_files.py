@@ -6,6 +6,7 @@ digit-comma rule.  It uses a `tokenizer.json` instead if there is one, so we wri
 
 import base64
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from albert_jax.config import InputError, read_json
 from albert_jax.data.json_tokenizer import JSON_FILE, WORDPIECE_FILE, JsonTokenizer, WordPieceTokenizer
 from albert_jax.data.sentencepiece_tokenizer import VOCABULARY, SentencePieceTokenizer, ends_in_digit_comma
 from albert_jax.data.tokenizer import PUNCTUATION, SPACE, TEXT_OPTIONS, Tokenizer
+
+log = logging.getLogger(__name__)
 
 protobuf: Any = sentencepiece_model_pb2  # its names are defined on import, so the type checker does not know them
 
@@ -45,8 +48,11 @@ def open_tokenizer(path: str | Path, *, contents: bytes | None = None, **options
         return SentencePieceTokenizer(path, contents=contents, **options)
     tokenizer = JsonTokenizer(path, contents=contents)
     for name, value in options.items():
-        if value not in (tokenizer.options[name], TEXT_OPTIONS[name]):
-            raise InputError(f"{path}: {name} is {tokenizer.options[name]} in this file, and cannot be {value}")
+        stored = tokenizer.options[name]
+        if value not in (stored, TEXT_OPTIONS[name]):
+            raise InputError(f"{path}: {name} is {stored} in this file, and cannot be {value}")
+        if value != stored:  # the default, so perhaps nobody asked for it
+            log.info("%s: %s is %s in this file, so data.%s %s is not used", path, name, stored, name, value)
     return tokenizer
 
 

@@ -21,7 +21,7 @@ from albert_jax.finetuning import (
 )
 from albert_jax.finetuning.family import Split
 from albert_jax.finetuning.files import TaskDataConfig
-from albert_jax.finetuning.metrics import spans
+from albert_jax.finetuning.metrics import need_prefixes, spans, with_prefix
 from albert_jax.inference.early_exit import EarlyExit, check_model, classify_early
 from albert_jax.inference.pretrained import BATCH_SIZE, as_list, check_head
 from albert_jax.model.heads import Albert
@@ -116,10 +116,11 @@ def entities(
         task="ner", max_seq_length=model.config.max_position_embeddings
     )
     tagged = task.tags(*_evaluate(model, params, tokenizer, task, config, examples))
+    rewrite = need_prefixes(model.labels)
     answers = []
     for text, matches, (tags, probabilities) in zip(texts, words, tagged, strict=True):
         found = []
-        for first, end, kind in spans(tags):
+        for first, end, kind in spans([with_prefix(tag) for tag in tags] if rewrite else tags):
             start, stop = matches[first].start(), matches[end - 1].end()
             entity = {"type": kind, "text": text[start:stop], "start": start, "end": stop}
             found.append(entity | {"probability": min(probabilities[first:end])})
