@@ -35,14 +35,14 @@ def first_line(error: BaseException) -> str:
 
 
 def check_writable(path: Path, field: str) -> None:
-    """Check that a file or folder can be created, without creating it.
+    """Check that a file or folder can be written, without writing it.
 
     Raises:
       InputError: names `field` and the folder that is not writable.
     """
     existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     try:
-        with tempfile.TemporaryFile(dir=existing):
+        with existing.open("ab") if existing.is_file() else tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise InputError(f"{field} {path}: cannot write to {existing}: {error.strerror}") from None

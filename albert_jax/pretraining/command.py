@@ -1,6 +1,8 @@
-"""The commands pretrain, prepare, vocab and probe."""
+"""The commands pretrain, prepare, vocab, evaluate and probe."""
 
 import argparse
+import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +10,11 @@ from typing import Any
 
 from albert_jax import pretraining
 from albert_jax.config import InputError, check_writable, load
+from albert_jax.exchange.command import add_source, source_options
 from albert_jax.parser import Parser
 from albert_jax.training.command import add_run_options, exit_code, join_processes
+
+log = logging.getLogger(__name__)
 
 PRETRAIN_EXAMPLES = """\
   albert-jax pretrain experiments/pretrain/tiny.py
@@ -34,6 +39,13 @@ Work is distributed per input file, so split the corpus into many files.  Worker
 and must see source and cache at the same paths as this machine, on a mounted file system (not gs://).
 """
 VOCAB_EXAMPLES = "  albert-jax vocab experiments/pretrain/small.py spiece.model --data.source 'text/*.jsonl.gz'"
+EVALUATE_EXAMPLES = """\
+  albert-jax evaluate runs/tiny   # repeats the held-out metrics of the run
+  albert-jax evaluate albert/albert-base-v2 --data.source 'text/*.txt'   # held-out metrics of any ALBERT on any text
+  albert-jax evaluate runs/tiny --pairs blimp.jsonl.gz --share 0.1   # grammatical minimal pairs: every tenth pair of BLiMP
+  albert-jax evaluate runs/tiny --pairs mine.csv --masking word --by kind   # columns good, bad and kind
+  albert-jax evaluate runs/tiny --perplexity 'text/*.txt'   # pseudo-perplexity of each sentence
+"""
 PROBE_EXAMPLES = "  albert-jax probe experiments/pretrain/tiny.py"
 
 
@@ -54,6 +66,22 @@ def add_pretraining_commands(add_command: Callable[..., Parser]) -> None:
     parser = add_command("vocab FILE TARGET", vocab, summary, VOCAB_EXAMPLES)
     parser.add_experiment(lambda: pretraining.PretrainConfig)
     parser.add_argument("target", metavar="TARGET", type=Path, help="file to write, such as spiece.model")
+    summary = "Evaluate any ALBERT without fine-tuning: held-out metrics, minimal pairs, pseudo-perplexity."
+    parser = add_command("evaluate SOURCE", evaluate, summary, EVALUATE_EXAMPLES)
+    add_source(parser)
+    text = "file, folder or glob of minimal pairs: lines of JSON (good, bad, kind, or BLiMP's fields), .csv or .tsv"
+    parser.add_argument("--pairs", default="", metavar="FILE", help=text)
+    text = "text files whose sentences are scored; read like --data.source"
+    parser.add_argument("--perplexity", default="", metavar="FILES", help=text)
+    text = "fraction of the pairs of each kind, or of the sentences (default 1)"
+    parser.add_argument("--share", type=float, default=1.0, metavar="NUMBER", help=text)
+    text = "token: mask one token at a time (default); word: and the later tokens of its word"
+    parser.add_argument("--masking", default="token", metavar="NAME", help=text)
+    text = "lines of the table of pairs: phenomenon (default) or kind"
+    parser.add_argument("--by", default="phenomenon", choices=("phenomenon", "kind"), help=text)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write all results to this file, as JSON")
+    parser.field_class = zero_shot_fields
+    parser.field_values = lambda arguments: _heldout_config(arguments)
     summary = "Measure how well linear classifiers predict the sentence objective on an experiment's data."
     add_command("probe FILE", probe, summary, PROBE_EXAMPLES).add_experiment(lambda: pretraining.PretrainConfig)
 
@@ -97,6 +125,54 @@ def probe(arguments: argparse.Namespace) -> int:
     from albert_jax.pretraining import probes
 
     print(probes.probe_table(probes.probe(_config(arguments))))
+    return 0
+
+
+def zero_shot_fields() -> type:
+    """The fields of `albert-jax evaluate`: those of the held-out text."""
+    from albert_jax.pretraining.zero_shot import HeldoutConfig
+
+    return HeldoutConfig
+
+
+def _heldout_config(arguments: argparse.Namespace) -> Any:
+    from albert_jax.pretraining.zero_shot import heldout_config
+
+    return heldout_config(arguments.source, arguments.overrides)
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Run `albert-jax evaluate`."""
+    from albert_jax.exchange.load import read
+    from albert_jax.pretraining import minimal_pairs, zero_shot
+    from albert_jax.reports.run import heldout_table
+    from albert_jax.training.partition import make_mesh
+
+    name, share, masking = arguments.source, arguments.share, arguments.masking
+    config = zero_shot.heldout_config(name, arguments.overrides)
+    pairs_config = minimal_pairs.PairsConfig(arguments.pairs, share, masking)
+    pairs = minimal_pairs.read_pairs(pairs_config) if arguments.pairs else []
+    only_heldout = not (arguments.pairs or arguments.perplexity)
+    if only_heldout and "data.source" not in arguments.overrides and not zero_shot.run_config(name):
+        raise InputError(f"{name}: nothing to evaluate; give --pairs, --perplexity or --data.source")
+    if arguments.output:
+        check_writable(arguments.output, "--output")
+    mesh, source = make_mesh("any"), read(name, **source_options(arguments))
+    for note in source.weights.notes:
+        log.warning("%s: %s", name, note)
+    results: dict[str, Any] = {}
+    if only_heldout or "data.source" in arguments.overrides:
+        results = zero_shot.heldout(source, config, mesh, name)
+        print(heldout_table(results))
+    if arguments.pairs:
+        results["pairs"] = zero_shot.pairs_accuracies(source, pairs, masking, mesh, name)
+        print(zero_shot.pairs_table(results["pairs"], arguments.by == "kind"))
+    if arguments.perplexity:
+        data = replace(config.data, source=arguments.perplexity)
+        results["perplexity"] = zero_shot.perplexity(source, data, share, masking, mesh, name)
+        print(zero_shot.perplexity_table(results["perplexity"]))
+    if arguments.output:
+        arguments.output.write_text(json.dumps(results, indent=2) + "\n")
     return 0
 
 

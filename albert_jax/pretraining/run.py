@@ -24,7 +24,9 @@ from albert_jax.pretraining.baselines import baselines
 from albert_jax.pretraining.diagnostics import plateau_warning
 from albert_jax.pretraining.distillation import HEADS_TAUGHT, DistillationConfig, digest, read_teacher, with_teacher
 from albert_jax.pretraining.evaluation import evaluated_depths, make_evaluate
+from albert_jax.pretraining.minimal_pairs import PairsConfig, read_pairs, with_pairs
 from albert_jax.pretraining.objective import ObjectiveConfig, Vocabulary, vocabulary_of
+from albert_jax.pretraining.pseudo_likelihood import make_scorer
 from albert_jax.pretraining.segment_pairs import SENTENCE_OBJECTIVES
 from albert_jax.pretraining.task import pretraining_model, pretraining_workload
 from albert_jax.pretraining.tied_layers import TyingConfig, tied_sets
@@ -64,6 +66,8 @@ class PretrainConfig:
     eval_depths: str = ""
     """Evaluate the final parameters also with other numbers of layers: multiples of num_hidden_layers, such as 0.5,1,2,4.
     For layers that repeat (sharing all or cycle)."""
+    pairs: PairsConfig = field(default_factory=PairsConfig)
+    """Minimal pairs, such as BLiMP; each evaluation scores them."""
     length_buckets: bool = False
     """For short documents: batches of rows of similar length, padded to one of at most 12 widths.  Each width is compiled
     once.  MFU, `plan` and the budgets of `ablate` still assume max_seq_length."""
@@ -149,6 +153,7 @@ def pretrain_seeds(configs: Sequence[PretrainConfig], allow_data_change: bool = 
         if reason := cannot_be_parallel(config):
             raise InputError(f"{config.run_dir}: {reason}")
     run_dirs = [Path(one.run_dir).expanduser() for one in configs]
+    pairs = read_pairs(config.pairs) if config.pairs.source else []
     mesh = job.open_mesh(config)
     for run_dir, one in zip(run_dirs, configs, strict=True):
         run_folder.check(run_dir, "pretrain", one)
@@ -190,6 +195,8 @@ def pretrain_seeds(configs: Sequence[PretrainConfig], allow_data_change: bool = 
     with processes.main_first():  # the other processes find the stored baselines
         metrics_of_baselines = baselines(prepared, eval_objective, len(model.sentence_classes), *sizes)
     evaluate = make_evaluate(model, eval_objective, vocabulary, heldout, metrics_of_baselines, mesh, *sizes)
+    if pairs:
+        evaluate = with_pairs(evaluate, make_scorer(model, prepared.tokenizer, mesh, config.pairs.masking), pairs)
     workload, optimizer, layout = training_parts(config, vocabulary, mesh, evaluate)
 
     evaluate_depths = {}

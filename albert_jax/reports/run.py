@@ -113,8 +113,8 @@ def plot_depths(run_dir: Path, depths: Mapping[str, Mapping[str, float]], traine
     figure.savefig(run_dir / "depths.png", dpi=120)
 
 
-def summary_table(summary: dict[str, Any]) -> str:
-    """Format a run's held-out metrics beside the baselines as Markdown; for fine-tuning, the best and the last."""
+def heldout_table(summary: dict[str, Any]) -> str:
+    """Format held-out metrics beside the baselines as Markdown; for fine-tuning, the best and the last."""
     columns = {"model": summary["eval"]}
     if "best" in summary:
         columns = {f"best (step {summary['best']['step']})": summary["best"], "last": summary["eval"]}
@@ -126,7 +126,12 @@ def summary_table(summary: dict[str, Any]) -> str:
         rows.append([name, *cells, _values_of_baselines(baselines, name), ", ".join(beaten) or "-"])
     for split, metrics in summary.get("test", {}).items():
         rows += [[f"{split}: {name}", number(value), *["-"] * (len(columns) + 1)] for name, value in metrics.items()]
-    lines = ["", markdown_table(["held out", *columns, "baselines", "beats"], rows), ""]
+    return markdown_table(["held out", *columns, "baselines", "beats"], rows)
+
+
+def summary_table(summary: dict[str, Any]) -> str:
+    """Format the summary of a run as Markdown: held-out metrics, other depths, diagnostics and cost."""
+    lines = ["", heldout_table(summary), ""]
     if depths := summary.get("depths"):
         names = list(next(iter(depths.values())))
         rows = [[layers, *(number(metrics[name]) for name in names)] for layers, metrics in depths.items()]
