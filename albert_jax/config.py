@@ -42,7 +42,7 @@ def check_writable(path: Path, field: str) -> None:
     """
     existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     try:
-        with existing.open("ab") if existing.is_file() else tempfile.TemporaryFile(dir=existing):
+        with path.open("ab") if path.is_file() else tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise InputError(f"{field} {path}: cannot write to {existing}: {error.strerror}") from None

@@ -11,6 +11,7 @@ import pytest
 from albert_jax.config import (
     InputError,
     check_fields,
+    check_writable,
     choice,
     differences,
     first_line,
@@ -25,7 +26,7 @@ from albert_jax.config import (
 )
 from albert_jax.parser import Parser
 
-from .conftest import overrides_of
+from .conftest import assert_input_error, overrides_of
 
 
 @dataclass(frozen=True)
@@ -334,3 +335,12 @@ def test_parser_is_argparse() -> None:
     assert job.parse([]) == argparse.Namespace(count=2, overrides={}, free=[])
     with pytest.raises(InputError, match="invalid int value"):
         job.parse(["--count", "x"])
+
+
+def test_a_file_that_exists_can_be_written_again(tmp_path: Path) -> None:
+    """Its content stays; a folder in its place, or a file as its folder, cannot be written."""
+    path = tmp_path / "results.json"
+    path.write_text("{}")
+    check_writable(path, "--output")
+    assert path.read_text() == "{}"
+    assert_input_error(lambda: check_writable(path / "more.json", "--output"), "--output", "results.json")

@@ -25,9 +25,11 @@ from albert_jax.exchange.weights import Weights
 from albert_jax.inference import finetuned
 from albert_jax.model.albert import PRESETS, AlbertConfig
 from albert_jax.model.heads import PRETRAINING, Albert, param_shapes
+from albert_jax.pretraining.pseudo_likelihood import make_scorer
+from albert_jax.training.partition import make_mesh
 
 from .conftest import HARD_TEXTS, RELEASED_VOCABULARY, ROOT
-from .small_models import SMALL, SPECIAL, TEXT, assert_near, assert_same
+from .small_models import SMALL, SPECIAL, TEXT, assert_near, assert_same, random_model
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 torch = pytest.importorskip("torch", reason="live parity needs torch and transformers")
@@ -220,3 +222,28 @@ def test_pickle_runs_nothing(tmp_path: Path) -> None:
 
 def _zeros() -> Any:
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), param_shapes(Albert(AlbertConfig(**SMALL), ())))
+
+
+def test_pseudo_log_likelihoods_equal_those_of_transformers(tmp_path: Path) -> None:
+    """Tokenized, masked and scored by transformers, one masked copy at a time (Salazar et al., arXiv 1910.14659)."""
+    model, params, tokenizer = random_model(("predictions",))
+    huggingface.write(Weights(model, params), tmp_path)
+    tokenizer_files.write(tokenizer, 80, tmp_path)
+    theirs = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    tokenize = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    texts = ["The function returns a list of names.", "An uncommonly heterogeneous subclassification!", "It"]
+    wanted = []
+    for text in texts:
+        inputs = tokenize(text, return_tensors="pt")
+        ids = inputs["input_ids"].clone()
+        total = 0.0
+        for position in range(1, ids.shape[1] - 1):
+            inputs["input_ids"] = ids.clone()
+            inputs["input_ids"][0, position] = tokenize.mask_token_id
+            with torch.no_grad():
+                logits = theirs(**inputs).logits[0, position]
+            total += float(torch.log_softmax(logits, -1)[ids[0, position]])
+        wanted.append(total)
+    found = make_scorer(model, tokenizer, make_mesh("any", 1))(params, texts).log_likelihoods
+    print(f"pseudo-log-likelihoods: {np.abs(found - wanted).max():.1e} of {np.abs(wanted).max():.0f} nats")
+    assert np.allclose(found, wanted, rtol=1e-5)
