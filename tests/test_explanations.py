@@ -384,7 +384,8 @@ def test_page_is_self_contained_and_escapes() -> None:
 
 def test_bars() -> None:
     axes = highlight.draw_explanation(example()).axes[0]
-    assert [bar.get_width() for bar in axes.patches] == [-0.5, 2.0, 0.01, 1.0]
+    bars: list[Any] = list(axes.patches)
+    assert [bar.get_width() for bar in bars] == [-0.5, 2.0, 0.01, 1.0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "<b>", "&", r"\$5"]
     assert axes.yaxis_inverted()  # in the order of the text
 

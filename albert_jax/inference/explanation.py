@@ -113,8 +113,8 @@ def explain(
         row = tokenizer.join(*(context.ids for context in contexts)) | dict(token_inputs)
         found = attribute(model, params, tokenizer, row, targets, method, head_inputs)
         pieces, words = _parts(tokenizer, contexts, found.contributions.tolist())
-        shown = {"logit": found.value, "baseline_logit": found.baseline_value, "steps": found.steps}
-        explanations.append(Explanation(name, method, inputs, pieces, words, **shown))
+        logits = found.value, found.baseline_value
+        explanations.append(Explanation(name, method, inputs, pieces, words, *logits, found.steps))
     return explanations
 
 

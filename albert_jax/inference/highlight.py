@@ -36,10 +36,11 @@ def terminal_lines(explanation: Explanation, color: bool) -> list[str]:
         for runs in _runs(e):
             shown = "".join(text if value is None else _colored(text, value / _largest(e)) for text, value in runs)
             lines.append(f"  {' '.join(shown.split())}")
-    lines += [f"  {word.contribution:+9.3f}  {word.text}" for word in strongest(e.words, TOP)]
-    if len(e.words) > TOP:
-        others = sum(word.contribution for word in e.words) - sum(w.contribution for w in strongest(e.words, TOP))
-        lines.append(f"  {others:+9.3f}  the {len(e.words) - TOP} other words")
+    words = strongest(e.words, len(e.words))
+    lines += [f"  {word.contribution:+9.3f}  {word.text}" for word in words[:TOP]]
+    if others := words[TOP:]:
+        value = sum(word.contribution for word in others)
+        lines.append(f"  {value:+9.3f}  {len(others)} other word{'s' * (len(others) > 1)}")
     return lines
 
 
