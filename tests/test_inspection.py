@@ -30,6 +30,20 @@ def test_attention_maps(loaded: Loaded) -> None:
     np.testing.assert_allclose(maps, whole["attentions"][:, 0], atol=1e-6)
 
 
+def test_attention_rollout() -> None:
+    """Against the sum over all paths of attention; fails if layers are multiplied in the wrong order, or heads are summed."""
+    random = np.random.default_rng(0)
+    maps = random.dirichlet(np.ones(3), (2, 4, 3))  # 2 layers, 4 heads, 3 positions
+    found = inspection.attention_rollout(maps)
+    first, second = (0.5 * maps[layer].mean(0) + 0.5 * np.eye(3) for layer in range(2))
+    np.testing.assert_allclose(found[0], first)
+    for i in range(3):
+        for j in range(3):
+            paths = sum(second[i, middle] * first[middle, j] for middle in range(3))
+            assert found[1, i, j] == pytest.approx(paths)
+    np.testing.assert_allclose(found.sum(-1), 1)
+
+
 def test_layer_distances(loaded: Loaded) -> None:
     """Against a loop over tokens; fails if padding counts, or the angle is of means."""
     model, params, tokenizer = loaded

@@ -24,6 +24,7 @@ PICTURES = {
     "4_inside": 3,
     "5_hugging_face": 1,
     "6_plateau": 3,
+    "7_explanations": 3,
 }
 """Notebook -> the number of pictures that it draws."""
 QUICK = {"STEPS": 2, "SEEDS": 1}
@@ -32,7 +33,7 @@ QUICK = {"STEPS": 2, "SEEDS": 1}
 
 @pytest.fixture(scope="module")
 def executed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """The outputs of each notebook; all run in one kernel and one folder, since 4 and 5 read what 3 trains.
+    """The outputs of each notebook; all run in one kernel and one folder, since 4, 5 and 7 read what 3 trains.
 
     The namespace is cleared between them, so each has to import what it uses.  The experiments have a smaller corpus here.
     """

@@ -33,7 +33,7 @@ def _fill_mask(loaded: Loaded, texts: list[str], options: Namespace) -> Answers:
 
 
 def _sentence_order(loaded: Loaded, texts: list[str], options: Namespace) -> Answers:
-    pairs = _pairs("sentence-order", texts)
+    pairs = text_pairs("sentence-order", texts)
     for (first, second), classes in zip(pairs, pretrained.sentence_order(*loaded, pairs), strict=True):
         shown = ", ".join(f"{name.replace('_', ' ')} {p:.4f}" for name, p in classes.items())
         yield {"text": first, "text_pair": second} | classes, f"{shown}: {first} | {second}"
@@ -60,7 +60,7 @@ def _generate(loaded: Loaded, texts: list[str], options: Namespace) -> Answers:
 
 def _classify(loaded: Loaded, texts: list[str], options: Namespace) -> Answers:
     is_pairs = options.pair or any("\t" in text for text in texts)
-    inputs: Sequence[tuple[str, ...]] = _pairs("--pair", texts) if is_pairs else [(text,) for text in texts]
+    inputs: Sequence[tuple[str, ...]] = text_pairs("--pair", texts) if is_pairs else [(text,) for text in texts]
     first, second = [columns[0] for columns in inputs], [columns[-1] for columns in inputs] if is_pairs else None
     rule = read_exit(options.early_exit) if options.early_exit else None
     results = finetuned.classify(*loaded, first, second, rule)
@@ -85,7 +85,7 @@ def _entities(loaded: Loaded, texts: list[str], options: Namespace) -> Answers:
 
 
 def _answer(loaded: Loaded, texts: list[str], options: Namespace) -> Answers:
-    pairs = _pairs("answer", texts)
+    pairs = text_pairs("answer", texts)
     questions, contexts = [question for question, _ in pairs], [context for _, context in pairs]
     results = finetuned.answer(*loaded, questions, contexts, n_best=options.top_k)
     for question, result in zip(questions, results, strict=True):
@@ -118,7 +118,7 @@ def _choose(loaded: Loaded, texts: list[str], options: Namespace) -> Answers:
         yield record, "\n".join([question, *lines])
 
 
-def _pairs(task: str, texts: Sequence[str]) -> list[tuple[str, str]]:
+def text_pairs(task: str, texts: Sequence[str]) -> list[tuple[str, str]]:
     """Read consecutive texts as pairs, or each text as a pair separated by a tab."""
     if any("\t" in text for text in texts):
         for number, text in enumerate(texts, 1):
@@ -158,14 +158,19 @@ def default_task(model: Albert) -> str:
 
 def check_output(output: Path) -> None:
     """Raise InputError unless --output names an .npy file that can be written."""
-    folder = output.absolute().parent
     if output.suffix != ".npy":
         raise InputError(f"--output {output}: its name must end in .npy")
-    if output.is_dir():
-        raise InputError(f"--output {output} is a folder; name a file in it")
+    check_file("--output", output)
+
+
+def check_file(option: str, path: Path) -> None:
+    """Raise InputError unless an option names a file that can be written."""
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise InputError(f"{option} {path} is a folder; name a file in it")
     if not folder.is_dir():
-        raise InputError(f"--output {output}: no folder {folder}; create it first")
-    check_writable(output, "--output")
+        raise InputError(f"{option} {path}: no folder {folder}; create it first")
+    check_writable(path, option)
 
 
 def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:

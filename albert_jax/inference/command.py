@@ -17,6 +17,8 @@ EXAMPLES = """\
   albert-jax predict runs/sst2 'A film to remember.'   # the labels of a fine-tuned run or Hugging Face folder
   albert-jax predict runs/rte --pair 'It rained all day.' 'The sun shone.'   # two texts, or lines of two texts and a tab
   albert-jax predict runs/squad1 'Who wrote it?' 'The book was written by Jane Austen in 1811.'
+  albert-jax predict runs/sst2 'A film to remember.' --explain --html explanation.html   # which words decided
+  albert-jax predict runs/tiny 'a [MASK] of [MASK]' --passes   # the prediction after each pass of the shared layer
   albert-jax predict runs/race 'Tom has a dog.' 'What has Tom?' 'a cat' 'a dog'
 """
 
@@ -51,6 +53,17 @@ def add_inference_commands(add_command: Callable[..., Parser]) -> None:
     text = """classify: stop after the layer at which the prediction is certain enough, such as entropy=0.2 or change=0.3
     (albert-jax early-exit shows what thresholds cost and save)"""
     parser.add_argument("--early-exit", default="", metavar="CRITERION=NUMBER", help=text)
+    text = """print the contribution of each word to the predicted class, masked word, entity or answer, by integrated
+    gradients; blue words speak for it, orange words against it"""
+    parser.add_argument("--explain", action="store_true", help=text)
+    text = "the same by a different method: gradient-x-input is fast and less exact"
+    parser.add_argument("--explain-by", default="", metavar="METHOD", help=text)
+    text = "with --explain: the class, or the piece at each [MASK], to explain instead of the most probable one"
+    parser.add_argument("--target", metavar="NAME", help=text)
+    text = "with --explain: also write the explanations as a page that needs no other file"
+    parser.add_argument("--html", type=Path, metavar="FILE", help=text)
+    text = "fill-mask, classify and sentence-order: also print the prediction after each pass of the layers"
+    parser.add_argument("--passes", action="store_true", help=text)
     text = "embed: mean of the hidden states (default), or output of the pooler"
     parser.add_argument("--pooling", default="mean", choices=("mean", "pooler"), help=text)
     parser.add_argument("--output", type=Path, metavar="FILE", help="embed: .npy file to write, float32 [texts, H]")
@@ -72,6 +85,7 @@ def predict(arguments: argparse.Namespace) -> int:
     """Run `albert-jax predict`."""
     from albert_jax.exchange.load import load
     from albert_jax.inference.answers import ANSWERS, check_output, default_task, read_texts
+    from albert_jax.inference.details import check_details, with_details
     from albert_jax.inference.early_exit import read_exit
 
     if arguments.task is not None:
@@ -82,6 +96,7 @@ def predict(arguments: argparse.Namespace) -> int:
             raise InputError("--output is for --task embed; other tasks print")
     if arguments.early_exit:
         read_exit(arguments.early_exit)  # before the model is loaded
+    check_details(arguments)
     # Texts of the command line are checked before the model is loaded, standard input is read after.
     texts = read_texts(arguments.text, arguments.file) if arguments.text or arguments.file else None
     loaded = load(arguments.source, **source_options(arguments))
@@ -90,7 +105,8 @@ def predict(arguments: argparse.Namespace) -> int:
     task = arguments.task or default_task(loaded[0])
     if arguments.early_exit and task != "classify":
         raise InputError(f"--early-exit is for the task classify, not {task}")
-    for record, lines in ANSWERS[task](loaded, texts or read_texts((), None), arguments):
+    texts = texts or read_texts((), None)
+    for record, lines in with_details(ANSWERS[task](loaded, texts, arguments), loaded, task, texts, arguments):
         print(json.dumps(record, ensure_ascii=False) if arguments.json else lines)
     return 0
 

@@ -153,15 +153,7 @@ def answer(
     questions, contexts = as_list(questions), as_list(contexts)
     if len(questions) != len(contexts):
         raise InputError(f"{len(questions)} questions and {len(contexts)} contexts")
-    length = min(WINDOW, model.config.max_position_embeddings)
-    config = question_answering.QuestionAnsweringData(
-        task="squad2",
-        max_seq_length=length,
-        max_query_length=min(64, length // 4),
-        doc_stride=max(1, length // 3),
-        max_answer_length=max_answer_length,
-        qa_head="plain" if "qa_outputs" in model.heads else "answer_class",
-    )
+    config = answer_config(model, max_answer_length)
     examples = [
         question_answering.Example(str(number), question, context, (), False)
         for number, (question, context) in enumerate(zip(questions, contexts, strict=True))
@@ -176,6 +168,19 @@ def answer(
         best = [one | {"probability": one["probability"] / total} for one in best]
         results.append({"answers": best, "null_odds": odds})
     return results
+
+
+def answer_config(model: Albert, max_answer_length: int = 30) -> question_answering.QuestionAnsweringData:
+    """How `answer` reads a context in windows."""
+    length = min(WINDOW, model.config.max_position_embeddings)
+    return question_answering.QuestionAnsweringData(
+        task="squad2",
+        max_seq_length=length,
+        max_query_length=min(64, length // 4),
+        doc_stride=max(1, length // 3),
+        max_answer_length=max_answer_length,
+        qa_head="plain" if "qa_outputs" in model.heads else "answer_class",
+    )
 
 
 def choose(

@@ -1,5 +1,6 @@
 """Look inside a model: attention maps, and how far each layer moves its input (Figure 1 of the paper), with plots."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,22 @@ def attention_maps(
 @partial(jax.jit, static_argnames="model")
 def _attentions(model: Albert, params: Any, inputs: dict[str, jax.Array]) -> jax.Array:
     return apply(model, params, inputs, output_attentions=True)["attentions"]
+
+
+def attention_rollout(maps: np.ndarray) -> np.ndarray:
+    """How much each piece enters each position after each layer, if only attention moved information.
+
+    Abnar and Zuidema (arXiv 2005.00928), section 3: the mean over heads, half of it replaced by the residual connection, multiplied
+    over the layers.
+
+    Args:
+      maps: the weights [L, N, S, S] of `attention_maps`.
+
+    Returns:
+      Weights [L, S, S]; rows add up to 1.  `draw_attention(rollout[:, None], pieces)` plots them.
+    """
+    layers = (maps.mean(axis=1) + np.eye(maps.shape[-1])) / 2
+    return np.stack(list(itertools.accumulate(layers, lambda before, layer: layer @ before)))
 
 
 def layer_distances(model: Albert, params: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
