@@ -23,7 +23,7 @@ def add_exchange_commands(add_command: Callable[..., Parser]) -> None:
     add_source(parser)
     parser.add_argument("target", metavar="TARGET", help="folder to create")
     text = "huggingface (default); albert_jax: a folder that --init-from, predict and load read like a run"
-    parser.add_argument("--to", default="huggingface", choices=("huggingface", "albert_jax"), help=text)
+    parser.add_argument("--to", default="huggingface", choices=("huggingface", "albert_jax", "stablehlo"), help=text)
     text = "change how layers share parameters: all, attention, none, ..., or a table of sets such as 0,1,2,1"
     parser.add_argument("--sharing", metavar="NAME", help=text)
     text = "number of parameter sets, for --sharing groups, cycle, ..."

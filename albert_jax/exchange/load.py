@@ -175,6 +175,7 @@ OTHER_FORMATS = {
     "checkpoint-*": "the output of a Trainer; name one of its checkpoints, such as {match}",
     "tf_model.h5": "TensorFlow weights of transformers; save them from PyTorch as model.safetensors",
     "flax_model.msgpack": "Flax weights of transformers; save them from PyTorch as model.safetensors",
+    "model.stablehlo": "a StableHLO program, which does not say what its parameters mean; name the model from which it was made",
     "*.onnx": "an ONNX model, which has no names of parameters; name the model from which it was made",
 }
 """A file in a folder of a format that is not read -> what it is, and the way out."""
