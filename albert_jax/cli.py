@@ -15,12 +15,13 @@ from typing import Any
 from albert_jax.ablation.command import add_ablation_commands
 from albert_jax.bench.command import add_bench_commands
 from albert_jax.config import InputError
-from albert_jax.exchange.command import add_exchange_commands
 from albert_jax.finetuning.command import add_finetuning_commands
 from albert_jax.inference.command import add_inference_commands
+from albert_jax.new.command import add_new_commands
 from albert_jax.parser import Parser
 from albert_jax.plan.command import add_plan_commands
 from albert_jax.pretraining.command import add_pretraining_commands
+from albert_jax.publish.command import add_publish_commands
 from albert_jax.reports.command import add_report_commands
 
 EPILOG = """\
@@ -105,11 +106,12 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         return command
 
     for add_commands in (
+        add_new_commands,
         add_pretraining_commands,
         add_finetuning_commands,
         add_ablation_commands,
         add_report_commands,
-        add_exchange_commands,
+        add_publish_commands,
         add_inference_commands,
         add_plan_commands,
         add_bench_commands,

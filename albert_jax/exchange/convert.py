@@ -14,7 +14,7 @@ from albert_jax.config import InputError, check_writable, first_line, to_dict
 from albert_jax.data import tokenizer_files
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.exchange import huggingface, stablehlo
-from albert_jax.exchange.load import read
+from albert_jax.exchange.load import Source, read
 from albert_jax.exchange.reshare import MAY_CHANGE_IN_CONVERSION, reshare
 from albert_jax.exchange.weights import Mapped, Weights
 from albert_jax.model.albert import AlbertConfig
@@ -26,7 +26,7 @@ FORMATS = ("huggingface", "albert_jax", "stablehlo")
 
 
 def convert(
-    source: str | Path,
+    source: str | Path | Source,
     target: str | Path,
     *,
     to: str = "huggingface",
@@ -39,7 +39,7 @@ def convert(
     """Write any ALBERT in one of `FORMATS`, and check what was written.
 
     Args:
-      source, vocab, init_missing, allow_pickle: as for `load`.
+      source, vocab, init_missing, allow_pickle: as for `load`; or a model that was read.
       target: the folder to write; it must not exist.
       to: one of `FORMATS`.
       initialization: as for `reshare`.
@@ -65,7 +65,9 @@ def convert(
         if name not in MAY_CHANGE_IN_CONVERSION:
             known = ", ".join(MAY_CHANGE_IN_CONVERSION)
             raise InputError(f"{name} cannot be changed in a conversion; only {known} can")
-    original = read(source, vocab=vocab, init_missing=init_missing, allow_pickle=allow_pickle)
+    original = source
+    if not isinstance(original, Source):
+        original = read(original, vocab=vocab, init_missing=init_missing, allow_pickle=allow_pickle)
     inputs = sample_inputs(original.weights.model.config)
     expected = outputs(original.weights, inputs)
     act = original.weights.model.config.hidden_act
@@ -83,7 +85,7 @@ def convert(
         written, notes = _write(weights, tokenizer, partial, to)
         weights.params = {}
         report = {
-            "source": str(source),
+            "source": kind if isinstance(source, Source) else str(source),
             "read as": kind,
             "target": str(path),
             "written as": to,
@@ -95,7 +97,7 @@ def convert(
             "skipped": weights.skipped,
             "written": [mapped._asdict() for mapped in written],
             "notes": [*weights.notes, *notes],
-            "parity": _parity(expected, partial, to, inputs),
+            "parity": parity(expected, partial, to, inputs),
         }
         write_json(partial / "conversion.json", report)
         partial.rename(path)
@@ -164,7 +166,7 @@ def _write(weights: Weights, tokenizer: Tokenizer | None, folder: Path, to: str)
     return [], notes
 
 
-def _parity(expected: dict[str, np.ndarray], folder: Path, to: str, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+def parity(expected: dict[str, np.ndarray], folder: Path, to: str, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
     """The largest difference between `expected` and the outputs of the model in `folder`, and the software that ran it."""
     by, actual = "transformers", None
     fallback = "albert_jax, which read the target"

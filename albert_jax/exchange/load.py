@@ -136,6 +136,11 @@ def read(
     return replace(loaded, weights=_with_missing_heads(loaded.weights)) if init_missing else loaded
 
 
+def read_checkpoint(run_dir: Path, step: int) -> Source:
+    """Read the checkpoint of a run at `step`, wherever the run stores its checkpoints."""
+    return _from_run(run_dir, read_json(run_dir / "config.json"), "", ("checkpoints",), step)
+
+
 def _from_folder(folder: Path, vocab: str | Path, allow_pickle: bool) -> Source:
     config = folder / "config.json"
     if config.is_file():

@@ -72,11 +72,24 @@ def save(tensors: Sequence[tuple[str, np.ndarray]], folder: Path) -> None:
         (folder / file).touch()
         mode = (folder / file).stat().st_mode
         save_file(contiguous, folder / file, metadata={"format": "pt", CHECKSUMS: checksums})
+        _sort_metadata(folder / file)
         (folder / file).chmod(mode)  # safetensors makes it readable for the owner only
         weight_map |= dict.fromkeys(contiguous, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(value.nbytes for _, value in tensors)}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata, which safetensors writes in random order, so that equal models are equal files."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # otherwise safetensors writes JSON in a different way, and the file stays as it is
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 class _Safetensors:
