@@ -4,6 +4,7 @@ The commands and their options are in the `command.py` of each folder.  Nothing 
 only when a command runs, or lists the fields of an experiment.
 """
 
+import argparse
 import errno
 import logging
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 from albert_jax.ablation.command import add_ablation_commands
 from albert_jax.bench.command import add_bench_commands
+from albert_jax.completion import SHELLS, completion_script
 from albert_jax.config import InputError
 from albert_jax.finetuning.command import add_finetuning_commands
 from albert_jax.inference.command import add_inference_commands
@@ -27,6 +29,11 @@ from albert_jax.reports.command import add_report_commands
 EPILOG = """\
 albert-jax COMMAND --help        describes a command and its options
 albert-jax COMMAND FILE --help   also lists the fields of the experiment in FILE, each of which is an option
+"""
+COMPLETION_EXAMPLES = """\
+  albert-jax completion bash > ~/.local/share/bash-completion/completions/albert-jax   # needs the package bash-completion
+  albert-jax completion bash > ~/.albert-jax.bash   # then add to ~/.bashrc: source ~/.albert-jax.bash
+  albert-jax completion zsh > ~/.zfunc/_albert-jax   # a folder of $fpath
 """
 HELP = {"-h", "--help"}
 
@@ -117,4 +124,13 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         add_bench_commands,
     ):
         add_commands(add_command)
+    summary = "Print a script that completes commands, options, fields and choices in a shell."
+    command = add_command("completion SHELL", _print_completion, summary, COMPLETION_EXAMPLES)
+    command.add_argument("shell", metavar="SHELL", choices=SHELLS, help="bash or zsh")
     return parser, dict(subparsers.choices)
+
+
+def _print_completion(arguments: argparse.Namespace) -> int:
+    parser, commands = parsers()
+    print(completion_script(arguments.shell, parser, commands.values()))
+    return 0

@@ -25,6 +25,7 @@ COMMANDS = {path.parent.name for path in PACKAGE.glob("*/command.py")}
 MAY_IMPORT = {
     "config": set(),
     "parser": {"config"},
+    "completion": {"config", "parser"},
     "new": {"config"},
     "data": {"config"},
     "model": {"config"},
@@ -38,7 +39,7 @@ MAY_IMPORT = {
     "inference": {"config", "data", "model", "exchange", "reports", "finetuning"},
     "publish": {"config", "data", "model", "training", "exchange", "reports", "pretraining", "finetuning"},
     "ablation": {"config", "parser", "data", "model", "training", "exchange", "reports", "pretraining", "finetuning"},
-    "cli": {"config", "parser"} | COMMANDS,
+    "cli": {"config", "parser", "completion"} | COMMANDS,
     "__main__": {"cli"},
     "__init__": {"config", "exchange"},
 }
@@ -63,6 +64,7 @@ ONLY = {
     "scipy": {"finetuning", "pretraining", "reports"},
     "matplotlib": {"reports", "inference"},
     "submitit": {"ablation"},
+    "shtab": {"completion"},
     "safetensors": {"exchange"},
     "google_crc32c": {"exchange"},
     "huggingface_hub": {"exchange", "publish"},
@@ -111,6 +113,7 @@ def test_commands_are_quick_to_import(path: Path) -> None:
         light = name in (
             "albert_jax.config",
             "albert_jax.parser",
+            "albert_jax.completion",
             "albert_jax.pretraining",
             "albert_jax.finetuning",
         ) or name.endswith(".command")

@@ -89,7 +89,7 @@ def write_card(run_dir: Path, folder: Path, report: dict[str, Any]) -> None:
       report: what `convert` returned.
     """
     stored = read_json(run_dir / "config.json")
-    config = from_dict(JOBS[stored["job"]], stored["config"])
+    config: Any = from_dict(JOBS[stored["job"]], stored["config"])
     path = run_dir / "summary.json"
     summary = read_json(path) if path.is_file() else None
     architecture = read_json(folder / "config.json")["architectures"][0]
@@ -121,7 +121,7 @@ def write_card(run_dir: Path, folder: Path, report: dict[str, Any]) -> None:
 def completed(card: ModelCard, name: str, license: str) -> ModelCard:
     """The card with the model's name and license."""
     result = ModelCard(str(card).replace(PLACEHOLDER, name))
-    result.data.license = license
+    result.data["license"] = license
     return result
 
 

@@ -2,8 +2,10 @@
 
 import functools
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -60,7 +62,7 @@ def read_revision(run_dir: Path, final: Source, step: int) -> Source:
         return replace(read_checkpoint(run_dir, step), tokenizer=final.tokenizer)
     stored = read_json(run_dir / "config.json")
     seed, model = stored["config"]["train"]["seed"], final.weights.model
-    init = functools.partial(init_params, model)
+    init: Callable[..., Any] = functools.partial(init_params, model)
     if stored["job"] == "pretrain":  # its layers may share parameters for a part of the run
         config = from_dict(PretrainConfig, stored["config"])
         vocabulary = placeholder_vocabulary(config.model.vocab_size)
