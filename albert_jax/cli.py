@@ -31,9 +31,8 @@ albert-jax COMMAND --help        describes a command and its options
 albert-jax COMMAND FILE --help   also lists the fields of the experiment in FILE, each of which is an option
 """
 COMPLETION_EXAMPLES = """\
-  albert-jax completion bash > ~/.local/share/bash-completion/completions/albert-jax   # needs the package bash-completion
-  albert-jax completion bash > ~/.albert-jax.bash   # then add to ~/.bashrc: source ~/.albert-jax.bash
-  albert-jax completion zsh > ~/.zfunc/_albert-jax   # a folder of $fpath
+  albert-jax completion bash   # write it to a file, and add 'source FILE' to ~/.bashrc
+  albert-jax completion zsh   # write it to a file _albert-jax in a folder of $fpath
 """
 HELP = {"-h", "--help"}
 
@@ -113,10 +112,10 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         return command
 
     for add_commands in (
-        add_new_commands,
         add_pretraining_commands,
         add_finetuning_commands,
         add_ablation_commands,
+        add_new_commands,
         add_report_commands,
         add_publish_commands,
         add_inference_commands,

@@ -135,17 +135,16 @@ def _origin(config: Any) -> str:
 
 def _training(config: Any, stored: dict[str, Any], summary: dict[str, Any] | None) -> list[tuple[str, str]]:
     """The rows of the table on the training: what, how long, on what."""
-    train, versions = config.train, stored["versions"]
+    train = config.train
     length = config.objective.max_seq_length if isinstance(config, PretrainConfig) else config.data.max_seq_length
     steps = f"{train.num_train_steps:,} of {train.global_batch_size:,} sequences of up to {length} tokens"
     rows = [("data", _data(config)), ("steps", steps)]
     if summary:
         rows.append(("tokens", f"{summary['tokens']:,.0f}"))
         rows.append(("time", f"{summary['seconds']:,.0f} s at {summary['tokens_per_second']:,.0f} tokens/s"))
-    rows.append(("device", versions.get("device", "not recorded by the run")))
+    rows.append(("device", stored.get("device", "not recorded by the run")))
     rows.append(("seed", str(train.seed)))
-    software = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "device")
-    return [*rows, ("software", software)]
+    return [*rows, ("software", ", ".join(map(" ".join, stored["versions"].items())))]
 
 
 def _data(config: Any) -> str:
