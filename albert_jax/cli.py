@@ -4,6 +4,7 @@ The commands and their options are in the `command.py` of each folder.  Nothing 
 only when a command runs, or lists the fields of an experiment.
 """
 
+import argparse
 import errno
 import logging
 import os
@@ -14,18 +15,24 @@ from typing import Any
 
 from albert_jax.ablation.command import add_ablation_commands
 from albert_jax.bench.command import add_bench_commands
+from albert_jax.completion import SHELLS, completion_script
 from albert_jax.config import InputError
-from albert_jax.exchange.command import add_exchange_commands
 from albert_jax.finetuning.command import add_finetuning_commands
 from albert_jax.inference.command import add_inference_commands
+from albert_jax.new.command import add_new_commands
 from albert_jax.parser import Parser
 from albert_jax.plan.command import add_plan_commands
 from albert_jax.pretraining.command import add_pretraining_commands
+from albert_jax.publish.command import add_publish_commands
 from albert_jax.reports.command import add_report_commands
 
 EPILOG = """\
 albert-jax COMMAND --help        describes a command and its options
 albert-jax COMMAND FILE --help   also lists the fields of the experiment in FILE, each of which is an option
+"""
+COMPLETION_EXAMPLES = """\
+  albert-jax completion bash   # write it to a file, and add 'source FILE' to ~/.bashrc
+  albert-jax completion zsh   # write it to a file _albert-jax in a folder of $fpath
 """
 HELP = {"-h", "--help"}
 
@@ -108,11 +115,21 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         add_pretraining_commands,
         add_finetuning_commands,
         add_ablation_commands,
+        add_new_commands,
         add_report_commands,
-        add_exchange_commands,
+        add_publish_commands,
         add_inference_commands,
         add_plan_commands,
         add_bench_commands,
     ):
         add_commands(add_command)
+    summary = "Print a script that completes commands, options, fields and choices in a shell."
+    command = add_command("completion SHELL", _print_completion, summary, COMPLETION_EXAMPLES)
+    command.add_argument("shell", metavar="SHELL", choices=SHELLS, help="bash or zsh")
     return parser, dict(subparsers.choices)
+
+
+def _print_completion(arguments: argparse.Namespace) -> int:
+    parser, commands = parsers()
+    print(completion_script(arguments.shell, parser, commands.values()))
+    return 0

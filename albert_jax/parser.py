@@ -75,9 +75,10 @@ class Parser(argparse.ArgumentParser):
             metavar = "NAME" if choices else {int: "INT", float: "NUMBER", bool: "true|false"}.get(kind, "TEXT")
             options = [f"--{name.replace('_', '-')}", *([self.aliases[name]] if name in self.aliases else [])]
             with contextlib.suppress(argparse.ArgumentError):
-                group.add_argument(
+                action = group.add_argument(
                     *options, dest=name, action=_Override, metavar=metavar, help=text.strip().replace("%", "%%")
                 )
+                action.values = ("true", "false") if kind is bool else tuple(choices) or None  # type: ignore[attr-defined]
             for one in variants.values() if config is None else [type(value)] if variants else []:
                 self.add_fields(one, value, name)
 

@@ -168,3 +168,13 @@ def test_fuzz_foreign_safetensors(tmp_path_factory: pytest.TempPathFactory, flip
     )
     found = attempt(target)
     assert found is None or shapes(found) == shapes(read(HF / "shared").weights.params)
+
+
+def test_equal_models_are_equal_files(tmp_path: Path) -> None:
+    """Fails if the metadata has a random order, as the library writes it."""
+    contents = set()
+    for _ in range(8):
+        safetensors.save([("é", np.ones((2, 3), np.float32)), ("b", np.zeros(4, np.float32))], tmp_path)
+        contents.add((tmp_path / "model.safetensors").read_bytes())
+    assert len(contents) == 1
+    assert np.array_equal(load_file(tmp_path / "model.safetensors")["é"], np.ones((2, 3)))

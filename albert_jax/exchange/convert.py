@@ -1,4 +1,4 @@
-"""Convert any ALBERT to a Hugging Face folder or a model folder of albert_jax, and check the result by its outputs."""
+"""Convert any ALBERT to a Hugging Face folder, a StableHLO program or a model folder of albert_jax; check it by its outputs."""
 
 import importlib.metadata
 import os
@@ -13,20 +13,20 @@ import numpy as np
 from albert_jax.config import InputError, check_writable, first_line, to_dict
 from albert_jax.data import tokenizer_files
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.exchange import huggingface
-from albert_jax.exchange.load import read
+from albert_jax.exchange import huggingface, stablehlo
+from albert_jax.exchange.load import Source, read
 from albert_jax.exchange.reshare import MAY_CHANGE_IN_CONVERSION, reshare
 from albert_jax.exchange.weights import Mapped, Weights
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import num_params
 from albert_jax.training.run_folder import write_json
 
-FORMATS = ("huggingface", "albert_jax")
+FORMATS = ("huggingface", "albert_jax", "stablehlo")
 """The formats that `convert` writes."""
 
 
 def convert(
-    source: str | Path,
+    source: str | Path | Source,
     target: str | Path,
     *,
     to: str = "huggingface",
@@ -36,10 +36,10 @@ def convert(
     initialization: str = "average",
     **changes: Any,
 ) -> dict[str, Any]:
-    """Write any ALBERT as a Hugging Face folder or as a model folder of albert_jax, and check what was written.
+    """Write any ALBERT in one of `FORMATS`, and check what was written.
 
     Args:
-      source, vocab, init_missing, allow_pickle: as for `load`.
+      source, vocab, init_missing, allow_pickle: as for `load`; or a model that was read.
       target: the folder to write; it must not exist.
       to: one of `FORMATS`.
       initialization: as for `reshare`.
@@ -48,13 +48,15 @@ def convert(
     Returns:
       The report, which is also written to `conversion.json` in the target.  Its `parity` is the largest absolute
       difference of each output between the source and the target: computed by transformers if it and torch
-      are installed, otherwise by albert_jax.
+      are installed, otherwise by albert_jax; for stablehlo by the program that was written.
 
     Raises:
       InputError: the source cannot be read, or the target exists or cannot be written.
     """
     if to not in FORMATS:
         raise InputError(f"to: unknown value {to!r}; choose one of {', '.join(FORMATS)}")
+    if to == "stablehlo":
+        stablehlo.check_available()
     path = Path(target).expanduser()
     if os.path.lexists(path):
         raise InputError(f"{path} exists; name another folder, or remove it first")
@@ -63,7 +65,9 @@ def convert(
         if name not in MAY_CHANGE_IN_CONVERSION:
             known = ", ".join(MAY_CHANGE_IN_CONVERSION)
             raise InputError(f"{name} cannot be changed in a conversion; only {known} can")
-    original = read(source, vocab=vocab, init_missing=init_missing, allow_pickle=allow_pickle)
+    original = source
+    if not isinstance(original, Source):
+        original = read(original, vocab=vocab, init_missing=init_missing, allow_pickle=allow_pickle)
     inputs = sample_inputs(original.weights.model.config)
     expected = outputs(original.weights, inputs)
     act = original.weights.model.config.hidden_act
@@ -81,7 +85,7 @@ def convert(
         written, notes = _write(weights, tokenizer, partial, to)
         weights.params = {}
         report = {
-            "source": str(source),
+            "source": kind if isinstance(source, Source) else str(source),
             "read as": kind,
             "target": str(path),
             "written as": to,
@@ -93,7 +97,7 @@ def convert(
             "skipped": weights.skipped,
             "written": [mapped._asdict() for mapped in written],
             "notes": [*weights.notes, *notes],
-            "parity": _parity(expected, partial, to, inputs),
+            "parity": parity(expected, partial, to, inputs),
         }
         write_json(partial / "conversion.json", report)
         partial.rename(path)
@@ -148,6 +152,8 @@ def _write(weights: Weights, tokenizer: Tokenizer | None, folder: Path, to: str)
     if to == "huggingface":
         written, more_notes = huggingface.write(weights, folder, tokenizer.special_ids if tokenizer else None)
         return written, notes + more_notes
+    if to == "stablehlo":
+        return stablehlo.write(weights, folder), notes
     from albert_jax.training import checkpoint  # Orbax takes seconds to import
 
     table = {"job": "convert", "config": {"model": to_dict(model.config)}}
@@ -160,7 +166,7 @@ def _write(weights: Weights, tokenizer: Tokenizer | None, folder: Path, to: str)
     return [], notes
 
 
-def _parity(expected: dict[str, np.ndarray], folder: Path, to: str, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+def parity(expected: dict[str, np.ndarray], folder: Path, to: str, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
     """The largest difference between `expected` and the outputs of the model in `folder`, and the software that ran it."""
     by, actual = "transformers", None
     fallback = "albert_jax, which read the target"
@@ -169,6 +175,8 @@ def _parity(expected: dict[str, np.ndarray], folder: Path, to: str, inputs: dict
             actual = huggingface.transformers_outputs(folder, inputs)
         except Exception as error:  # A failure of transformers must not lose the conversion.
             fallback += f"; transformers failed: {first_line(error)[:160]}"
+    if to == "stablehlo":
+        by, actual = "jax.export, which read the target", stablehlo.outputs(folder, inputs)
     if actual is None:
         by, actual = fallback, outputs(read(folder).weights, inputs)
     names = [name for name in expected if name in actual and name != "hidden_states"]

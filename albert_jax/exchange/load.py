@@ -136,6 +136,11 @@ def read(
     return replace(loaded, weights=_with_missing_heads(loaded.weights)) if init_missing else loaded
 
 
+def read_checkpoint(run_dir: Path, step: int) -> Source:
+    """Read the checkpoint of a run at `step`, wherever the run stores its checkpoints."""
+    return _from_run(run_dir, read_json(run_dir / "config.json"), "", ("checkpoints",), step)
+
+
 def _from_folder(folder: Path, vocab: str | Path, allow_pickle: bool) -> Source:
     config = folder / "config.json"
     if config.is_file():
@@ -175,6 +180,7 @@ OTHER_FORMATS = {
     "checkpoint-*": "the output of a Trainer; name one of its checkpoints, such as {match}",
     "tf_model.h5": "TensorFlow weights of transformers; save them from PyTorch as model.safetensors",
     "flax_model.msgpack": "Flax weights of transformers; save them from PyTorch as model.safetensors",
+    "model.stablehlo": "a StableHLO program, which does not say what its parameters mean; name the model from which it was made",
     "*.onnx": "an ONNX model, which has no names of parameters; name the model from which it was made",
 }
 """A file in a folder of a format that is not read -> what it is, and the way out."""

@@ -8,7 +8,6 @@ The safetensors format has no checksums, so we add a CRC-32C per tensor to the m
 import contextlib
 import importlib.util
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,12 +69,27 @@ def save(tensors: Sequence[tuple[str, np.ndarray]], folder: Path) -> None:
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         contiguous = {name: np.ascontiguousarray(value) for name, value in shard}
         checksums = json.dumps({name: _checksum(value) for name, value in contiguous.items()})
+        (folder / file).touch()
+        mode = (folder / file).stat().st_mode
         save_file(contiguous, folder / file, metadata={"format": "pt", CHECKSUMS: checksums})
-        shutil.copymode(folder / "config.json", folder / file)  # safetensors makes it readable for the owner only
+        _sort_metadata(folder / file)
+        (folder / file).chmod(mode)  # safetensors makes it readable for the owner only
         weight_map |= dict.fromkeys(contiguous, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(value.nbytes for _, value in tensors)}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata, which safetensors writes in random order, so that equal models are equal files."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # otherwise safetensors writes JSON in a different way, and the file stays as it is
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 class _Safetensors:

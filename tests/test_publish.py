@@ -1,0 +1,240 @@
+"""Runs on the hub: the model card, and checkpoints as branches.  The real client talks to a server of the tests."""
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from albert_jax.cli import main
+from albert_jax.exchange.load import read, read_checkpoint
+from albert_jax.model.tree import nested
+from albert_jax.reports.run import summary_table
+from albert_jax.training import loop
+
+from .conftest import refused
+from .small_models import assert_same
+from .synthetic_tasks import finetune_words, write_files
+
+pytest.importorskip("huggingface_hub", reason="needs the extra 'hub'")
+
+from huggingface_hub import ModelCard
+
+from albert_jax.publish.card import PLACEHOLDER
+from albert_jax.publish.revisions import read_revision
+
+from .hub_server import TOKEN, Hub, client_settings, serving
+
+LOAD = """\
+import sys, albert_jax, numpy as np
+from albert_jax.model.tree import leaves
+for revision in sys.argv[1:]:
+    params = albert_jax.load(f"user/small@{revision}")[1]
+    np.savez(f"{revision}.npz", **{"/".join(path): value for path, value in leaves(params).items()})
+"""
+
+
+def run_and_record(words: list[str]) -> Any:
+    """Run a training command; return the parameters with which it began."""
+    initial, make_init = [], loop.make_init
+
+    def recording(*arguments: Any) -> Callable[[Any], Any]:
+        init = make_init(*arguments)
+
+        def call(seed: Any) -> Any:
+            state = init(seed)
+            initial.append(jax.device_get(state.params))
+            return state
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_init", recording)
+        assert main(words) == 0
+    return initial[0]
+
+
+@pytest.fixture(scope="module")
+def pretrained(short: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A run with checkpoints at 6 and 12, and its first parameters."""
+    run_dir = tmp_path_factory.mktemp("run") / "small"
+    return run_dir, run_and_record(short(run_dir, train__seed=3))
+
+
+@pytest.fixture(scope="module")
+def finetuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A fine-tuned run of two steps from random weights, and its first parameters."""
+    folder = tmp_path_factory.mktemp("sst2")
+    words = finetune_words("sst2", folder / "run", train__num_train_steps=2, optim__num_warmup_steps=1)
+    return folder / "run", run_and_record([*words, *write_files("sst2", folder / "data")])
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    Hub.reset()
+    with serving() as address:
+        yield address
+
+
+def child(words: list[str], tmp_path: Path, hub: str) -> subprocess.CompletedProcess[str]:
+    settings = client_settings(str(tmp_path / "home"), hub) | {"HF_TOKEN": TOKEN}
+    return subprocess.run(
+        [sys.executable, *words],
+        env=os.environ | settings,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_a_push_that_fails_is_resumed(pretrained: tuple[Path, Any], tmp_path: Path, hub: str) -> None:
+    """All checkpoints arrive, each once; main comes last; what is fetched again has the parameters of the run.
+
+    Fails if a rerun makes a second commit, if a branch has the parameters of another step, or if step 0 ignores the seed.
+    """
+    run_dir, initial = pretrained
+    assert main(["convert", str(run_dir), str(tmp_path / "out")]) == 0
+    readme = tmp_path / "out" / "README.md"
+    readme.write_text(readme.read_text() + "\nWritten by hand.\n")
+    words = ["-m", "albert_jax", "convert", str(run_dir), "out", "--push-to-hub", "user/small"]
+    words += ["--license", "mit", "--revisions", "all", "--private"]
+    Hub.refused_branch = "step-6"
+    failed = child(words, tmp_path, hub)
+    assert failed.returncode == 2
+    errors = [line for line in failed.stderr.splitlines() if "albert-jax: error: " in line]
+    assert len(errors) == 1
+    assert "Storage is full" in errors[0]
+    assert "rerun the command" in errors[0]
+    assert Hub.branches["main"] == {}
+
+    Hub.refused_branch = ""
+    pushed = child(words, tmp_path, hub)
+    assert pushed.returncode == 0, pushed.stderr
+    assert pushed.stdout.splitlines()[-1] == f"{hub}/user/small"
+    assert [branch for branch, *_ in Hub.commits] == ["step-0", "step-6", "step-12", "main"]
+    again = child(words, tmp_path, hub)
+    assert again.returncode == 0, again.stderr
+    assert len(Hub.commits) == 4
+    assert Hub.private == "private"
+    for process in (failed, pushed, again):
+        assert TOKEN not in process.stdout + process.stderr
+
+    files = {path.name for path in (tmp_path / "out").iterdir()} - {"conversion.json"}
+    assert all(set(Hub.branches[branch]) == files for branch in ("main", "step-0", "step-6", "step-12"))
+    assert Hub.branches["main"]["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert Hub.branches["step-12"]["model.safetensors"] == Hub.branches["main"]["model.safetensors"]
+    card = ModelCard(Hub.branches["main"]["README.md"].decode())
+    assert card.data.get("license") == "mit"
+    assert "\n# user/small\n" in card.text
+    assert "Written by hand." in card.text
+    assert card.text.count("Branches: `step-0`, `step-6`, `step-12`.") == 1
+    assert PLACEHOLDER not in card.text
+    assert "> The checkpoint after step 6." in Hub.branches["step-6"]["README.md"].decode()
+
+    loaded = child(["-c", LOAD, "main", "step-0", "step-6"], tmp_path, hub)
+    assert loaded.returncode == 0, loaded.stderr
+    expected = {
+        "main": read(run_dir).weights.params,
+        "step-0": initial,
+        "step-6": read_checkpoint(run_dir, 6).weights.params,
+    }
+    for revision, params in expected.items():
+        with np.load(tmp_path / f"{revision}.npz") as actual:
+            assert_same(nested({tuple(name.split("/")): value for name, value in actual.items()}), params)
+
+
+def test_step_0_of_a_fine_tuned_run(finetuned: tuple[Path, Any]) -> None:
+    """Bit for bit, head included.  Fails if step 0 is drawn with another key."""
+    run_dir, initial = finetuned
+    drawn = read_revision(run_dir, read(run_dir), 0)
+    assert_same(drawn.weights.params, initial)
+    assert drawn.weights.model.labels == ("negative", "positive")
+
+
+def test_step_0_of_tied_layers(pretrained: tuple[Path, Any], tmp_path: Path) -> None:
+    """Layers that share parameters in the first half of a run are equal at step 0.  Fails if `tying` is ignored."""
+    run_dir = Path(shutil.copytree(pretrained[0], tmp_path / "run"))
+    stored = json.loads((run_dir / "config.json").read_text())
+    stored["config"]["model"]["sharing"], stored["config"]["tying"] = "none", {"sharing": "all", "end": 0.5}
+    (run_dir / "config.json").write_text(json.dumps(stored))
+    encoder = read_revision(run_dir, read(pretrained[0]), 0).weights.params["encoder"]
+    kernels = encoder["ffn"]["intermediate"]["kernel"]
+    assert len(kernels) == 2
+    assert np.array_equal(kernels[0], kernels[1])
+
+
+def test_card_of_a_fine_tuned_run(finetuned: tuple[Path, Any], tmp_path: Path, capsys: Any) -> None:
+    """It has the metrics of summary.json, what differs from the defaults, and no folder of this machine."""
+    run_dir, _ = finetuned
+    target = tmp_path / "out"
+    assert main(["convert", str(run_dir), str(target)]) == 0
+    card = ModelCard.load(target / "README.md")
+    assert card.data.get("pipeline_tag") == "text-classification"
+    assert card.data.get("license") is None
+    assert summary_table(json.loads((run_dir / "summary.json").read_text())) in card.text
+    assert "| `train.num_train_steps` | `2` |" in card.text
+    assert "| `train.platform` |" not in card.text
+    assert "AlbertForSequenceClassification.from_pretrained" in card.text
+    assert str(tmp_path.parent) not in str(card)
+    assert str(run_dir.parent) not in str(card)
+
+
+def test_without_the_library(finetuned: tuple[Path, Any], tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """A run is still converted; only the card is missing."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["convert", str(finetuned[0]), str(tmp_path / "out")]) == 0
+    assert "note: no model card" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "README.md").exists()
+    words = ["convert", str(finetuned[0]), str(tmp_path / "x"), "--push-to-hub", "user/small", "--license", "mit"]
+    assert "pip install 'albert_jax[hub]'" in refused(words, capsys)
+
+
+MISTAKES: dict[str, tuple[dict[str, str], str]] = {
+    "no license": ({"--license": ""}, "--license: name the license of the model"),
+    "name": ({"--push-to-hub": "a/b/c"}, "--push-to-hub a/b/c: "),
+    "steps": ({"--revisions": "0,7"}, "--revisions: no checkpoint at step '7'; choose 'all' or some of 0, 6, 12"),
+    "word": ({"--revisions": "first"}, "no checkpoint at step 'first'"),
+    "format": ({"--to": "albert_jax"}, "is not the folder of a run that is converted to huggingface"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_are_found_before_the_conversion(
+    case: str, pretrained: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    changed, message = MISTAKES[case]
+    options = {"--push-to-hub": "user/small", "--license": "mit"} | changed
+    words = ["convert", str(pretrained[0]), str(tmp_path / "out"), *(word for pair in options.items() for word in pair)]
+    error = refused(words, capsys)
+    assert message in error
+    assert TOKEN not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_push_needs(
+    pretrained: tuple[Path, Any], golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A run, complete, with a token; and a target that is new or the same conversion."""
+    push = ["--push-to-hub", "user/small", "--license", "mit"]
+    run_dir = Path(shutil.copytree(pretrained[0], tmp_path / "run"))
+    fails = functools.partial(refused, capsys=capsys)
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
+    assert "run 'hf auth login', or set HF_TOKEN" in fails(["convert", str(run_dir), str(tmp_path / "out"), *push])
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert "is not the folder of a run" in fails(["convert", str(golden), str(tmp_path / "out"), *push])
+    assert "exists, and is not what the run is converted to" in fails(["convert", str(run_dir), str(golden), *push])
+    assert "need --push-to-hub NAME" in fails(["convert", str(run_dir), str(tmp_path / "out"), "--license", "mit"])
+    (run_dir / "summary.json").unlink()
+    assert "the run is not complete" in fails(["convert", str(run_dir), str(tmp_path / "out"), *push])
