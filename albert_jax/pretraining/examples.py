@@ -19,6 +19,8 @@ from albert_jax.training import partition
 
 COUNT = 4
 """Number of inputs."""
+MASKS = 8
+"""Number of masks shown of an input; its text ends before the next one."""
 TOP = 3
 """Number of predictions at each mask."""
 
@@ -48,14 +50,18 @@ def make_examples(
         rows = []
         for row in range(min(COUNT, len(heldout))):
             masks = np.flatnonzero(inputs["masked_lm_weights"][row])
-            masks = masks[np.argsort(inputs["masked_lm_positions"][row][masks])]  # in the order of the text
+            positions = inputs["masked_lm_positions"][row]
+            masks = masks[np.argsort(positions[masks])]  # in the order of the text
+            length = int(inputs["attention_mask"][row].sum())
+            if len(masks) > MASKS:
+                length = positions[masks[MASKS]]
+            masks = masks[:MASKS]
             lines = []
             for number, mask in enumerate(masks, 1):
                 names = (piece_text(tokenizer, piece) for piece in ids[row, mask])
                 best = ", ".join(f"{name} {p:.2f}" for name, p in zip(names, probabilities[row, mask], strict=True))
                 lines.append(f"[{number}] {piece_text(tokenizer, inputs['masked_lm_labels'][row, mask])}: {best}")
-            length = int(inputs["attention_mask"][row].sum())
-            text = numbered(tokenizer, inputs["input_ids"][row, :length], inputs["masked_lm_positions"][row, masks])
+            text = numbered(tokenizer, inputs["input_ids"][row, :length], positions[masks])
             rows.append({"held-out text": text, "piece: predictions": "\n".join(lines)})
         caption = (
             f"Each number stands for a piece to predict, | for the end of a segment. Beside it: the right piece, then the {TOP} "
@@ -67,14 +73,14 @@ def make_examples(
 
 
 def numbered(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray, positions: Sequence[int] | np.ndarray) -> str:
-    """The text of `[CLS] A [SEP] B [SEP]`, with [1], [2] ... at the positions to predict and | after A."""
+    """The text of `[CLS] A [SEP] B [SEP]`, or its beginning, with [1], [2] ... at the positions to predict and | after A."""
     parts, start = [], 1
     marks = {int(position): f"[{number}]" for number, position in enumerate(positions, 1)}
     marks |= {int(position): "|" for position in np.flatnonzero(np.asarray(ids) == tokenizer.sep_id)}
     for position, mark in sorted(marks.items()):
         parts += [tokenizer.decode(ids[start:position]), mark]
         start = position + 1
-    return " ".join(filter(None, parts[:-1]))
+    return " ".join(filter(None, [*parts, tokenizer.decode(ids[start:])])).removesuffix(" |")
 
 
 def piece_text(tokenizer: Tokenizer, piece: int) -> str:

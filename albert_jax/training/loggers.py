@@ -11,6 +11,7 @@ import os
 import queue
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -96,7 +97,7 @@ class WeightsAndBiases:
             raise InputError("no API key; run 'wandb login', or set WANDB_MODE=offline")
         path = folder / "wandb.id"
         if not path.exists():
-            write_text(path, wandb.util.generate_id())
+            write_text(path, uuid.uuid4().hex[:8])
         self.wandb, self.exit_code = wandb, 1
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
@@ -111,7 +112,8 @@ class WeightsAndBiases:
                 console="off", silent=True, finish_timeout=WAIT_SECONDS, finish_timeout_raises=True
             ),
         )
-        log.info("wandb: %s", self.run.url or f"offline; upload it with 'wandb sync {Path(self.run.dir).parent}'")
+        upload = f"offline; upload it with 'wandb sync {folder / 'wandb'}/offline-run-*-{self.run.id}'"
+        log.info("wandb: %s", upload if self.run.offline else self.run.url)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         if step >= self.run.starting_step:
