@@ -59,13 +59,13 @@ def make_examples(
             lines = []
             for number, mask in enumerate(masks, 1):
                 names = (piece_text(tokenizer, piece) for piece in ids[row, mask])
-                best = ", ".join(f"{name} {p:.2f}" for name, p in zip(names, probabilities[row, mask], strict=True))
-                lines.append(f"[{number}] {piece_text(tokenizer, inputs['masked_lm_labels'][row, mask])}: {best}")
+                best = " · ".join(f"{name} {p:.2f}" for name, p in zip(names, probabilities[row, mask], strict=True))
+                lines.append(f"[{number}] {piece_text(tokenizer, inputs['masked_lm_labels'][row, mask])} → {best}")
             text = numbered(tokenizer, inputs["input_ids"][row, :length], positions[masks])
-            rows.append({"held-out text": text, "piece: predictions": "\n".join(lines)})
+            rows.append({"held-out text": text, "right piece → predictions": "\n".join(lines)})
         caption = (
-            f"Each number stands for a piece to predict, | for the end of a segment. Beside it: the right piece, then the {TOP} "
-            "most probable ones. The model sees most of these pieces as [MASK], some as a random piece or unchanged."
+            f"Each number stands for a piece to predict, | for the end of a segment. Beside the text: the right piece, and the {TOP} "
+            "that the model considers most probable. It sees most of these pieces as [MASK], some as a random piece or unchanged."
         )
         return {"caption": caption, "rows": rows}
 

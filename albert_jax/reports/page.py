@@ -34,7 +34,10 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
   white-space: pre-line; overflow-wrap: break-word; }
 th { background: var(--shade); font-weight: 600; }
-td.number { text-align: right; white-space: nowrap; }
+.number { text-align: right; }
+td.number { white-space: nowrap; }
+td.label:first-child { white-space: nowrap; }
+td.lines { white-space: pre; }
 td.code { font-family: ui-monospace, monospace; font-size: .85rem; overflow-wrap: anywhere; }
 img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: 6px; margin: .4rem 0; }
 summary { cursor: pointer; color: var(--muted); margin: .6rem 0; }
@@ -44,6 +47,8 @@ summary { cursor: pointer; color: var(--muted); margin: .6rem 0; }
   img, tr { break-inside: avoid; }
   h2 { break-after: avoid; }
   .wide { overflow: visible; }
+  table { font-size: 8pt; }
+  th, td { padding: .15rem .35rem; }
 }
 """
 
@@ -108,7 +113,7 @@ def comparison_page(folder: Path, comparison: Comparison, files: Iterable[Path])
         + (_whole(stored["config"], f"of {configs[0].parent.name}, the first run") if stored else ""),
         "Environment": _environment(stored),
     }
-    return _page(folder.resolve().name, "Comparison of runs", sections)
+    return _page(folder.resolve().name, "Ablation table" if comparison.caption else "Comparison of runs", sections)
 
 
 def _page(title: str, kind: str, sections: Mapping[str, str]) -> str:
@@ -144,15 +149,23 @@ def _markdown(text: str) -> str:
     return "\n".join(parts)
 
 
-def _table(header: Sequence[str], rows: Iterable[Iterable[object]], kind: str = "") -> str:
-    """A table; numbers are aligned to the right, other cells have the class `kind`."""
+def _table(header: Sequence[str], rows: Iterable[Iterable[object]], kind: str = "label") -> str:
+    """A table whose cells have the class `kind`; in tables of the default kind, numbers are aligned to the right."""
+    texts = [list(map(str, row)) for row in rows]
 
-    def cell(value: object) -> str:
-        name = "number" if NUMBER.fullmatch(str(value)) else kind
-        return f'<td class="{name}">{escape(str(value))}</td>' if name else f"<td>{escape(str(value))}</td>"
+    def is_number(text: str) -> bool:
+        return kind == "label" and NUMBER.fullmatch(text) is not None
 
-    head = "".join(f"<th>{escape(title)}</th>" for title in header)
-    lines = "\n".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
+    def cell(text: str) -> str:
+        name = "number" if is_number(text) else "lines" if "\n" in text else kind
+        return f'<td class="{name}">{escape(text)}</td>'
+
+    columns = list(zip(*texts, strict=True)) or [()] * len(header)
+    head = "".join(
+        f'<th class="{"number" if any(map(is_number, column)) else "text"}">{escape(title)}</th>'
+        for title, column in zip(header, columns, strict=True)
+    )
+    lines = "\n".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in texts)
     return f'<div class="wide"><table>\n<tr>{head}</tr>\n{lines}\n</table></div>'
 
 
@@ -176,12 +189,12 @@ def _examples(run_dir: Path) -> str:
     examples = read_json(path)
     titles = list(examples["rows"][0]) if examples["rows"] else []
     rows = [[row.get(title, "") for title in titles] for row in examples["rows"]]
-    return f"<p>{escape(examples['caption'])}</p>\n{_table(titles, rows)}"
+    return f"<p>{escape(examples['caption'])}</p>\n{_table(titles, rows, 'text')}"
 
 
 def _value(value: Any) -> str:
     """A field of a configuration; empty texts are visible."""
-    return value if isinstance(value, str) and value else json.dumps(value, default=str)
+    return value if isinstance(value, str) and value else json.dumps(value, default=lambda number: number.item())
 
 
 def _configuration(stored: Mapping[str, Any]) -> str:
