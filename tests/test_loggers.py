@@ -1,5 +1,6 @@
 """Loggers with real W&B and MLflow libraries, offline: what arrives, what a resumed run continues, and that none stops a run."""
 
+import importlib
 import json
 import logging
 import shutil
@@ -48,8 +49,7 @@ def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def wandb_records(path: Path) -> list[Any]:
     """The records of a `.wandb` file: 7 bytes, then LevelDB's log format, whose records have checksum, length and type."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
+    messages: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
     data, at, records, parts = path.read_bytes(), 7, [], b""
     while at + 7 <= len(data):
         if (room := 32768 - at % 32768) < 7:  # records do not begin in the last bytes of a block
@@ -59,7 +59,7 @@ def wandb_records(path: Path) -> list[Any]:
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last part
-            record = Record()
+            record = messages.Record()
             record.ParseFromString(parts)
             records.append(record)
             parts = b""
@@ -170,7 +170,7 @@ def test_a_run_that_does_not_finish_failed(services: None, tmp_path: Path) -> No
 def test_wandb_keeps_the_steps_that_it_has() -> None:
     """A run that W&B has up to step 8 and that resumes after step 6 sends nothing of steps 7 and 8."""
     sent: list[int] = []
-    logger = WeightsAndBiases.__new__(WeightsAndBiases)
+    logger: Any = WeightsAndBiases.__new__(WeightsAndBiases)
     logger.run = SimpleNamespace(starting_step=9, log=lambda values, step: sent.append(step))
     for step in range(7, 12):
         logger.log(step, {"train/loss": 1.0})

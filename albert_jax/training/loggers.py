@@ -57,7 +57,7 @@ class Logger(Protocol):
 class TensorBoard:
     """Event files in `tensorboard/`; those of steps that a resumed run repeats are dropped."""
 
-    package = "tensorboardX"
+    package: ClassVar[str] = "tensorboardX"
 
     def __init__(self, folder: Path, config: Mapping[str, Any], start: int) -> None:
         self.folder, self.start = folder, start
@@ -88,7 +88,7 @@ class WeightsAndBiases:
     the values that it has of them, which are the same unless data or versions have changed.
     """
 
-    package = "wandb"
+    package: ClassVar[str] = "wandb"
 
     def __init__(self, folder: Path, config: Mapping[str, Any], start: int) -> None:
         import wandb
@@ -137,7 +137,7 @@ class WeightsAndBiases:
 class MLflow:
     """A run of MLflow, at MLFLOW_TRACKING_URI.  Steps that a resumed run repeats have two points in a metric's history."""
 
-    package = "mlflow"
+    package: ClassVar[str] = "mlflow"
     max_params = 100
     """Maximum number of parameters in a request to MLflow's server."""
 
@@ -146,6 +146,7 @@ class MLflow:
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns of every retry
         self.client, self.metric, self.status = MlflowClient(), Metric, "FAILED"
         path = folder / "mlflow.id"
         self.run_id = path.read_text() if path.exists() else ""
