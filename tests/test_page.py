@@ -16,6 +16,8 @@ from albert_jax.config import load, non_defaults
 from albert_jax.data import loader
 from albert_jax.data.prepare import prepare
 from albert_jax.exchange.load import read
+from albert_jax.finetuning import choice_formats, classification, squad_format, token_classification
+from albert_jax.finetuning.tasks import TASKS
 from albert_jax.pretraining.evaluation import make_evaluate
 from albert_jax.pretraining.examples import COUNT, numbered
 from albert_jax.pretraining.objective import vocabulary_of
@@ -170,6 +172,53 @@ def test_examples_of_pretraining(run_dir: Path, short: Words, tmp_path: Path) ->
     evaluate = make_evaluate(weights.model, config.objective, vocabulary, heldout, {}, mesh, COUNT, 1)
     accuracy = evaluate(weights.params)["eval"]["mlm_accuracy"]
     assert sum(right == guess for right, guess in pairs) / len(pairs) == pytest.approx(accuracy)
+
+
+SHOWN: dict[str, tuple[Any, Any, dict[str, str]]] = {
+    "rte": (
+        classification.Example("a:1", "One.", "Two.", "entailment"),
+        "not_entailment",
+        {"text": "One.", "second text": "Two.", "expected": "entailment", "predicted": "not_entailment"},
+    ),
+    "stsb": (
+        classification.Example("a:1", "One.", None, 3.8),
+        3.512,
+        {"text": "One.", "expected": "3.80", "predicted": "3.51"},
+    ),
+    "multilabel": (
+        classification.Example("a:1", "One.", None, ("joy", "love")),
+        (),
+        {"text": "One.", "expected": "joy, love", "predicted": "none"},
+    ),
+    "squad2": (
+        squad_format.Example("q", "Who?", "Ann or Bo.", (("Ann", 0), ("Bo", 7)), True),
+        {"answer": "Bo"},
+        {"context": "Ann or Bo.", "question": "Who?", "expected": "Bo", "predicted": "Bo"},
+    ),
+    "race": (
+        choice_formats.Example("q", "A text.", "Who?", ("Ann", "Bo"), 1, "high"),
+        "A",
+        {"passage": "A text.", "question": "Who?", "expected": "B: Bo", "predicted": "A: Ann"},
+    ),
+    "ner": (
+        token_classification.Example("a:1", ("Ann", "is", "in", "Rome"), ("B-PER", "O", "O", "B-LOC")),
+        ["B-PER", "O", "O", "O"],
+        {"text": "Ann is in Rome", "expected": "Ann B-PER, Rome B-LOC", "predicted": "Ann B-PER"},
+    ),
+}
+
+
+@pytest.mark.parametrize("task", SHOWN)
+def test_an_example_of_each_family(task: str) -> None:
+    example, prediction, row = SHOWN[task]
+    assert TASKS[task].shown(example, prediction) == row
+
+
+def test_no_answer() -> None:
+    """Is expected and predicted as such."""
+    example = squad_format.Example("q", "Who?", "Ann.", (), True)
+    row = TASKS["squad2"].shown(example, {"answer": ""})
+    assert (row["expected"], row["predicted"]) == ("no answer", "no answer")
 
 
 def test_numbered_text() -> None:
