@@ -206,6 +206,23 @@ def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return fields
 
 
+def non_defaults(config: Any, path: str = "") -> list[str]:
+    """The dotted fields of a dataclass, and of those in it, whose value is not the default; also those without a default."""
+    names = []
+    for field in dataclasses.fields(config):
+        name, value = f"{path}{field.name}", getattr(config, field.name)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if "variants" in field.metadata:
+            chosen = variant_name(config, field.name)
+            if default != chosen and type(default) is not type(value):
+                names.append(f"{name}.name")
+        if dataclasses.is_dataclass(value):
+            names += non_defaults(value, f"{name}.")
+        elif value != default:
+            names.append(name)
+    return names
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
     """The differences between two nested dicts, each as `section.field: old -> new`."""
     lines = []

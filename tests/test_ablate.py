@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from albert_jax.exchange.reshare import reshare
 from albert_jax.model.tree import leaves
 from albert_jax.pretraining.run import PretrainConfig
 from albert_jax.reports import load_runs
+from albert_jax.training.loggers import LOGGERS, TensorBoard
 from albert_jax.training.run_folder import file_lock, read_metrics
 
 from .conftest import ROOT, digest, overrides_of, refused
@@ -81,6 +82,22 @@ def table(words: Words, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("table") / "four"
     assert main(words(folder, "--seeds", "2")) == 1
     return folder
+
+
+def test_the_table_is_logged(words: Words, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each launch sends table and figures to the loggers, which a later launch may change."""
+    logged: list[tuple[Path, Any, list[str]]] = []
+
+    class Recorder(TensorBoard):
+        def finish(self, summary: Any, files: Sequence[Path]) -> None:
+            logged.append((self.folder, dict(summary), [path.name for path in files if path.exists()]))
+
+    monkeypatch.setitem(LOGGERS, "mlflow", Recorder)
+    folder = Path(shutil.copytree(table, tmp_path / "four"))
+    assert main(words(folder, "--seeds", "2", train__loggers="mlflow")) == 1
+    tables = ["table.md", "table.csv", "differences.csv", "runs.csv"]
+    assert logged == [(folder, {}, [*tables, "curves.png", "differences.png", "scores.png"])]
+    assert not (folder / "tensorboard").exists()
 
 
 def states(folder: Path) -> dict[str, list[str]]:

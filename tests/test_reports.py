@@ -129,7 +129,13 @@ def test_report_writes_tables_and_figures(tmp_path: Path, capsys: pytest.Capture
     assert main(["report", *runs, "--output", str(output)]) == 0
     assert capsys.readouterr().out == (output / "table.md").read_text()
     names = {f"{name}.{suffix}" for name in ("curves", "differences", "scores") for suffix in ("png", "svg")}
-    assert {path.name for path in output.iterdir()} == names | {"table.md", "table.csv", "differences.csv", "runs.csv"}
+    assert {path.name for path in output.iterdir()} == names | {
+        "table.md",
+        "table.csv",
+        "differences.csv",
+        "runs.csv",
+        "report.html",
+    }
     assert len((output / "runs.csv").read_text().splitlines()) == 5
     assert len((output / "table.csv").read_text().splitlines()) == 3
     assert main(["report", *runs, "--output", str(output), "--rows", "tanh", "--reference", "tanh"]) == 0

@@ -49,7 +49,7 @@ def test_same_configuration_is_accepted(config: Config) -> None:
     "changes",
     [
         {"mesh": MeshConfig(data=4)},
-        {"train": TrainConfig(keep_checkpoints=1, keep_every=7, watchdog_seconds=5, platform="cpu")},
+        {"train": TrainConfig(keep_checkpoints=1, keep_every=7, watchdog_seconds=5, platform="cpu", loggers="wandb")},
     ],
 )
 def test_fields_that_may_change(changes: dict[str, Any], config: Config) -> None:

@@ -30,7 +30,7 @@ from albert_jax.reports import comparison, figures
 from albert_jax.reports.comparison import MANIFEST, PROBES, Comparison
 from albert_jax.reports.tables import duration
 from albert_jax.reports.tuning_runs import grid_points, values_text
-from albert_jax.training import checkpoint, run_folder
+from albert_jax.training import checkpoint, loggers, run_folder
 from albert_jax.training.loop import Interrupted
 from albert_jax.training.progress import Diverged
 from albert_jax.training.run_folder import FAILURE
@@ -55,6 +55,7 @@ def ablate(plan: Plan, parallel_seeds: bool = False) -> Comparison:
         raised before anything runs.
       Interrupted: a signal arrived; the state is saved.
     """
+    loggers.check_installed(plan.base["train"]["loggers"])
     first = plan.rows[0].config
     prepare(first.data, first.model.vocab_size, needs_pairs=any(row.config.needs_pairs for row in plan.rows))
     for words in plan.finetune.values():
@@ -72,8 +73,17 @@ def ablate(plan: Plan, parallel_seeds: bool = False) -> Comparison:
         run_unit(plan.run_dir, row.label, numbers)
         ran += time.monotonic() - before > 1  # skipped runs are not counted in the estimate
     result = comparison.read(plan.run_dir)
-    figures.write(result, Path(plan.run_dir))
+    _log_table(plan, figures.write(result, Path(plan.run_dir)))
     return result
+
+
+def _log_table(plan: Plan, paths: Sequence[Path]) -> None:
+    """Send the tables and figures to the loggers, as a run of their own that each launch continues."""
+    config = {"job": "ablate"} | plan.base | {"run_dir": plan.run_dir}
+    names = plan.base["train"]["loggers"]
+    with contextlib.closing(loggers.Loggers(names, Path(plan.run_dir), config)) as table_loggers:
+        table_loggers.start(0)
+        table_loggers.finish({}, paths)
 
 
 def units(plan: Plan, parallel_seeds: bool) -> list[tuple[PlannedRow, Sequence[Number]]]:

@@ -281,6 +281,13 @@ class Classification:
         constant = np.mean(labels) if self.regression else Counter(labels).most_common(1)[0][0]
         return self._metrics([constant] * len(dev.examples), dev)
 
+    def shown(self, example: Example, prediction: Any) -> dict[str, str]:
+        texts = {"text": example.text} | ({"second text": example.text_pair} if example.text_pair else {})
+        return texts | {"expected": self._shown(example.label), "predicted": self._shown(prediction)}
+
+    def _shown(self, label: Any) -> str:
+        return f"{label:.2f}" if self.regression else str(label)
+
     def write(self, folder: Path, split: Split, predictions: Sequence[Any]) -> Path:
         """`index<TAB>prediction`, with the classes as in the files (GLUE)."""
         path = folder / self.server.get(split.name, f"{split.name}.tsv")

@@ -1,6 +1,7 @@
 """Evaluation of a fine-tuning run: dev metrics while it trains, then predictions of the best parameters for every split."""
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ from albert_jax.data.batches import Rows
 from albert_jax.finetuning import family
 from albert_jax.finetuning.family import Split
 from albert_jax.model.heads import Albert, param_shapes
-from albert_jax.training import checkpoint, partition, processes
+from albert_jax.training import checkpoint, partition, processes, run_folder
+
+EXAMPLES = 5
+"""How many examples with right predictions, and how many with wrong ones, a report shows."""
+MAX_SHOWN_CHARACTERS = 400
 
 
 class Evaluation:
@@ -65,7 +70,19 @@ class Evaluation:
             folder.mkdir(exist_ok=True)
             for split, score in scores.items():
                 summary["predictions"].append(str(self.task.write(folder, self.splits[split], score.predictions)))
+            run_folder.write_json(run_dir / run_folder.EXAMPLES, self._examples(scores[self.dev[0]].predictions))
         return summary
+
+    def _examples(self, predictions: Sequence[Any]) -> dict[str, Any]:
+        """Examples of the first dev split for the run's report."""
+        rows = [
+            {name: textwrap.shorten(text, MAX_SHOWN_CHARACTERS, placeholder=" ...") for name, text in shown.items()}
+            for shown in map(self.task.shown, self.splits[self.dev[0]].examples, predictions)
+        ]
+        right = [row for row in rows if row["expected"] == row["predicted"]][:EXAMPLES]
+        wrong = [row for row in rows if row["expected"] != row["predicted"]][:EXAMPLES]
+        caption = f"{self.dev[0]}: the first {EXAMPLES} that are predicted as expected, then the first {EXAMPLES} that are not."
+        return {"caption": caption, "rows": right + wrong}
 
     def _score(self, params: Any, split: str, tuned: dict[str, float] | None = None) -> family.Score:
         """Score every example of a split; `tuned` as in `Family.score`."""

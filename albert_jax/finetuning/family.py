@@ -115,6 +115,9 @@ class Family(Protocol):
     def baseline(self, train: Split, dev: Split) -> dict[str, float]:
         """Metrics of a trivial baseline, such as the most frequent class."""
 
+    def shown(self, example: Any, prediction: Any) -> dict[str, str]:
+        """A labeled example in a report: column -> text, with the columns `expected` and `predicted`."""
+
     def write(self, folder: Path, split: Split, predictions: Sequence[Any]) -> Path:
         """Write predictions in the format of the benchmark's server; return the file."""
 

@@ -113,6 +113,9 @@ class MultiLabel(Classification):
         constant = frequent or (counts.most_common(1)[0][0],)
         return self._metrics([constant] * len(dev.examples), dev)
 
+    def _shown(self, label: Any) -> str:
+        return ", ".join(label) or "none"
+
     def write(self, folder: Path, split: Split, predictions: Sequence[Any]) -> Path:
         """A record with `index` and `labels` per line."""
         path = folder / f"{split.name}.jsonl"

@@ -135,6 +135,12 @@ class MultipleChoice:
         letter = Counter(row.answer for row in train.examples).most_common(1)[0][0]
         return _accuracies(dev.examples, [letter] * len(dev.examples))
 
+    def shown(self, example: Example, prediction: Any) -> dict[str, str]:
+        options = dict(zip(LETTERS, example.options, strict=False))
+        texts = {"passage": example.passage, "question": example.question}
+        answers = {"expected": LETTERS[example.answer or 0], "predicted": prediction}
+        return texts | {name: f"{letter}: {options[letter]}" for name, letter in answers.items()}
+
     def write(self, folder: Path, split: Split, predictions: Sequence[Any]) -> Path:
         """A JSON file `question: letter`."""
         path = folder / f"{split.name}.json"

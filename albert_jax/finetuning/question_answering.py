@@ -252,6 +252,12 @@ class QuestionAnswering:
             {row.id: "" for row in dev.examples}, {row.id: [t for t, _ in row.answers] for row in dev.examples}
         )
 
+    def shown(self, example: Example, prediction: Any) -> dict[str, str]:
+        answers, predicted = [text for text, _ in example.answers] or [""], prediction["answer"]
+        expected = predicted if predicted in answers else answers[0]
+        texts = {"context": example.context, "question": example.question}
+        return texts | {"expected": expected or "no answer", "predicted": predicted or "no answer"}
+
     def write(self, folder: Path, split: Split, predictions: Sequence[Any]) -> Path:
         """Three JSON files keyed by id: the answers (read by evaluate-v2.0.py), null_odds (its --na-prob-file), and n_best."""
         path = folder / f"{split.name}.json"

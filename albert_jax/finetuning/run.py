@@ -41,7 +41,7 @@ from albert_jax.model.heads import HEADS, Albert, flops_per_token, init_params, 
 from albert_jax.model.sharing import is_stacked
 from albert_jax.pretraining.distillation import DistillationConfig, digest, read_teacher
 from albert_jax.reports.run import finish
-from albert_jax.training import checkpoint, loop, processes, run_folder
+from albert_jax.training import checkpoint, loop, run_folder
 from albert_jax.training.job import check_agreement, open_mesh, run_job
 from albert_jax.training.loop import TrainConfig
 from albert_jax.training.optim import OptimConfig, make_optimizer
@@ -232,7 +232,7 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
     )
     if teacher is not None:
         workload = with_teacher(workload, config.distillation, task, apply, teacher, config.data)
-    summary = run_job(
+    return run_job(
         "finetune",
         config,
         workload,
@@ -245,10 +245,9 @@ def finetune(config: FinetuneConfig, allow_data_change: bool = False) -> dict[st
         model_facts={"heads": model.heads, "labels": labels, "multi_label": model.multi_label},
         initial=functools.partial(_initial_params, config, source, model) if config.init_from else None,
         conclude=evaluation.conclude,
+        report=finish,
         allow_data_change=allow_data_change,
     )
-    finish(run_dir, summary, processes.is_main())
-    return summary
 
 
 def _open_source(config: FinetuneConfig, run_dir: Path) -> Source | None:

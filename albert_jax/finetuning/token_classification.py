@@ -235,6 +235,14 @@ class TokenClassification:
             predicted.append(tags)
         return span_f1(predicted, [row.tags for row in dev.examples])
 
+    def shown(self, example: Example, prediction: Any) -> dict[str, str]:
+        tags = {"expected": example.tags or (), "predicted": prediction}
+        texts = {
+            name: ", ".join(f"{word} {tag}" for word, tag in zip(example.words, row, strict=True) if tag != "O")
+            for name, row in tags.items()
+        }
+        return {"text": " ".join(example.words)} | texts
+
     def write(self, folder: Path, split: Split, predictions: Sequence[Any]) -> Path:
         """Columns as conlleval reads them: word, tag if known, predicted tag."""
         path = folder / f"{split.name}.conll"

@@ -24,6 +24,7 @@ from albert_jax.pretraining.baselines import baselines
 from albert_jax.pretraining.diagnostics import plateau_warning
 from albert_jax.pretraining.distillation import HEADS_TAUGHT, DistillationConfig, digest, read_teacher, with_teacher
 from albert_jax.pretraining.evaluation import evaluated_depths, make_evaluate
+from albert_jax.pretraining.examples import make_examples
 from albert_jax.pretraining.minimal_pairs import PairsConfig, read_pairs, with_pairs
 from albert_jax.pretraining.objective import ObjectiveConfig, Vocabulary, vocabulary_of
 from albert_jax.pretraining.pseudo_likelihood import make_scorer
@@ -204,11 +205,15 @@ def pretrain_seeds(configs: Sequence[PretrainConfig], allow_data_change: bool = 
         changed = model.clone(config=replace(model.config, num_hidden_layers=num_layers))
         evaluate_depths[str(num_layers)] = make_evaluate(changed, eval_objective, vocabulary, heldout, {}, mesh, *sizes)
 
-    def final(params: Any) -> dict[str, Any]:
+    show_examples = make_examples(model, eval_objective, prepared.tokenizer, heldout, mesh)
+
+    def final(run_dir: Path, params: Any) -> dict[str, Any]:
+        examples = show_examples(params)
+        if processes.is_main():
+            run_folder.write_json(run_dir / run_folder.EXAMPLES, examples)
         depths = {layers: evaluate_depth(params)["eval"] for layers, evaluate_depth in evaluate_depths.items()}
         return {"depths": depths} if depths else {}
 
-    workload = replace(workload, final=final)
     if teacher is not None:
         apply = functools.partial(model.apply, gather_set=layout.gather_set)
         workload = with_teacher(workload, config.distillation, config.objective, apply, teacher)
@@ -222,8 +227,9 @@ def pretrain_seeds(configs: Sequence[PretrainConfig], allow_data_change: bool = 
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        runs.append(loop.Run(one.train, replace(workload, batches=start_batches), run_dir, initial))
-    summaries = job.run_jobs(
+        run_workload = replace(workload, batches=start_batches, final=functools.partial(final, run_dir))
+        runs.append(loop.Run(one.train, run_workload, run_dir, initial))
+    return job.run_jobs(
         "pretrain",
         configs,
         runs,
@@ -234,11 +240,9 @@ def pretrain_seeds(configs: Sequence[PretrainConfig], allow_data_change: bool = 
             tokenizer_files.write_vocabulary, prepared.tokenizer, config.model.max_position_embeddings
         ),
         model_facts={"sentence_classes": model.sentence_classes},
+        report=finish,
         allow_data_change=allow_data_change,
     )
-    for run_dir, summary in zip(run_dirs, summaries, strict=True):
-        finish(run_dir, summary, processes.is_main())
-    return summaries
 
 
 def cannot_be_parallel(config: PretrainConfig) -> str:

@@ -145,8 +145,12 @@ def draw_differences(differences: pd.DataFrame, reference: str) -> "Figure | Non
     return figure
 
 
-def write(comparison: Comparison, folder: Path) -> None:
-    """Write `table.md`, `table.csv` (a line per row), `runs.csv` (a line per run), `differences.csv`, and the figures."""
+def write(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write `table.md`, `table.csv` (a line per row), `runs.csv` (a line per run), `differences.csv`, and the figures.
+
+    Returns:
+      The tables, and the figures as `.png`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "table.md", comparison_table(comparison) + "\n")
     write_text(folder / "table.csv", mean_and_std(comparison.runs).to_csv())
@@ -158,10 +162,12 @@ def write(comparison: Comparison, folder: Path) -> None:
         "differences": draw_differences(differences, comparison.reference),
         "scores": draw_scores(comparison.runs, comparison.baselines),
     }
-    for name, figure in figures.items():
-        if figure is not None:
-            for suffix in ("png", "svg"):
-                figure.savefig(folder / f"{name}.{suffix}", dpi=150)
+    drawn = {name: figure for name, figure in figures.items() if figure is not None}
+    for name, figure in drawn.items():
+        for suffix in ("png", "svg"):
+            figure.savefig(folder / f"{name}.{suffix}", dpi=150)
+    names = ["table.md", "table.csv", "differences.csv", "runs.csv", *(f"{name}.png" for name in drawn)]
+    return [folder / name for name in names]
 
 
 def _styles(table: pd.DataFrame) -> dict[Any, dict[str, Any]]:

@@ -94,7 +94,7 @@ def draw_baselines(
             )
 
 
-def plot_depths(run_dir: Path, depths: Mapping[str, Mapping[str, float]], trained: int) -> None:
+def plot_depths(run_dir: Path, depths: Mapping[str, Mapping[str, float]], trained: int) -> Path:
     """Draw `depths.png`: the held-out losses and accuracies by the number of layers in evaluation."""
     from matplotlib.figure import Figure
 
@@ -111,6 +111,7 @@ def plot_depths(run_dir: Path, depths: Mapping[str, Mapping[str, float]], traine
         axes.legend(fontsize=8)
     figure.suptitle(run_dir.name, fontsize=10)
     figure.savefig(run_dir / "depths.png", dpi=120)
+    return run_dir / "depths.png"
 
 
 def heldout_table(summary: dict[str, Any]) -> str:
@@ -193,12 +194,14 @@ def seeds_table(summary: dict[str, Any]) -> str:
     )
 
 
-def finish(run_dir: Path, summary: dict[str, Any], writes: bool) -> None:
-    """Draw the curves of a completed run and log its table; only one of several processes `writes` files."""
+def finish(run_dir: Path, summary: dict[str, Any], writes: bool) -> list[Path]:
+    """Draw the figures of a completed run, log its table, and return the figures; only one of several processes `writes`."""
+    figures = []
     if writes:
-        plot_curves(run_dir)
+        figures.append(plot_curves(run_dir))
         if "depths" in summary:
             model = read_json(run_dir / "config.json")["config"]["model"]
-            plot_depths(run_dir, summary["depths"], model["num_hidden_layers"])
+            figures.append(plot_depths(run_dir, summary["depths"], model["num_hidden_layers"]))
     log.info("%s", summary_table(summary))
     log.info("curves, log, checkpoints and summary: %s", run_dir)
+    return figures

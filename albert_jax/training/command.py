@@ -10,7 +10,8 @@ from albert_jax.parser import Parser
 
 
 def add_run_options(parser: Parser) -> None:
-    """Add --distributed.* and --allow-data-change."""
+    """Add --log, --distributed.* and --allow-data-change."""
+    parser.aliases = {"train.loggers": "--log"}
     text = "resume although the data differs from what the run began with"
     parser.add_argument("--allow-data-change", action="store_true", help=text)
     group = parser.add_argument_group(

@@ -1,29 +1,35 @@
 """Run a training job in its run folder; pretraining and fine-tuning use `run_job`."""
 
 import contextlib
+import platform
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
-from albert_jax.config import flat, to_dict
-from albert_jax.training import loop, partition, processes, run_folder
+from albert_jax.config import flat, non_defaults, to_dict
+from albert_jax.training import loggers, loop, partition, processes, run_folder
 from albert_jax.training.optim import Optimizer
 from albert_jax.training.partition import Layout
 from albert_jax.training.step import Params, Workload
 
 
 def open_mesh(config: Any) -> Mesh:
-    """Make the mesh of a job, and check that its batches can be sharded over it.
+    """Make the mesh of a job, and check that its batches can be sharded over it and its loggers are installed.
 
     Args:
       config: has the sections `train` and `mesh`.
 
     Raises:
-      InputError: as `make_mesh` and `check_batch_size`.
+      InputError: as `make_mesh`, `check_batch_size` and `check_installed`.
     """
     train = config.train
+    if processes.is_main():  # the others do not log
+        loggers.check_installed(train.loggers)
     mesh = partition.make_mesh(train.platform, config.mesh.data)
     partition.check_batch_size(
         "train.global_batch_size", train.global_batch_size, train.gradient_accumulation, mesh.size
@@ -65,8 +71,9 @@ def run_jobs(
     *,
     fingerprints: dict[str, str],
     write_vocabulary: Callable[[Path], Any],
-    model_facts: dict[str, Sequence[str]] | None = None,
+    model_facts: dict[str, Any] | None = None,
     conclude: Callable[[Path], dict[str, Any]] | None = None,
+    report: Callable[[Path, dict[str, Any], bool], Sequence[Path]] = lambda run_dir, summary, writes: [],
     allow_data_change: bool = False,
 ) -> list[dict[str, Any]]:
     """Train runs as one program, or resume those that their folders hold, and write each `summary.json`.
@@ -81,6 +88,7 @@ def run_jobs(
       write_vocabulary: writes the tokenizer files into a run folder.
       model_facts: entries of `config.json` that are needed to load the model, besides its configuration.
       conclude: called for each folder after training in every process; returns more entries of the summary.
+      report: called with each folder, its summary and whether this process writes; returns the figures for the loggers.
       allow_data_change: resume although the fingerprints have changed.
 
     Returns:
@@ -91,15 +99,28 @@ def run_jobs(
       loop.Interrupted: a signal arrived; the state is saved.
     """
     is_main = processes.is_main()
-    with contextlib.ExitStack() as locks:
+    with contextlib.ExitStack() as exits:
+        run_loggers = []
         for config, run in zip(configs, runs, strict=True):
-            locks.enter_context(run_folder.locked(run.run_dir, config.train.checkpoint_dir, is_main))
+            exits.enter_context(run_folder.locked(run.run_dir, config.train.checkpoint_dir, is_main))
             if is_main:
-                run_folder.claim(run.run_dir, job, to_dict(config), fingerprints, model_facts or {}, allow_data_change)
+                facts = {"non_defaults": non_defaults(config), "environment": environment(layout.mesh)}
+                facts |= model_facts or {}
+                run_folder.claim(run.run_dir, job, to_dict(config), fingerprints, facts, allow_data_change)
                 write_vocabulary(run.run_dir)
             if run.workload.select or not config.train.checkpoint_dir:  # otherwise only process 0 uses the run folder
                 processes.check_shared(run.run_dir / "config.json")
-        results = loop.train(runs, optimizer, layout, fingerprints=fingerprints, allow_data_change=allow_data_change)
+            names = config.train.loggers if is_main else ""
+            one = loggers.Loggers(names, run.run_dir, {"job": job} | to_dict(config))
+            run_loggers.append(exits.enter_context(contextlib.closing(one)))
+        results = loop.train(
+            runs,
+            optimizer,
+            layout,
+            loggers=run_loggers,
+            fingerprints=fingerprints,
+            allow_data_change=allow_data_change,
+        )
         summaries = []
         for run, (_, summary) in zip(runs, results, strict=True):
             if conclude is not None:
@@ -107,4 +128,18 @@ def run_jobs(
             if is_main:
                 run_folder.write_json(run.run_dir / "summary.json", summary)
             summaries.append(summary)
+        for run, one, summary in zip(runs, run_loggers, summaries, strict=True):
+            one.finish(summary, report(run.run_dir, summary, is_main))
     return summaries
+
+
+def environment(mesh: Mesh) -> dict[str, Any]:
+    """What a run is started with, for its report: command, devices, number of processes, operating system."""
+    program = Path(sys.argv[0]).name
+    command = "albert-jax" if program == "__main__.py" else program  # python -m albert_jax
+    return {
+        "command": shlex.join([command, *sys.argv[1:]]),
+        "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+        "processes": jax.process_count(),
+        "platform": platform.platform(),
+    }

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from albert_jax.config import InputError, check_fields, choice, first_line
 from albert_jax.training import partition, processes
 from albert_jax.training.checkpoint import Best, Checkpoints
+from albert_jax.training.loggers import Loggers, chosen
 from albert_jax.training.optim import Optimizer
 from albert_jax.training.partition import Layout
 from albert_jax.training.progress import Meter
@@ -55,6 +56,8 @@ class TrainConfig:
     """Seed of the parameters, data order, masks and dropout."""
     log_every: int = 100
     """Steps between log lines; their values are means over these steps."""
+    loggers: str = "tensorboard"
+    """Where metrics go besides metrics.jsonl: tensorboard, wandb, mlflow, or several separated by commas; empty: nowhere."""
     eval_every: int = 5000
     """Steps between evaluations; a run always ends with one."""
     checkpoint_every: int = 5000
@@ -83,6 +86,7 @@ class TrainConfig:
         folder = self.checkpoint_dir
         if folder and "://" not in folder and not folder.startswith(("/", "~")):
             raise InputError(f"checkpoint_dir must be an absolute path or the address of a bucket, got {folder!r}")
+        chosen(self.loggers)  # checks `loggers`
 
 
 class Interrupted(Exception):
@@ -115,6 +119,7 @@ def train(
     optimizer: Optimizer,
     layout: Layout,
     *,
+    loggers: Sequence[Loggers] = (),
     fingerprints: Mapping[str, str] | None = None,
     allow_data_change: bool = False,
 ) -> list[tuple[TrainState, dict[str, Any]]]:
@@ -128,6 +133,7 @@ def train(
         checkpoints that it would have alone, so it can be resumed alone or together with different runs.
       optimizer: the update rule.
       layout: the devices, and how the state is sharded.
+      loggers: those of each run, which the caller closes; empty: none.
       fingerprints: of the data, stored with each checkpoint.
       allow_data_change: resume from a checkpoint with different fingerprints.
 
@@ -165,7 +171,7 @@ def train(
             stores_both = TRAIN_PARAMS in checkpoint_target(optimizer, shapes)  # trained and averaged parameters
             sessions[0].checkpoints.check_space([[shapes, shapes.params] if stores_both else shapes] * num_seeds)
         for number, session in enumerate(sessions):
-            session.open_log(start, mesh, number, num_seeds)
+            session.open_log(start, mesh, loggers[number] if loggers else Loggers(), number, num_seeds)
 
         def evaluate(step: int) -> list[dict[str, Any]]:
             evaluations = []
@@ -269,12 +275,12 @@ class _Session:
             state = state._replace(params=jax.device_put(self.run.initial(), shardings(shapes.params)))
         return state
 
-    def open_log(self, start: int, mesh: Mesh, number: int, num_seeds: int) -> None:
+    def open_log(self, start: int, mesh: Mesh, loggers: Loggers, number: int, num_seeds: int) -> None:
         """Open the log, and the best parameters if the workload selects any."""
         run = self.run
         flops = run.workload.flops_per_token
         self.meter = self.exits.enter_context(
-            closing(Meter(run.config, run.run_dir, start, self.progress, flops, mesh, number, num_seeds))
+            closing(Meter(run.config, run.run_dir, start, self.progress, flops, mesh, loggers, number, num_seeds))
         )
         self.best = self.exits.enter_context(closing(Best(run.run_dir / "best"))) if run.workload.select else None
 

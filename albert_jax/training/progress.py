@@ -18,6 +18,7 @@ from tqdm import tqdm
 from albert_jax.config import InputError
 from albert_jax.training import partition, processes
 from albert_jax.training.devices import peak_flops
+from albert_jax.training.loggers import Loggers
 from albert_jax.training.run_folder import MetricsLog
 from albert_jax.training.step import Batch, memory
 
@@ -46,6 +47,7 @@ class Meter:
       progress: `state()` of the checkpoint that the run resumes from; empty at step 0.
       flops_per_token: matmul FLOPs of a training step per token.
       mesh: the devices, for their peak FLOP/s.
+      loggers: get what `metrics.jsonl` gets.
       number, num_seeds: the index of the run, and how many runs the program trains.  Each run is charged an equal share of
         the time, so that tokens per second and MFU are those of the device, and the seconds of all runs add up.
     """
@@ -58,6 +60,7 @@ class Meter:
         progress: dict[str, Any],
         flops_per_token: float,
         mesh: Mesh,
+        loggers: Loggers,
         number: int = 0,
         num_seeds: int = 1,
     ) -> None:
@@ -65,6 +68,8 @@ class Meter:
         self.number, self.num_seeds = number, num_seeds
         self.peak = peak_flops(mesh)
         self.log = MetricsLog(run_dir, start, processes.is_main())
+        self.loggers = loggers
+        loggers.start(start)
         interactive = sys.stderr.isatty() and processes.is_main() and number == 0
         self.bar = tqdm(total=config.num_train_steps, initial=start, unit=" steps", disable=not interactive)
         self.signal = 0
@@ -112,9 +117,7 @@ class Meter:
             if name.endswith("loss") and not math.isfinite(value):
                 raise Diverged(f"step {step}: the held-out {name} is {value:g}; lower --optim.learning-rate")
         parts = {"eval": metrics, "diagnostics": evaluation.get("diagnostics", {})}
-        self.log.write(
-            step, {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
-        )
+        self._write(step, {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()})
         self._print(f"step {step}  eval  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
 
     def warn(self, message: str) -> None:
@@ -200,12 +203,16 @@ class Meter:
                 line["speed/mfu"] = tokens_per_second * self.flops_per_token / self.peak
             self.totals["timed_tokens"] += self.window_tokens
             self.totals["seconds"] += elapsed
-        self.log.write(step, line)
+        self._write(step, line)
         values = "  ".join(f"{name.split('/')[1]} {value:.4g}" for name, value in line.items())
         self._print(f"step {step}/{self.config.num_train_steps}  {values}")
         self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         self.sums, self.window_tokens, self.window_steps = {}, 0.0, 0.0
         self.window_start = time.perf_counter()
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        self.log.write(step, values)
+        self.loggers.log(step, values)
 
     def _print(self, line: str, level: int = logging.INFO) -> None:
         with tqdm.external_write_mode(file=sys.stderr):  # above the progress bar

@@ -12,7 +12,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ PACKAGES = ("albert_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 FAILURE = "failure.json"
 """Why the last attempt of an ablation's run failed, in the run's folder."""
 
+EXAMPLES = "examples.json"
+"""Some held-out examples with predictions, for reports: `caption`, and `rows`, each a dict from column title to text."""
+
 MAY_CHANGE_ON_RESUME = (
     "run_dir",
     "data.cache_dir",
@@ -35,8 +38,9 @@ MAY_CHANGE_ON_RESUME = (
     "train.keep_checkpoints",
     "train.keep_every",
     "train.watchdog_seconds",
+    "train.loggers",
 )
-"""Fields that say where a run is executed, not what it computes."""
+"""Fields that say where a run is executed and logged, not what it computes."""
 
 
 def check(run_dir: Path, job: str, config: Any) -> None:
@@ -90,7 +94,7 @@ def claim(
     job: str,
     config: dict[str, Any],
     fingerprints: dict[str, str],
-    model_facts: Mapping[str, Sequence[str]],
+    facts: Mapping[str, Any],
     allow_data_change: bool = False,
 ) -> None:
     """Write `config.json`, or check that the existing one was written for the same data.
@@ -100,7 +104,7 @@ def claim(
       job: the subcommand.
       config: the resolved configuration, as nested dicts.
       fingerprints: of the data and the vocabulary.
-      model_facts: what loading the model needs besides its configuration, such as the names of its heads.
+      facts: more entries, such as the names of the heads, which loading the model needs.
       allow_data_change: accept different data, and record the change.
 
     Raises:
@@ -111,7 +115,7 @@ def claim(
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             table = {"job": job, "config": config, "fingerprints": fingerprints, "versions": versions}
-            write_json(path, table | dict(model_facts))
+            write_json(path, table | dict(facts))
             continue
         stored = read_json(path)
         if changed := differences(stored["fingerprints"], fingerprints):
@@ -180,7 +184,7 @@ def locked(run_dir: Path, checkpoint_dir: str, enabled: bool = True) -> Iterator
 
 
 class MetricsLog:
-    """`metrics.jsonl`, one record per line, and TensorBoard; records after the step of resumption are dropped.
+    """`metrics.jsonl`, one record per line; records after the step of resumption are dropped.
 
     Args:
       run_dir: the run folder.
@@ -196,11 +200,8 @@ class MetricsLog:
         self._writes, self._full = writes, False
         if not writes:
             return
-        from tensorboardX import SummaryWriter
-
         write_text(path, "".join(f"{line}\n" for line in lines))
         self._file = path.open("a", buffering=1)
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1, flush_secs=30)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append `{"step": step, **values}`.  If the disk is full, the record is lost; the first loss is logged."""
@@ -208,19 +209,16 @@ class MetricsLog:
             return
         try:
             self._file.write(json.dumps({"step": step} | {name: float(value) for name, value in values.items()}) + "\n")
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
         except OSError as error:
             if not self._full:
                 log.warning("%s: records are lost (%s); training continues", self._file.name, error.strerror)
             self._full = True
 
     def close(self) -> None:
-        """Close the file and TensorBoard."""
+        """Close the file."""
         if self._writes:
             with contextlib.suppress(OSError):
                 self._file.close()
-                self._board.close()
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
