@@ -3,7 +3,6 @@
 The card is written without a name and a license; both are filled in when the model is pushed, so a user can edit it before.
 """
 
-import dataclasses
 import importlib.metadata
 import re
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from albert_jax.config import from_dict, read_json, variant_name
+from albert_jax.config import flat, from_dict, non_defaults, read_json, to_dict
 from albert_jax.data.hf_datasets import STREAMED
 from albert_jax.finetuning.run import FinetuneConfig
 from albert_jax.pretraining.run import PretrainConfig
@@ -142,7 +141,7 @@ def _training(config: Any, stored: dict[str, Any], summary: dict[str, Any] | Non
     if summary:
         rows.append(("tokens", f"{summary['tokens']:,.0f}"))
         rows.append(("time", f"{summary['seconds']:,.0f} s at {summary['tokens_per_second']:,.0f} tokens/s"))
-    rows.append(("device", stored.get("device", "not recorded by the run")))
+    rows.append(("devices", stored.get("environment", {}).get("devices", "not recorded by the run")))
     rows.append(("seed", str(train.seed)))
     return [*rows, ("software", ", ".join(map(" ".join, stored["versions"].items())))]
 
@@ -159,19 +158,10 @@ def _hub_datasets(config: Any) -> list[str]:
     return [one.strip().split(":")[1] for one in sources if one.strip().startswith(STREAMED)]
 
 
-def _settings(config: Any, path: str = "") -> list[tuple[str, str]]:
+def _settings(config: Any) -> list[tuple[str, str]]:
     """The fields of a configuration that differ from their defaults."""
-    rows = []
-    for field in dataclasses.fields(config):
-        name, value = f"{path}{field.name}", getattr(config, field.name)
-        default = field.default_factory() if callable(field.default_factory) else field.default
-        if dataclasses.is_dataclass(value):
-            if "variants" in field.metadata and (chosen := variant_name(config, field.name)) != default:
-                rows.append((name, chosen))
-            rows += _settings(value, f"{name}.")
-        elif value != default and name not in LOCATIONS:
-            rows.append((name, _public(value)))
-    return rows
+    values = flat(to_dict(config))
+    return [(name, _public(values[name])) for name in non_defaults(config) if name not in LOCATIONS]
 
 
 def _limits(config: Any, folder: Path) -> list[str]:
