@@ -43,7 +43,7 @@ text = "The function [MASK] a list of strings."
 # ## Contributions
 #
 # Integrated gradients divide the logit of a prediction among the words: what each word adds to it, compared with the same text
-# in which every piece is masked. Blue words speak for the prediction, orange words against it.
+# in which every piece is masked. Blue words support the prediction, orange words oppose it.
 
 # %%
 explanation = explain(*loaded, text, task="fill-mask")[0]

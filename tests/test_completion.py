@@ -81,7 +81,7 @@ def test_the_script_for_zsh(scripts: Path) -> None:
         assert part in text
 
 
-def test_what_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_shell_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert "invalid choice: 'fish'" in refused(["completion", "fish"], capsys)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install 'albert_jax[completion]'" in refused(["completion", "bash"], capsys)

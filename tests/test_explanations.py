@@ -137,7 +137,7 @@ def log_odds(logits: np.ndarray, classes: list[int]) -> float:
 
 
 @pytest.mark.parametrize("task", [*INPUTS, "answer class"])
-def test_sums_and_parts(task: str) -> None:
+def test_contributions_sum_to_the_logit_difference(task: str) -> None:
     """Contributions sum to the difference within 1 %, words to their pieces; words are characters of the text, in order."""
     loaded = MODELS[task]
     kind = "answer" if task == "answer class" else task
@@ -237,7 +237,7 @@ def test_several_labels_and_scores() -> None:
     )
 
 
-def test_float32_and_padding_do_not_change_it() -> None:
+def test_explanation_is_independent_of_dtype_and_padding() -> None:
     """A model in bfloat16 is explained in float32."""
     model, params, tokenizer = MODELS["classify"]
     low = model.clone(config=replace(model.config, dtype="bfloat16", scan_unroll=2))

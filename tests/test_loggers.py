@@ -150,7 +150,7 @@ def test_tables_and_figures_of_an_ablation(services: None, tmp_path: Path) -> No
     assert {one.path for one in client.list_artifacts(run_id)} == {"curves.png", "table.csv", "summary.json"}
 
 
-def test_a_run_that_does_not_finish_failed(services: None, tmp_path: Path) -> None:
+def test_unfinished_run_is_marked_failed(services: None, tmp_path: Path) -> None:
     """And a run that MLflow has lost begins again."""
     from mlflow.tracking import MlflowClient
 

@@ -24,7 +24,7 @@ def shallow(loaded: Loaded, depth: int) -> Loaded:
     return model.clone(config=replace(model.config, num_hidden_layers=depth)), params, tokenizer
 
 
-def test_masks() -> None:
+def test_passes_of_masks() -> None:
     """Fails if the passes count from the embeddings, or a mask reads the position of the other."""
     loaded = random_model()
     found = after_each_pass(*loaded, TEXT, top_k=4)
@@ -40,7 +40,7 @@ def test_masks() -> None:
             assert passes.best[depth - 1] == (answers[0]["token"].lstrip("▁") or "▁")
 
 
-def test_classes() -> None:
+def test_passes_of_classes() -> None:
     (found,) = after_each_pass(*CLASSES, "the text", "has lines", task="classify")
     for depth in (1, 2):
         wanted = finetuned.classify(*shallow(CLASSES, depth), "the text", ["has lines"])[0]
@@ -68,7 +68,7 @@ def test_scores_and_several_labels() -> None:
     np.testing.assert_allclose(sorted(found.probabilities[-1]), sorted(jax.nn.sigmoid(logits)), rtol=1e-4)
 
 
-def test_errors() -> None:
+def test_passes_need_a_mask() -> None:
     with pytest.raises(InputError, match=r"has no \[MASK\] to predict: 'the text'"):
         after_each_pass(*random_model(), "the text")
     with pytest.raises(InputError, match="needs a model with the head sop_classifier"):

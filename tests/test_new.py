@@ -64,7 +64,7 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (tmp_path / "scales" / "small.py").exists()
 
 
-def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_copies_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = refused(["new", "pretrain", str(tmp_path / "x.py"), "--from", "sst2"], capsys)
     assert error.startswith("--from: unknown value 'sst2'; choose one of base, large")
     assert "name it" in refused(["new", "pretrain", str(tmp_path / "x")], capsys)

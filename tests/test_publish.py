@@ -189,7 +189,9 @@ def test_card_of_a_fine_tuned_run(finetuned: tuple[Path, Any], tmp_path: Path, c
     assert str(run_dir.parent) not in str(card)
 
 
-def test_without_the_library(finetuned: tuple[Path, Any], tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_convert_without_huggingface_hub(
+    finetuned: tuple[Path, Any], tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
     """A run is still converted; only the card is missing."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["convert", str(finetuned[0]), str(tmp_path / "out")]) == 0
@@ -204,7 +206,7 @@ MISTAKES: dict[str, tuple[dict[str, str], str]] = {
     "name": ({"--push-to-hub": "a/b/c"}, "--push-to-hub a/b/c: "),
     "steps": ({"--revisions": "0,7"}, "--revisions: no checkpoint at step '7'; choose 'all' or some of 0, 6, 12"),
     "word": ({"--revisions": "first"}, "no checkpoint at step 'first'"),
-    "format": ({"--to": "albert_jax"}, "is not the folder of a run that is converted to huggingface"),
+    "format": ({"--to": "albert_jax"}, "--push-to-hub needs --to huggingface"),
 }
 
 
@@ -233,8 +235,8 @@ def test_what_a_push_needs(
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
     assert "run 'hf auth login', or set HF_TOKEN" in fails(["convert", str(run_dir), str(tmp_path / "out"), *push])
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert "is not the folder of a run" in fails(["convert", str(golden), str(tmp_path / "out"), *push])
-    assert "exists, and is not what the run is converted to" in fails(["convert", str(run_dir), str(golden), *push])
+    assert "SOURCE must be a run folder" in fails(["convert", str(golden), str(tmp_path / "out"), *push])
+    assert "exists, but its model differs from the run's" in fails(["convert", str(run_dir), str(golden), *push])
     assert "need --push-to-hub NAME" in fails(["convert", str(run_dir), str(tmp_path / "out"), "--license", "mit"])
     (run_dir / "summary.json").unlink()
     assert "the run is not complete" in fails(["convert", str(run_dir), str(tmp_path / "out"), *push])

@@ -108,7 +108,9 @@ def test_convert_writes_and_checks_the_program(
     assert_input_error(lambda: load(target), "name the model from which it was made")
 
 
-def test_without_the_library(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_convert_without_flatbuffers(
+    complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     words = ["convert", str(complete), str(tmp_path / "program"), "--to", "stablehlo"]
     assert "pip install 'albert_jax[stablehlo]'" in refused(words, capsys)

@@ -105,7 +105,7 @@ def test_pairs_are_read_from_files_and_folders(tmp_path: Path) -> None:
     assert len(read_pairs(PairsConfig(str(tmp_path / "folder" / "*.[ct]sv")))) == 2
 
 
-def test_a_share_takes_as_many_pairs_of_each_kind(tmp_path: Path) -> None:
+def test_share_takes_the_same_fraction_of_each_kind(tmp_path: Path) -> None:
     lines = [{"good": f"good {number}", "bad": "bad", "kind": f"kind {number % 3}"} for number in range(60)]
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -279,10 +279,11 @@ def test_invalid_input_of_evaluate(
     assert "nothing to evaluate; give --pairs, --perplexity or --data.source" in refused(["evaluate", folder], capsys)
     assert "share must be in (0, 1], got 0" in refused(["evaluate", folder, *pairs, "--share", "0"], capsys)
     assert "masking: unknown value 'piece'" in refused(["evaluate", folder, *pairs, "--masking", "piece"], capsys)
+    assert "--perplexity 'nothing' matches no file" in refused(["evaluate", folder, "--perplexity", "nothing"], capsys)
     assert "no file of minimal pairs" in refused(["evaluate", folder, "--pairs", str(tmp_path / "none")], capsys)
     words = ["--data.source", results_source(run), "--data.cache-dir", cache_of(run)]
     message = refused(["evaluate", folder, *words, "--objective.max-seq-length", "64"], capsys)
-    assert "takes 32 tokens, objective.max_seq_length is 64" in message
+    assert "has 32 positions; set --objective.max-seq-length 32" in message
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     for file in ("spiece.model", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "hf" / file).unlink()

@@ -9,7 +9,7 @@ from typing import Any
 from albert_jax import pretraining
 from albert_jax.config import InputError, load
 from albert_jax.parser import Parser
-from albert_jax.training.command import exit_code
+from albert_jax.training.command import SHORT_OPTIONS, exit_code
 
 EXAMPLES = """\
   albert-jax ablate experiments/ablations/sharing.py --scale tiny --seeds 5 --dry-run   # shows rows, counts and cost
@@ -30,6 +30,7 @@ def add_ablation_commands(add_command: Callable[..., Parser]) -> None:
     text = "a file such as experiments/ablations/sharing.py; add --help to list its rows and all fields"
     parser.add_argument("table", metavar="TABLE", help=text)
     parser.field_class, parser.field_values = lambda: pretraining.PretrainConfig, _describe_table
+    parser.aliases = SHORT_OPTIONS
     parser.add_argument(
         "--scale", default="tiny", metavar="NAME", help="a file in the folder 'scales' beside the table (default tiny)"
     )

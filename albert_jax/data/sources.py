@@ -50,7 +50,7 @@ class DataConfig:
     source: str = "python-docs"
     """'python-docs' (documentation that ships with Python); or a folder written by `albert-jax prepare`; or a comma-separated list of: globs of files (.txt, .jsonl, .json, .csv, .tsv, WikiExtractor's, all also with .gz, .bz2, .xz, .zst; .parquet, .arrow); folders written by `datasets.save_to_disk`; data sets that TFDS has prepared as array_record ('tfds:NAME', 'tfds:FOLDER', one split: 'tfds:lm1b:train'); data sets of Hugging Face, streamed ('hf:NAME', 'hf:NAME:SPLIT', 'hf:NAME:CONFIG:SPLIT')."""
     vocab: str = ""
-    """SentencePiece model, WordPiece vocabulary (.txt) or tokenizer.json.  If empty, a SentencePiece model with model.vocab_size pieces is trained on the source."""
+    """SentencePiece model, WordPiece vocabulary (.txt) or tokenizer.json.  If empty, a SentencePiece model with model.vocab_size pieces is trained on the source; `evaluate` uses that of the model."""
     map_punctuation: bool = False
     """Replace curly quotes and dashes, which the released vocabulary lacks, with ones it has."""
     lower_case: bool = True

@@ -37,7 +37,7 @@ TOLERANCE = 0.01
 """Relative error of the sum of the contributions at which the number of points is no longer doubled."""
 
 SMALLEST_DIFFERENCE = 1e-3
-"""Smaller differences of logits count as this, because errors of rounding in float32 would exceed the tolerance."""
+"""Lower bound of the denominator of `error`; below it, rounding in float32 exceeds `TOLERANCE`."""
 
 
 class Attribution(NamedTuple):
@@ -74,13 +74,13 @@ def integrated_gradients(gradients: Gradients, x: np.ndarray, baseline: np.ndarr
             at = (interval + (nodes + 1) / 2) / intervals
             points = baseline + at[:, None, None] * (x - baseline)
             total += np.einsum("n,nse->se", weights / 2 / intervals, gradients(points.astype(np.float32))[1])
-        found = Attribution(((x - baseline) * total).sum(-1), value, baseline_value, CHUNK * intervals)
-        if abs(found.error) <= TOLERANCE:
-            return found
-        if 2 * found.steps > MAX_STEPS:
+        attribution = Attribution(((x - baseline) * total).sum(-1), value, baseline_value, CHUNK * intervals)
+        if abs(attribution.error) <= TOLERANCE:
+            return attribution
+        if 2 * attribution.steps > MAX_STEPS:
             message = "contributions sum to %.4f instead of the difference of the logits, %.4f, after %d steps"
-            log.warning(message, found.contributions.sum(), value - baseline_value, found.steps)
-            return found
+            log.warning(message, attribution.contributions.sum(), value - baseline_value, attribution.steps)
+            return attribution
         intervals *= 2
 
 
@@ -106,17 +106,17 @@ METHODS: dict[str, Callable[[Gradients, np.ndarray, np.ndarray], Attribution]] =
 class Target(NamedTuple):
     """The logit of a prediction: log(p / (1 - p)) of the probability p of some classes of an output of the model.
 
-    It is a difference of raw logits, of which the softmax ignores the mean.
+    A raw logit alone has no meaning, because softmax ignores a constant that is added to all logits.
     """
 
     output: str
     """Name of the output, [B, C] or [B, S, C]."""
     classes: np.ndarray
-    """[T, C] bool: the classes whose probability p is, at each of T positions.  The logits of all T are added up."""
+    """[T, C] bool: the classes over which p is summed, at each of T positions.  The logits of all T are summed."""
     positions: np.ndarray | None = None
     """[T]: positions in an output [B, S, C]."""
     is_raw: bool = False
-    """The output is such a logit already, or a score."""
+    """The output is already a log odds, or a score."""
 
 
 def attribute(
@@ -154,8 +154,8 @@ def attribute(
     def gradients(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return jax.device_get(_gradients(model, kinds, params, inputs | dict(head_inputs or {}), arrays, points))
 
-    found = METHODS[method](gradients, x, baseline)
-    return found._replace(contributions=found.contributions[:size])
+    attribution = METHODS[method](gradients, x, baseline)
+    return attribution._replace(contributions=attribution.contributions[:size])
 
 
 @functools.partial(jax.jit, static_argnames=("model", "kinds"))

@@ -54,9 +54,9 @@ def add_inference_commands(add_command: Callable[..., Parser]) -> None:
     (albert-jax early-exit shows what thresholds cost and save)"""
     parser.add_argument("--early-exit", default="", metavar="CRITERION=NUMBER", help=text)
     text = """print the contribution of each word to the predicted class, masked word, entity or answer, by integrated
-    gradients; blue words speak for it, orange words against it"""
+    gradients; blue words support it, orange words oppose it"""
     parser.add_argument("--explain", action="store_true", help=text)
-    text = "the same by a different method: gradient-x-input is fast and less exact"
+    text = "like --explain, with this method: integrated-gradients (default) or gradient-x-input (one gradient: faster, less exact)"
     parser.add_argument("--explain-by", default="", metavar="METHOD", help=text)
     text = "with --explain: the class, or the piece at each [MASK], to explain instead of the most probable one"
     parser.add_argument("--target", metavar="NAME", help=text)

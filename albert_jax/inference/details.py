@@ -44,10 +44,10 @@ def with_details(answers: Answers, loaded: Loaded, task: str, texts: Sequence[st
                 table = one.table().reset_index().to_string(index=False, float_format="{:.4f}".format)
                 blocks += [f"  {one.place}, after each pass:", *(f"  {line}" for line in table.splitlines())]
         if method:
-            found = explain(*loaded, *inputs, task=task, target=options.target, method=method)
-            record |= {"explanations": [one.record() for one in found]}
-            blocks += [line for one in found for line in terminal_lines(one, use_color())]
-            explanations += found
+            new_explanations = explain(*loaded, *inputs, task=task, target=options.target, method=method)
+            record |= {"explanations": [one.record() for one in new_explanations]}
+            blocks += [line for one in new_explanations for line in terminal_lines(one, use_color())]
+            explanations += new_explanations
         yield record, "\n".join(blocks)
     if options.html is not None:
         options.html.write_text(html_page(explanations, "Explanations"), encoding="utf-8")

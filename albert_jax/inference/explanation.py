@@ -111,10 +111,10 @@ def explain(
         (model, params, tokenizer), inputs, target
     ):
         row = tokenizer.join(*(context.ids for context in contexts)) | dict(token_inputs)
-        found = attribute(model, params, tokenizer, row, targets, method, head_inputs)
-        pieces, words = _parts(tokenizer, contexts, found.contributions.tolist())
-        logits = found.value, found.baseline_value
-        explanations.append(Explanation(name, method, inputs, pieces, words, *logits, found.steps))
+        attribution = attribute(model, params, tokenizer, row, targets, method, head_inputs)
+        pieces, words = _parts(tokenizer, contexts, attribution.contributions.tolist())
+        logits = attribution.value, attribution.baseline_value
+        explanations.append(Explanation(name, method, inputs, pieces, words, *logits, attribution.steps))
     return explanations
 
 

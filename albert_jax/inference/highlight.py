@@ -1,4 +1,4 @@
-"""Show explanations: colored words on a terminal, as HTML, and as a figure.  Blue words speak for the prediction, orange against."""
+"""Show explanations: colored words on a terminal, as HTML, and as a figure.  Blue words support the prediction, orange words oppose it."""
 
 import html
 import os
@@ -120,7 +120,7 @@ td {{ padding: 0 .6em 0 0; }}
 </head>
 <body>
 <h1>{title}</h1>
-<p>Blue words speak for the prediction, orange words against it; the strongest color is the largest contribution to the logit.</p>
+<p>Blue words support the prediction, orange words oppose it; the stronger the color, the larger the contribution to the logit.</p>
 {body}
 </body>
 </html>

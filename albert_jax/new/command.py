@@ -46,7 +46,7 @@ def add_new_commands(add_command: Callable[..., Parser]) -> None:
     parser.add_argument("kind", metavar="KIND", choices=tuple(KINDS), help=text)
     parser.add_argument("target", metavar="FILE", type=Path, help="file to write, such as mine.py")
     defaults = ", ".join(f"{name}: {kind.default}" for name, kind in KINDS.items())
-    text = f"the experiment to copy (default {defaults}); a wrong name lists all"
+    text = f"the experiment to copy (default {defaults}); an unknown name prints the choices"
     parser.add_argument("--from", dest="template", metavar="NAME", help=text)
 
 
@@ -72,7 +72,7 @@ def new(arguments: argparse.Namespace) -> int:
             _adapted(source, {f"experiments/{path.relative_to(EXPERIMENTS)}": to for path, to in copies.items()}, copy)
         )
         print(copy)
-    print(f"\nalbert-jax {kind.command} {target}   starts it; its docstring says more")
+    print(f"\nrun it with: albert-jax {kind.command} {target}   (its docstring has more commands)")
     return 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from albert_jax import pretraining
-from albert_jax.config import InputError, check_writable, load
+from albert_jax.config import InputError, check_choice, check_writable, load
 from albert_jax.exchange.command import add_source, source_options
 from albert_jax.parser import Parser
 from albert_jax.training.command import add_run_options, exit_code, join_processes
@@ -42,9 +42,10 @@ VOCAB_EXAMPLES = "  albert-jax vocab experiments/pretrain/small.py spiece.model 
 EVALUATE_EXAMPLES = """\
   albert-jax evaluate runs/tiny   # repeats the held-out metrics of the run
   albert-jax evaluate albert/albert-base-v2 --data.source 'text/*.txt'   # held-out metrics of any ALBERT on any text
-  albert-jax evaluate runs/tiny --pairs blimp.jsonl.gz --share 0.1   # grammatical minimal pairs: every tenth pair of BLiMP
+  albert-jax evaluate runs/tiny --pairs blimp/data --share 0.1   # minimal pairs: every tenth pair of a clone of BLiMP
   albert-jax evaluate runs/tiny --pairs mine.csv --masking word --by kind   # columns good, bad and kind
-  albert-jax evaluate runs/tiny --perplexity 'text/*.txt'   # pseudo-perplexity of each sentence
+  albert-jax evaluate runs/tiny --perplexity 'text/*.txt'   # pseudo-perplexity of a text, sentence by sentence
+How held-out text is read and masked are options too; albert-jax evaluate SOURCE --help lists them.
 """
 PROBE_EXAMPLES = "  albert-jax probe experiments/pretrain/tiny.py"
 
@@ -75,12 +76,12 @@ def add_pretraining_commands(add_command: Callable[..., Parser]) -> None:
     parser.add_argument("--perplexity", default="", metavar="FILES", help=text)
     text = "fraction of the pairs of each kind, or of the sentences (default 1)"
     parser.add_argument("--share", type=float, default=1.0, metavar="NUMBER", help=text)
-    text = "token: mask one token at a time (default); word: and the later tokens of its word"
+    text = "token: mask one token at a time (default); word: also the later tokens of the same word, because they reveal it"
     parser.add_argument("--masking", default="token", metavar="NAME", help=text)
     text = "lines of the table of pairs: phenomenon (default) or kind"
     parser.add_argument("--by", default="phenomenon", choices=("phenomenon", "kind"), help=text)
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write all results to this file, as JSON")
-    parser.field_class = zero_shot_fields
+    parser.field_class = heldout_config_class
     parser.field_values = lambda arguments: _heldout_config(arguments)
     summary = "Measure how well linear classifiers predict the sentence objective on an experiment's data."
     add_command("probe FILE", probe, summary, PROBE_EXAMPLES).add_experiment(lambda: pretraining.PretrainConfig)
@@ -128,7 +129,7 @@ def probe(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def zero_shot_fields() -> type:
+def heldout_config_class() -> type:
     """The fields of `albert-jax evaluate`: those of the held-out text."""
     from albert_jax.pretraining.zero_shot import HeldoutConfig
 
@@ -145,13 +146,17 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Run `albert-jax evaluate`."""
     from albert_jax.exchange.load import read
     from albert_jax.pretraining import minimal_pairs, zero_shot
+    from albert_jax.pretraining.pseudo_likelihood import MASKINGS
     from albert_jax.reports.run import heldout_table
     from albert_jax.training.partition import make_mesh
 
     name, share, masking = arguments.source, arguments.share, arguments.masking
     config = zero_shot.heldout_config(name, arguments.overrides)
+    check_choice("--masking", masking, MASKINGS)
+    if not 0 < share <= 1:
+        raise InputError(f"--share must be in (0, 1], got {share:g}")
     pairs_config = minimal_pairs.PairsConfig(arguments.pairs, share, masking)
-    pairs = minimal_pairs.read_pairs(pairs_config) if arguments.pairs else []
+    pairs = minimal_pairs.read_pairs(pairs_config, "--pairs") if arguments.pairs else []
     only_heldout = not (arguments.pairs or arguments.perplexity)
     if only_heldout and "data.source" not in arguments.overrides and not zero_shot.run_config(name):
         raise InputError(f"{name}: nothing to evaluate; give --pairs, --perplexity or --data.source")
@@ -169,7 +174,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
         print(zero_shot.pairs_table(results["pairs"], arguments.by == "kind"))
     if arguments.perplexity:
         data = replace(config.data, source=arguments.perplexity)
-        results["perplexity"] = zero_shot.perplexity(source, data, share, masking, mesh, name)
+        try:
+            results["perplexity"] = zero_shot.perplexity(source, data, share, masking, mesh, name)
+        except InputError as error:
+            raise InputError(str(error).replace("data.source", "--perplexity")) from None
         print(zero_shot.perplexity_table(results["perplexity"]))
     if arguments.output:
         arguments.output.write_text(json.dumps(results, indent=2) + "\n")

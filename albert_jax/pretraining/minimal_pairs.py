@@ -47,7 +47,7 @@ class PairsConfig:
     share: float = 1.0
     """Fraction of the pairs of each kind: 0.1 takes the 10th, the 20th, ..."""
     masking: str = choice("token", MASKINGS)
-    """token: each token is masked in turn; word: and the later tokens of its word."""
+    """token: mask one token at a time; word: also mask the later tokens of the same word, because they reveal it."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -55,8 +55,8 @@ class PairsConfig:
             raise InputError(f"share must be in (0, 1], got {self.share}")
 
 
-def read_pairs(config: PairsConfig) -> list[Pair]:
-    """The pairs of `config.source`, in the order of the files.
+def read_pairs(config: PairsConfig, option: str = "pairs.source") -> list[Pair]:
+    """The pairs of `config.source`, in the order of the files; errors name the `option`.
 
     Raises:
       InputError: no file, or a record without two sentences; names file and line.
@@ -65,7 +65,7 @@ def read_pairs(config: PairsConfig) -> list[Pair]:
     files = sorted(path.iterdir()) if path.is_dir() else sorted(map(Path, glob.glob(str(path))))
     files = [file for file in files if _suffix(file) in READERS] if path.is_dir() else files
     if not files:
-        raise InputError(f"pairs.source {config.source}: no file of minimal pairs ({', '.join(READERS)})")
+        raise InputError(f"{option} {config.source}: no file of minimal pairs ({', '.join(READERS)})")
     counts: Counter[str] = Counter()
     pairs = []
     for file in files:
@@ -75,7 +75,7 @@ def read_pairs(config: PairsConfig) -> list[Pair]:
             if int(counts[pair.kind] * config.share + 1e-9) > int((counts[pair.kind] - 1) * config.share + 1e-9):
                 pairs.append(pair)
     if not pairs:
-        raise InputError(f"pairs.source {config.source}: no pairs (share {config.share:g} of {counts.total()})")
+        raise InputError(f"{option} {config.source}: no pairs (share {config.share:g} of {counts.total()})")
     return pairs
 
 
@@ -114,7 +114,7 @@ READERS = {
 
 def _records(file: Path) -> Iterator[tuple[str, Any]]:
     if _suffix(file) not in READERS:
-        raise InputError(f"pairs.source {file}: cannot read this type; use one of {', '.join(READERS)}")
+        raise InputError(f"{file}: cannot read this type; use one of {', '.join(READERS)}")
     return READERS[_suffix(file)]((f"{file}:{number}", line) for number, line in lines(file, "error", Counter()))
 
 

@@ -19,7 +19,7 @@ from albert_jax.model.heads import Albert
 from albert_jax.training import partition
 
 MASKINGS = ("token", "word")
-"""token: only the token is masked (Salazar et al.).  word: so are the later tokens of its word, which would reveal it (PLL-word-l2r of
+"""token: mask only the token (Salazar et al.).  word: also mask the later tokens of the same word, because they reveal it (PLL-word-l2r of
 Kauf and Ivanova, arXiv 2305.10588)."""
 
 TOKENS_PER_BATCH = 8192
@@ -45,7 +45,7 @@ def make_scorer(
 ) -> Scorer:
     """Return `(params, texts) -> Scores`.
 
-    A text of n tokens is n rows of a batch, each with another token masked.  Rows of similar length share a batch, and each of a few
+    A text of n tokens is n rows of a batch, each with a different token masked.  Rows of similar length share a batch, and each of a few
     widths is compiled once.  A text beyond the longest input is scored in parts of equal length.
 
     Args:

@@ -1,5 +1,6 @@
 """Evaluation of any ALBERT without fine-tuning: held-out metrics, minimal pairs and pseudo-perplexity."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,8 @@ from albert_jax.pretraining.pseudo_likelihood import make_scorer
 from albert_jax.pretraining.segment_pairs import SENTENCE_OBJECTIVES
 from albert_jax.reports.tables import markdown_table, number
 from albert_jax.training import partition
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,14 @@ def heldout(source: Source, config: HeldoutConfig, mesh: Mesh, name: str = "the 
     if "sop_classifier" not in model.heads:
         objective, model = replace(objective, sentence_objective="none"), model.clone(sentence_classes=())
     positions = model.config.max_position_embeddings
+    if objective == HeldoutConfig().objective and positions < objective.max_seq_length:
+        log.info("%s has %d positions, so sequences have %d tokens", name, positions, positions)
+        predictions = min(objective.max_predictions_per_seq, positions)
+        objective = replace(objective, max_seq_length=positions, max_predictions_per_seq=predictions)
     if objective.max_seq_length > positions:
         raise InputError(
-            f"{name} takes {positions} tokens, objective.max_seq_length is {objective.max_seq_length}; lower it"
+            f"objective.max_seq_length is {objective.max_seq_length}, but {name} has {positions} positions; "
+            f"set --objective.max-seq-length {positions}"
         )
     data = config.data
     if not data.vocab:
@@ -107,8 +115,8 @@ def heldout(source: Source, config: HeldoutConfig, mesh: Mesh, name: str = "the 
     check_vocabulary(name, source, prepared.tokenizer)
     rows = loader.open_split(prepared, "heldout", objective.max_seq_length, not needs_pairs)
     sizes = -(-config.eval_batch_size // mesh.size) * mesh.size, config.max_eval_steps, config.eval_draws
-    simple = baselines(prepared, objective, len(model.sentence_classes), *sizes)
-    evaluate = make_evaluate(model, objective, vocabulary_of(prepared.tokenizer), rows, simple, mesh, *sizes)
+    baseline_metrics = baselines(prepared, objective, len(model.sentence_classes), *sizes)
+    evaluate = make_evaluate(model, objective, vocabulary_of(prepared.tokenizer), rows, baseline_metrics, mesh, *sizes)
     return evaluate(_params(source, mesh))
 
 
@@ -140,7 +148,7 @@ def perplexity(
     scores = score(_params(source, mesh), texts)
     tokens, nats = int(scores.num_tokens.sum()), -float(scores.log_likelihoods.sum())
     if not tokens:
-        raise InputError(f"data.source {data.source}: no sentence (share {share:g})")
+        raise InputError(f"data.source {data.source}: no sentence at --share {share:g}")
     characters = sum(map(len, texts))
     return {
         "pseudo_perplexity": math.exp(nats / tokens),

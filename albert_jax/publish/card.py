@@ -180,5 +180,5 @@ def _limits(config: Any, folder: Path) -> list[str]:
 
 
 def _public(value: Any) -> str:
-    """A value without the folders of local paths, which are nobody else's business."""
+    """A value without the folders of local paths, which may reveal private names."""
     return re.sub(r"(?<![\w:/.])[/~][^,\s]*/(?=[^,\s])", "", str(value))

@@ -47,7 +47,7 @@ def add_publish_commands(add_command: Callable[..., Parser]) -> None:
     parser.add_argument("--hidden-act", metavar="NAME", help=text)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     group = parser.add_argument_group(
-        "Hugging Face hub", "A run that is exported there has a model card: TARGET/README.md."
+        "Hugging Face hub", "Converting a run to a Hugging Face folder also writes a model card, TARGET/README.md."
     )
     text = """push the run to this repository, as the branch main; if TARGET exists from an earlier conversion of the run, it is
     pushed as it is, with your changes to README.md"""
@@ -57,7 +57,9 @@ def add_publish_commands(add_command: Callable[..., Parser]) -> None:
     text = """checkpoints of the run to push as branches step-N: all, or steps such as 0,500; step 0 has the random parameters
     before training"""
     group.add_argument("--revisions", default="", metavar="STEPS", help=text)
-    group.add_argument("--private", action="store_true", help="a repository that is created is private")
+    group.add_argument(
+        "--private", action="store_true", help="if the repository does not exist yet, create it as private"
+    )
 
 
 def convert(arguments: argparse.Namespace) -> int:
@@ -70,8 +72,10 @@ def convert(arguments: argparse.Namespace) -> int:
     has_card = arguments.to == "huggingface" and _is_run(Path(source).expanduser())
     can_push = importlib.util.find_spec("huggingface_hub") is not None
     if name:
+        if arguments.to != "huggingface":
+            raise InputError("--push-to-hub needs --to huggingface")
         if not has_card:
-            raise InputError(f"--push-to-hub: {source} is not the folder of a run that is converted to huggingface")
+            raise InputError(f"--push-to-hub: SOURCE must be a run folder; {source} is not one")
         if not can_push:
             raise InputError("--push-to-hub needs huggingface_hub: pip install 'albert_jax[hub]'")
         from albert_jax.publish import push

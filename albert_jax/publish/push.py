@@ -51,8 +51,9 @@ def check(name: str, license: str, run_dir: Path) -> None:
         raise InputError("--license: name the license of the model that you publish, such as --license apache-2.0")
     try:
         validate_repo_id(name)
-    except HFValidationError as error:
-        raise InputError(f"--push-to-hub {name}: {first_line(error)}") from None
+    except HFValidationError:
+        problem = "not a valid name; use NAME or USER/NAME with letters, digits, -, _ and ."
+        raise InputError(f"--push-to-hub {name}: {problem}") from None
     if not (run_dir / "summary.json").is_file():
         raise InputError(f"{run_dir}: no summary.json, so the run is not complete; rerun its command first")
     if get_token() is None:
@@ -73,7 +74,9 @@ def check_unchanged(source: Source, folder: Path) -> None:
     except (InputError, KeyError, ValueError):
         same = False
     if not same:
-        raise InputError(f"{folder} exists, and is not what the run is converted to; remove it, or name another folder")
+        raise InputError(
+            f"{folder} exists, but its model differs from the run's; remove it, or choose a different TARGET"
+        )
 
 
 def push(

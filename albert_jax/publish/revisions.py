@@ -43,7 +43,9 @@ def chosen_steps(run_dir: Path, text: str) -> list[int]:
     chosen = [word.strip() for word in text.split(",")]
     for word in chosen:
         if word == "0" and stored["init_from"]:
-            raise InputError(f"--revisions 0: the run began with {stored['init_from']}, which is published separately")
+            raise InputError(
+                f"--revisions 0: the run started from {stored['init_from']}, so it has no random step 0; leave out 0"
+            )
         if not word.isdecimal() or int(word) not in steps:
             have = ", ".join(map(str, steps))
             raise InputError(f"--revisions: no checkpoint at step {word!r}; choose 'all' or some of {have}")

@@ -9,7 +9,7 @@ from albert_jax.config import read_json
 from albert_jax.parser import Parser
 
 EXAMPLES = """\
-  albert-jax report runs/tiny   # draws curves.png, prints the last numbers, writes report.html
+  albert-jax report runs/tiny   # draws curves.png, prints the final metrics, writes report.html
   albert-jax report runs/sharing-tiny   # writes tables and figures of an ablation table
   albert-jax report runs/sharing-tiny --rows all-shared --rows not-shared --output few   # a figure with few lines
   albert-jax report runs/a runs/b --output compared   # compares any runs; those that differ only in the seed are one row
@@ -26,7 +26,8 @@ def add_report_commands(add_command: Callable[..., Parser]) -> None:
     parser.add_argument("--rows", action="append", default=[], metavar="TEXT", help=text)
     text = "compare the other rows with the row whose label is TEXT or contains it (default: the table's, or the first)"
     parser.add_argument("--reference", default="", metavar="TEXT", help=text)
-    text = "folder for the files (default: 'report' for several DIRs, else the table's folder)"
+    text = """folder for the files (default: that of the run or table; 'report' for several DIRs); of a run, only report.html is
+    written there"""
     parser.add_argument("--output", type=Path, metavar="DIR", help=text)
 
 

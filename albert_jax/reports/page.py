@@ -1,4 +1,4 @@
-"""`report.html`: a run, several seeds of it, or runs side by side, as one file that reads nothing else and needs no network."""
+"""`report.html`: a run, several seeds of it, or runs side by side, as one file that loads no other file and needs no network."""
 
 import base64
 import json
@@ -110,8 +110,12 @@ def comparison_page(folder: Path, comparison: Comparison, files: Iterable[Path])
         "Figures": _images(path for path in files if path.suffix == ".png"),
         "Runs": _details(f"{len(runs)} runs", states),
         "Configuration": (differing if fields else "<p>All runs have the same configuration, except for the seed.</p>")
-        + (_whole(stored["config"], f"of {configs[0].parent.name}, the first run") if stored else ""),
-        "Environment": _environment(stored),
+        + (
+            _whole(stored["config"], f"of the first run ({configs[0].parent.parent.name}/{configs[0].parent.name})")
+            if stored
+            else ""
+        ),
+        "Environment of the first run": _environment(stored),
     }
     return _page(folder.resolve().name, "Ablation table" if comparison.caption else "Comparison of runs", sections)
 
@@ -185,7 +189,7 @@ def _details(title: str, content: str) -> str:
 def _examples(run_dir: Path) -> str:
     path = run_dir / EXAMPLES
     if not path.exists():
-        return f"<p>None: {EXAMPLES} is missing. A run writes it when it ends; earlier versions did not.</p>"
+        return f"<p>No examples: {EXAMPLES} is written when a run completes, and not by earlier versions.</p>"
     examples = read_json(path)
     titles = list(examples["rows"][0]) if examples["rows"] else []
     rows = [[row.get(title, "") for title in titles] for row in examples["rows"]]
@@ -210,7 +214,7 @@ def _configuration(stored: Mapping[str, Any]) -> str:
 
 def _whole(config: Mapping[str, Any], of: str) -> str:
     rows = [[name, _value(value)] for name, value in flat(config).items()]
-    return _details(f"All {len(rows)} fields {of}", _table(["field", "value"], rows, "code"))
+    return _details(f"All {len(rows)} fields {of}".rstrip(), _table(["field", "value"], rows, "code"))
 
 
 def _environment(stored: Mapping[str, Any]) -> str:

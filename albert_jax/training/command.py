@@ -8,10 +8,13 @@ from typing import Any
 from albert_jax.config import from_dict
 from albert_jax.parser import Parser
 
+SHORT_OPTIONS = {"train.loggers": "--log"}
+"""Field -> its short option, in all commands that train."""
+
 
 def add_run_options(parser: Parser) -> None:
     """Add --log, --distributed.* and --allow-data-change."""
-    parser.aliases = {"train.loggers": "--log"}
+    parser.aliases = SHORT_OPTIONS
     text = "resume although the data differs from what the run began with"
     parser.add_argument("--allow-data-change", action="store_true", help=text)
     group = parser.add_argument_group(

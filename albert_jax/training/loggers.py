@@ -23,7 +23,7 @@ from albert_jax.training.run_folder import write_text
 log = logging.getLogger(__name__)
 
 PROJECT = "albert_jax"
-"""The project in W&B and the experiment in MLflow, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME names another."""
+"""The project in W&B and the experiment in MLflow, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME names a different one."""
 
 WAIT_SECONDS = 60
 """How long the end of a run waits for a logger to send what is left."""
@@ -48,7 +48,7 @@ class Logger(Protocol):
         """Send the metrics of a step."""
 
     def finish(self, summary: Mapping[str, Any], files: Sequence[Path]) -> None:
-        """Send what a completed run ends with: its summary, and figures (.png) and tables (.csv, .md)."""
+        """Send the summary, figures (.png) and tables (.csv, .md) of a completed run."""
 
     def close(self) -> None:
         """End the run, as failed if `finish` was not called."""
@@ -64,7 +64,7 @@ class TensorBoard:
 
     @functools.cached_property
     def writer(self) -> Any:
-        """Made for the first metrics, so that an ablation table has no empty event file."""
+        """Created at the first metrics, so that an ablation table has no empty event file."""
         from tensorboardX import SummaryWriter
 
         return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.start + 1, flush_secs=30)
@@ -184,19 +184,19 @@ class MLflow:
 
 
 LOGGERS: dict[str, type[Logger]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
-"""Name in `train.loggers`, which is also the name of the extra that installs it -> the class."""
+"""Name in `train.loggers` -> the class.  A library that is not installed by default needs an extra of this name."""
 
 
-def chosen(names: str) -> list[str]:
+def logger_names(names: str) -> list[str]:
     """The loggers that a value of `train.loggers` names, such as "tensorboard,wandb".
 
     Raises:
       InputError: one of them is unknown.
     """
-    chosen_names = list(dict.fromkeys(filter(None, names.split(","))))
-    for name in chosen_names:
+    result = list(dict.fromkeys(filter(None, names.split(","))))
+    for name in result:
         check_choice("loggers", name, LOGGERS)
-    return chosen_names
+    return result
 
 
 def check_installed(names: str) -> None:
@@ -205,7 +205,7 @@ def check_installed(names: str) -> None:
     Raises:
       InputError: names the extra that installs the missing one.
     """
-    for name in chosen(names):
+    for name in logger_names(names):
         if importlib.util.find_spec(LOGGERS[name].package) is None:
             raise InputError(f"train.loggers {name}: pip install 'albert_jax[{name}]'")
 
@@ -219,7 +219,7 @@ class Loggers:
     """
 
     def __init__(self, names: str = "", folder: Path = Path(), config: Mapping[str, Any] | None = None) -> None:
-        self._names, self._folder, self._config = chosen(names), folder, config or {}
+        self._names, self._folder, self._config = logger_names(names), folder, config or {}
         self._threads: list[_LoggerThread] = []
 
     def start(self, step: int) -> None:
@@ -269,7 +269,7 @@ class _LoggerThread(threading.Thread):
         self.calls.put(None)
         self.join(WAIT_SECONDS)
         if self.is_alive():
-            self.warn(f"no answer for {WAIT_SECONDS} s")
+            log.warning("train.loggers %s: no answer for %d s; the rest was not sent", self.logger_name, WAIT_SECONDS)
 
     def warn(self, reason: str) -> None:
         log.warning("train.loggers %s: %s; the run continues without it", self.logger_name, reason)

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from albert_jax.config import InputError, check_fields, choice, first_line
 from albert_jax.training import partition, processes
 from albert_jax.training.checkpoint import Best, Checkpoints
-from albert_jax.training.loggers import Loggers, chosen
+from albert_jax.training.loggers import Loggers, logger_names
 from albert_jax.training.optim import Optimizer
 from albert_jax.training.partition import Layout
 from albert_jax.training.progress import Meter
@@ -86,7 +86,7 @@ class TrainConfig:
         folder = self.checkpoint_dir
         if folder and "://" not in folder and not folder.startswith(("/", "~")):
             raise InputError(f"checkpoint_dir must be an absolute path or the address of a bucket, got {folder!r}")
-        chosen(self.loggers)  # checks `loggers`
+        logger_names(self.loggers)  # checks `loggers`
 
 
 class Interrupted(Exception):
