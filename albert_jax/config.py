@@ -48,6 +48,16 @@ def check_writable(path: Path, field: str) -> None:
         raise InputError(f"{field} {path}: cannot write to {existing}: {error.strerror}") from None
 
 
+def check_file(option: str, path: Path) -> None:
+    """Raise `InputError` unless an option names a file that can be written, in a folder that exists."""
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise InputError(f"{option} {path} is a folder; name a file in it")
+    if not folder.is_dir():
+        raise InputError(f"{option} {path}: no folder {folder}; create it first")
+    check_writable(path, option)
+
+
 # Dataclass fields
 
 

@@ -285,6 +285,19 @@ def test_plans_in_one_folder_are_merged(tmp_path: Path) -> None:
         resolve(table("depth"), run_dir=str(tmp_path / "t")).merged(plan)
 
 
+def test_a_plan_of_a_version_with_fewer_fields_is_continued(tmp_path: Path) -> None:
+    """Fails if a field that was added since counts as a difference, in the rows or in what they override."""
+    options = {"run_dir": str(tmp_path / "t")}
+    plan = resolve(table("depth"), **options)
+    plan.save()
+    path = tmp_path / "t" / "ablation.json"
+    stored = json.loads(path.read_text())
+    for config in (stored["base"], *(row["config"] for row in stored["rows"])):
+        del config["pairs"], config["train"]["loggers"]
+    path.write_text(json.dumps(stored))
+    assert resolve(table("depth"), **options).merged(load_plan(tmp_path / "t")) == plan
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -5,10 +5,12 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from albert_jax.cli import main
@@ -18,8 +20,9 @@ from albert_jax.data.prepare import prepare
 from albert_jax.exchange.load import read
 from albert_jax.finetuning import choice_formats, classification, squad_format, token_classification
 from albert_jax.finetuning.tasks import TASKS
+from albert_jax.model.tree import leaves, nested
 from albert_jax.pretraining.evaluation import make_evaluate
-from albert_jax.pretraining.examples import COUNT, numbered
+from albert_jax.pretraining.examples import COUNT, make_examples, numbered
 from albert_jax.pretraining.objective import vocabulary_of
 from albert_jax.pretraining.run import PretrainConfig
 from albert_jax.reports import page
@@ -172,6 +175,13 @@ def test_examples_of_pretraining(run_dir: Path, short: Words, tmp_path: Path) ->
     evaluate = make_evaluate(weights.model, config.objective, vocabulary, heldout, {}, mesh, COUNT, 1)
     accuracy = evaluate(weights.params)["eval"]["mlm_accuracy"]
     assert sum(right == guess for right, guess in pairs) / len(pairs) == pytest.approx(accuracy)
+
+    padded = leaves(weights.params)
+    for path, value in ((("embeddings", "word_embeddings", "embedding"), 0.0), (("predictions", "bias"), 50.0)):
+        padded[path] = np.pad(padded[path], [(0, 4), *[(0, 0)] * (padded[path].ndim - 1)], constant_values=value)
+    model = weights.model.clone(config=replace(weights.model.config, vocab_size=config.model.vocab_size + 4))
+    examples = make_examples(model, config.objective, prepared.tokenizer, heldout, mesh)(nested(padded))
+    assert len(examples["rows"]) == len(rows)  # fails if rows of the table that have no piece are shown
 
 
 SHOWN: dict[str, tuple[Any, Any, dict[str, str]]] = {

@@ -398,7 +398,7 @@ def test_init_from_a_padded_embedding_table(
     huggingface.write(replace(weights, model=weights.model.clone(config=config), params=nested(padded)), source)
     given = {"init_from": source, "data__vocab": source / "spiece.model", "model__vocab_size": rows}
     assert main(short(tmp_path / "run", **given, train__eval_every=1)) == 0
-    assert f"model.vocab_size is {rows}, and the vocabulary" in capsys.readouterr().err
+    assert f"model.vocab_size is {rows}, but the vocabulary has" in capsys.readouterr().err
     first = next(r for r in read_metrics(tmp_path / "run") if r["step"] == 1 and "eval/mlm_loss" in r)
     summary = json.loads((straight / "summary.json").read_text())
     assert first["eval/mlm_loss"] == pytest.approx(summary["eval"]["mlm_loss"], rel=1e-5)

@@ -217,8 +217,6 @@ def _check_vocab_size(tokenizer: Tokenizer, vocab_size: int) -> None:
     advice = f"set --model.vocab-size {tokenizer.vocab_size}"
     if tokenizer.vocab_size > vocab_size:
         raise InputError(f"model.vocab_size is {vocab_size}, but {pieces}; {advice} or name a different vocabulary")
-    if tokenizer.vocab_size < vocab_size:  # such as an embedding table padded to a multiple of 64
-        log.warning("model.vocab_size is %d, but %s; %s to avoid unused rows", vocab_size, pieces, advice)
 
 
 def _warn_of_unknown_tokens(prepared: Prepared) -> None:

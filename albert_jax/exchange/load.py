@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -138,15 +138,39 @@ def read(
 
 def read_checkpoint(run_dir: Path, step: int) -> Source:
     """Read the checkpoint of a run at `step`, wherever the run stores its checkpoints."""
-    return _from_run(run_dir, read_json(run_dir / "config.json"), "", ("checkpoints",), step)
+    return _from_run(Run(run_dir, read_json(run_dir / "config.json"), ("checkpoints",), step), "")
 
 
-def _from_folder(folder: Path, vocab: str | Path, allow_pickle: bool) -> Source:
+class Run(NamedTuple):
+    """A run, or one of its checkpoints."""
+
+    folder: Path
+    stored: dict[str, Any]
+    """The content of `config.json`."""
+    subfolders: Sequence[str] = RUN_FOLDERS
+    """Where its parameters are; the first that holds some counts."""
+    step: int | None = None
+    """None: the newest."""
+
+
+def find_run(folder: Path) -> Run | None:
+    """The run whose folder this is, or that of its checkpoints, or one of its checkpoints; None if it is none of these."""
     config = folder / "config.json"
     if config.is_file():
         stored = read_json(config)
-        if "job" in stored:
-            return _from_run(folder, stored, vocab, RUN_FOLDERS)
+        return Run(folder, stored) if "job" in stored else None
+    step = int(folder.name) if folder.name.isdigit() else None
+    subfolder = folder if step is None else folder.parent
+    config = subfolder.parent / "config.json"
+    if subfolder.name in RUN_FOLDERS and config.is_file() and "job" in (stored := read_json(config)):
+        return Run(subfolder.parent, stored, (subfolder.name,), step)
+    return None
+
+
+def _from_folder(folder: Path, vocab: str | Path, allow_pickle: bool) -> Source:
+    if run := find_run(folder):
+        return _from_run(run, vocab)
+    if (folder / "config.json").is_file():
         if not has_weights(folder):
             if prefix := tf1.find_prefix(folder):
                 return _from_tf1(prefix, vocab)
@@ -159,11 +183,6 @@ def _from_folder(folder: Path, vocab: str | Path, allow_pickle: bool) -> Source:
                 raise
             weights.notes.append(f"{error}; so it is not used")
             return Source("huggingface", weights, None)
-    step = int(folder.name) if folder.name.isdigit() else None
-    subfolder = folder if step is None else folder.parent
-    run_config = subfolder.parent / "config.json"
-    if subfolder.name in RUN_FOLDERS and run_config.is_file() and "job" in (stored := read_json(run_config)):
-        return _from_run(subfolder.parent, stored, vocab, (subfolder.name,), step)
     if prefix := tf1.find_prefix(folder):
         return _from_tf1(prefix, vocab)
     _refuse_other_formats(folder)
@@ -198,12 +217,10 @@ def _from_tf1(prefix: Path, vocab: str | Path) -> Source:
     return Source("tf1", weights, open_tokenizer(vocabulary) if vocabulary else None)
 
 
-def _from_run(
-    folder: Path, stored: dict[str, Any], vocab: str | Path, subfolders: Sequence[str], step: int | None = None
-) -> Source:
-    """Read the checkpoint at `step`, or the newest, of the first of `subfolders` that holds one."""
+def _from_run(run: Run, vocab: str | Path) -> Source:
     from albert_jax.training import checkpoint  # Orbax takes seconds to import
 
+    folder, stored, subfolders, step = run
     path, table = folder / "config.json", stored.get("config")
     if not isinstance(table, dict) or "model" not in table:
         raise InputError(f"{path}: no table 'config.model'")

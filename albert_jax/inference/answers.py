@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from albert_jax.config import InputError, check_writable
+from albert_jax.config import InputError, check_file
 from albert_jax.data.tokenizer import SPACE, Tokenizer
 from albert_jax.inference import finetuned, pretrained
 from albert_jax.inference.early_exit import read_exit
@@ -161,16 +161,6 @@ def check_output(output: Path) -> None:
     if output.suffix != ".npy":
         raise InputError(f"--output {output}: its name must end in .npy")
     check_file("--output", output)
-
-
-def check_file(option: str, path: Path) -> None:
-    """Raise InputError unless an option names a file that can be written."""
-    folder = path.absolute().parent
-    if path.is_dir():
-        raise InputError(f"{option} {path} is a folder; name a file in it")
-    if not folder.is_dir():
-        raise InputError(f"{option} {path}: no folder {folder}; create it first")
-    check_writable(path, option)
 
 
 def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:

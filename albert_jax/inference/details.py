@@ -3,9 +3,9 @@
 from argparse import Namespace
 from collections.abc import Sequence
 
-from albert_jax.config import InputError, check_choice
+from albert_jax.config import InputError, check_choice, check_file
 from albert_jax.inference import logit_lens
-from albert_jax.inference.answers import Answers, Loaded, check_file, text_pairs
+from albert_jax.inference.answers import Answers, Loaded, text_pairs
 from albert_jax.inference.attribution import METHODS
 from albert_jax.inference.explanation import PREDICTIONS, Explanation, explain
 from albert_jax.inference.highlight import html_page, terminal_lines, use_color

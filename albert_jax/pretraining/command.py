@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from albert_jax import pretraining
-from albert_jax.config import InputError, check_choice, check_writable, load
+from albert_jax.config import InputError, check_choice, check_file, check_writable, load
 from albert_jax.exchange.command import add_source, source_options
 from albert_jax.parser import Parser
 from albert_jax.training.command import add_run_options, exit_code, join_processes
@@ -82,7 +82,7 @@ def add_pretraining_commands(add_command: Callable[..., Parser]) -> None:
     parser.add_argument("--by", default="phenomenon", choices=("phenomenon", "kind"), help=text)
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write all results to this file, as JSON")
     parser.field_class = heldout_config_class
-    parser.field_values = lambda arguments: _heldout_config(arguments)
+    parser.field_values = _heldout_config
     summary = "Measure how well linear classifiers predict the sentence objective on an experiment's data."
     add_command("probe FILE", probe, summary, PROBE_EXAMPLES).add_experiment(lambda: pretraining.PretrainConfig)
 
@@ -161,7 +161,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if only_heldout and "data.source" not in arguments.overrides and not zero_shot.run_config(name):
         raise InputError(f"{name}: nothing to evaluate; give --pairs, --perplexity or --data.source")
     if arguments.output:
-        check_writable(arguments.output, "--output")
+        check_file("--output", arguments.output)
     mesh, source = make_mesh("any"), read(name, **source_options(arguments))
     for note in source.weights.notes:
         log.warning("%s: %s", name, note)

@@ -41,7 +41,10 @@ def make_examples(
     @functools.partial(jax.jit, out_shardings=partition.replicated(mesh))
     def top_pieces(params: Any, inputs: dict[str, Array]) -> tuple[Array, Array]:
         outputs = objectives.outputs(model.apply, partition.gathered(params, mesh), inputs, train=False)
-        return jax.lax.top_k(jax.nn.softmax(outputs["prediction_logits"].astype(np.float32)), TOP)
+        probabilities = jax.nn.softmax(outputs["prediction_logits"].astype(np.float32))
+        return jax.lax.top_k(
+            probabilities[..., : tokenizer.vocab_size], TOP
+        )  # a padded table has more rows than pieces
 
     def examples(params: Any) -> dict[str, Any]:
         inputs = next(drawer(objective, vocabulary_of(tokenizer))(heldout, COUNT, 1))

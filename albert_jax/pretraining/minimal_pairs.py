@@ -4,7 +4,9 @@ BLiMP (Warstadt et al., arXiv 1912.00582) has 67 kinds (paradigms) of 1,000 Engl
 """
 
 import glob
+import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,12 +73,23 @@ def read_pairs(config: PairsConfig, option: str = "pairs.source") -> list[Pair]:
     for file in files:
         for where, record in _records(file):
             pair = _pair(where, record, file)
-            counts[pair.kind] += 1
-            if int(counts[pair.kind] * config.share + 1e-9) > int((counts[pair.kind] - 1) * config.share + 1e-9):
+            if is_in_share(counts[pair.kind], config.share):
                 pairs.append(pair)
+            counts[pair.kind] += 1
     if not pairs:
         raise InputError(f"{option} {config.source}: no pairs (share {config.share:g} of {counts.total()})")
     return pairs
+
+
+def is_in_share(number: int, share: float) -> bool:
+    """Whether an item, by its number from 0, belongs to an evenly spaced share: for 0.1 the 10th, the 20th, ..."""
+    before, after = (math.floor(count * share + 1e-9) for count in (number, number + 1))
+    return after > before
+
+
+def digest(pairs: Sequence[Pair]) -> str:
+    """SHA-256 of pairs: a run that resumes must have the same."""
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
 
 def _suffix(file: Path) -> str:
@@ -123,10 +136,12 @@ def _pair(where: str, record: Any, file: Path) -> Pair:
         raise InputError(f"{where}: expected a record with the fields good and bad, got {record!r:.60}")
     values = {}
     for field, names in FIELDS.items():
-        value = next((record[name] for name in names if record.get(name)), None)
+        value = next((record[name] for name in names if record.get(name) is not None), None)
         if value is None and field in ("good", "bad"):
             raise InputError(f"{where}: no field {' or '.join(names)}; the fields are {', '.join(record)}")
         values[field] = str(value) if value is not None else file.name.partition(".")[0]
+        if not values[field].strip():
+            raise InputError(f"{where}: {field} is empty")
     return Pair(**values)
 
 

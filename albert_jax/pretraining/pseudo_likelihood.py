@@ -75,14 +75,18 @@ def make_scorer(
     jitted_step = jax.jit(step, out_shardings=partition.replicated(mesh))
 
     def score(params: Any, texts: Sequence[str]) -> Scores:
-        ids = [np.array(row, np.int32) for row in tokenizer.encode_batch(list(texts))]
+        encoded = tokenizer.encode_batch(list(texts))
+        # Equal texts are scored once, so their scores are equal.
+        distinct: dict[tuple[int, ...], int] = {}
+        inverse = np.array([distinct.setdefault(tuple(row), len(distinct)) for row in encoded], int)
+        ids = [np.array(row, np.int32) for row in distinct]
         parts, owners = [], []
         for number, row in enumerate(ids):
             for part in np.array_split(row, -(-len(row) // (longest - 2)) or 1):
                 if len(part):
                     parts.append(part)
                     owners.append(number)
-        sums = np.zeros(len(texts))
+        sums = np.zeros(len(ids))
         widths = np.array([_width(len(part) + 2, longest) for part in parts], int)
         with tqdm(total=sum(map(len, parts)), unit=" masks", disable=None if show_progress else True) as bar:
             for numbers, width in _chunks(widths, np.array([len(part) for part in parts], int)):
@@ -92,7 +96,7 @@ def make_scorer(
                 )
                 table = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
                 np.add.at(sums, row_owners, _in_batches(jitted_step, params, table, width, mesh, bar))
-        return Scores(sums, np.array([len(row) for row in ids], int))
+        return Scores(sums[inverse], np.array([len(row) for row in encoded], int))
 
     return score
 

@@ -26,6 +26,7 @@ from albert_jax.pretraining.distillation import HEADS_TAUGHT, DistillationConfig
 from albert_jax.pretraining.evaluation import evaluated_depths, make_evaluate
 from albert_jax.pretraining.examples import make_examples
 from albert_jax.pretraining.minimal_pairs import PairsConfig, read_pairs, with_pairs
+from albert_jax.pretraining.minimal_pairs import digest as digest_of_pairs
 from albert_jax.pretraining.objective import ObjectiveConfig, Vocabulary, vocabulary_of
 from albert_jax.pretraining.pseudo_likelihood import make_scorer
 from albert_jax.pretraining.segment_pairs import SENTENCE_OBJECTIVES
@@ -167,7 +168,16 @@ def pretrain_seeds(configs: Sequence[PretrainConfig], allow_data_change: bool = 
         )
         rows = loader.open_split(prepared, "train", length, single)
         heldout = loader.open_split(prepared, "heldout", length, eval_single)
+    if (
+        pieces := prepared.tokenizer.vocab_size
+    ) < config.model.vocab_size:  # such as a table padded to a multiple of 64
+        problem = (
+            "model.vocab_size is %d, but the vocabulary has %d pieces; set --model.vocab-size %d to avoid unused rows"
+        )
+        log.warning(problem, config.model.vocab_size, pieces, pieces)
     fingerprints = {"data": prepared.fingerprint, "vocab": prepared.tokenizer.sha256}
+    if pairs:
+        fingerprints["pairs"] = digest_of_pairs(pairs)
     if single:  # not in runs of earlier versions, which read other sequences
         fingerprints["documents"] = "also of one sentence"
     model = pretraining_model(config.model, config.objective)

@@ -10,11 +10,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from albert_jax.config import InputError, check_fields, from_dict, override, read_json, to_dict
+from albert_jax.config import InputError, check_fields, from_dict, override, to_dict
 from albert_jax.data import loader, sources
 from albert_jax.data.prepare import prepare
 from albert_jax.data.sources import DataConfig
-from albert_jax.exchange.load import Source, check_vocabulary
+from albert_jax.exchange.load import Source, check_vocabulary, find_run
 from albert_jax.pretraining import minimal_pairs
 from albert_jax.pretraining.baselines import baselines
 from albert_jax.pretraining.evaluation import make_evaluate
@@ -67,10 +67,8 @@ def heldout_config(source: str, overrides: Mapping[str, Any]) -> HeldoutConfig:
 
 def run_config(source: str) -> dict[str, Any]:
     """The configuration of a pretraining run, given its folder or one of its checkpoints; empty for other sources."""
-    folder = Path(source).expanduser()
-    path = (folder.parent.parent if folder.name.isdigit() else folder) / "config.json"
-    stored = read_json(path) if path.is_file() else {}
-    return stored["config"] if stored.get("job") == "pretrain" else {}
+    run = find_run(Path(source).expanduser())
+    return run.stored["config"] if run and run.stored["job"] == "pretrain" else {}
 
 
 def heldout(source: Source, config: HeldoutConfig, mesh: Mesh, name: str = "the model") -> dict[str, Any]:
@@ -143,7 +141,7 @@ def perplexity(
     texts = [
         text.strip() for document in sources.documents(data) for text in sources.sentences(document, data.language)
     ]
-    texts = [text for i, text in enumerate(texts, 1) if int(i * share + 1e-9) > int((i - 1) * share + 1e-9)]
+    texts = [text for number, text in enumerate(texts) if minimal_pairs.is_in_share(number, share)]
     score = make_scorer(_model(source, name), _tokenizer(source, name), mesh, masking, show_progress=True)
     scores = score(_params(source, mesh), texts)
     tokens, nats = int(scores.num_tokens.sum()), -float(scores.log_likelihoods.sum())
