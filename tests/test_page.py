@@ -118,7 +118,7 @@ def test_report_of_an_unfinished_run_of_an_earlier_version(run_dir: Path, tmp_pa
     assert main(["report", str(folder)]) == 0
     text = Page(folder / "report.html").text
     assert "Not finished: at step 12 of 12." in text["Results"]
-    assert "examples.json is missing" in text["Examples"]
+    assert "examples.json is written when a run completes" in text["Examples"]
     assert "is not recorded: the run began with an earlier version" in text["Configuration"]
     assert "versions" in text["Environment"]
 
@@ -146,7 +146,7 @@ def test_report_of_runs_side_by_side(run_dir: Path, short: Words, tmp_path: Path
     assert main(short(other, optim__learning_rate=0.02)) == 0
     assert main(["report", str(run_dir), str(other), "--output", str(output)]) == 0
     found = Page(output / "report.html")
-    assert list(found.text) == ["Results", "Figures", "Runs", "Configuration", "Environment"]
+    assert list(found.text) == ["Results", "Figures", "Runs", "Configuration", "Environment of the first run"]
     assert images(found) == [(output / f"{name}.png").read_bytes() for name in ("curves", "scores")]
     differing = next(table for table in found.tables if "optim.learning_rate" in table[0])
     assert differing == [["", "optim.learning_rate"], ["learning_rate 0.01", "0.01"], ["learning_rate 0.02", "0.02"]]

@@ -93,7 +93,7 @@ def heldout(source: Source, config: HeldoutConfig, mesh: Mesh, name: str = "the 
     if "sop_classifier" not in model.heads:
         objective, model = replace(objective, sentence_objective="none"), model.clone(sentence_classes=())
     positions = model.config.max_position_embeddings
-    if objective == HeldoutConfig().objective and positions < objective.max_seq_length:
+    if config.objective == HeldoutConfig().objective and positions < objective.max_seq_length:
         log.info("%s has %d positions, so sequences have %d tokens", name, positions, positions)
         predictions = min(objective.max_predictions_per_seq, positions)
         objective = replace(objective, max_seq_length=positions, max_predictions_per_seq=predictions)
