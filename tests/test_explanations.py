@@ -59,10 +59,18 @@ def quadratic(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def test_integral_has_its_closed_form() -> None:
     """From 0, x0**2 gives itself to x0, 3 x1**3 to x1, and 2 x0 x2 half to each.  Fails with the gradient at the end alone."""
     x = np.array([[2.0], [-1.5], [0.5]])
-    found = integrated_gradients(quadratic, x, np.zeros_like(x))
-    np.testing.assert_allclose(found.contributions, [2.0**2 + 2.0 * 0.5, 3 * -(1.5**3), 2.0 * 0.5], rtol=1e-6)
-    assert (found.value, found.baseline_value, found.steps) == (pytest.approx(4 - 10.125 + 2), 0, CHUNK)
-    linear = attribution.gradient_x_input(quadratic, x, np.zeros_like(x))
+    integral = integrated_gradients(quadratic, x, np.zeros_like(x))
+    np.testing.assert_allclose(integral.contributions, [2.0**2 + 2.0 * 0.5, 3 * -(1.5**3), 2.0 * 0.5], rtol=1e-6)
+    assert (integral.value, integral.baseline_value, integral.steps) == (pytest.approx(4 - 10.125 + 2), 0, CHUNK)
+    points = []
+
+    def counted(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        points.append(len(x))
+        return quadratic(x)
+
+    linear = attribution.gradient_x_input(counted, x, np.zeros_like(x))
+    assert points == [2]  # the input and the baseline, since it is the fast method
+    assert (linear.value, linear.baseline_value, linear.steps) == (pytest.approx(4 - 10.125 + 2), 0, 1)
     np.testing.assert_allclose(linear.contributions, [2 * (2 * 2 + 2 * 0.5), -1.5 * 9 * 1.5**2, 0.5 * 4], rtol=1e-6)
 
 
@@ -74,9 +82,9 @@ def test_steps_double_until_contributions_sum_to_the_difference(caplog: pytest.L
         y = 300 * (points.astype(np.float64) - 0.4142)
         return np.tanh(y[:, 0, 0]), 300 / np.cosh(y) ** 2
 
-    found = integrated_gradients(steep, x, np.zeros((1, 1)))
-    assert CHUNK < found.steps < attribution.MAX_STEPS
-    np.testing.assert_allclose(found.contributions, [2.0], rtol=0.01)
+    integral = integrated_gradients(steep, x, np.zeros((1, 1)))
+    assert CHUNK < integral.steps < attribution.MAX_STEPS
+    np.testing.assert_allclose(integral.contributions, [2.0], rtol=0.01)
     assert not caplog.records
     jump = integrated_gradients(lambda p: ((p[:, 0, 0] > 0.5).astype(float), 0 * p), x, np.zeros((1, 1)))
     assert jump.steps == attribution.MAX_STEPS
@@ -100,9 +108,9 @@ def test_contributions_are_those_of_finite_differences(task: str, monkeypatch: p
     monkeypatch.setitem(METHODS, "integrated-gradients", record)
     loaded = softer(MODELS[task])
     texts = ("what is it?", "The Text has lines.") if task == "answer" else INPUTS[task]
-    found = explain(*loaded, *texts, task=task)[0]
+    explanation = explain(*loaded, *texts, task=task)[0]
     gradients, x, baseline = seen[0]
-    size, points, h = len(found.pieces) + 1 + len(texts), 16, 0.02
+    size, points, h = len(explanation.pieces) + 1 + len(texts), 16, 0.02
     contributions = np.zeros(size)
     for at in (np.arange(points) + 0.5) / points:
         middle = baseline + at * (x - baseline)
@@ -114,10 +122,10 @@ def test_contributions_are_those_of_finite_differences(task: str, monkeypatch: p
             values = gradients(moved.astype(np.float32))[0].reshape(-1, 2)
             differences = (values[:, 0] - values[:, 1]) / (2 * h) / points
             contributions[first : first + CHUNK // 2] += differences[: size - first]
-    is_piece = ~np.isin(np.arange(size), [0, len(_first(found)) + 1, size - 1])  # [CLS], [SEP], [SEP]
+    is_piece = ~np.isin(np.arange(size), [0, len(_first(explanation)) + 1, size - 1])  # [CLS], [SEP], [SEP]
     assert np.all(contributions[~is_piece] == 0)
     scale = np.abs(contributions).max()
-    np.testing.assert_allclose([p.contribution for p in found.pieces], contributions[is_piece], atol=0.01 * scale)
+    np.testing.assert_allclose([p.contribution for p in explanation.pieces], contributions[is_piece], atol=0.01 * scale)
 
 
 def _first(explanation: Explanation) -> list[Part]:
@@ -159,11 +167,11 @@ def test_logits_are_those_of_the_predictions() -> None:
     model, params, tokenizer = loaded
     texts = INPUTS["classify"]
     label = finetuned.classify(*loaded, texts[0], texts[1:])[0]["label"]
-    found = explain(*loaded, *texts, task="classify")[0]
-    assert found.target == label
+    explanation = explain(*loaded, *texts, task="classify")[0]
+    assert explanation.target == label
     number = model.labels.index(label)
     logits = logits_of(loaded, *texts)["logits"][0]
-    assert found.logit == pytest.approx(log_odds(logits, [number]), rel=1e-3)
+    assert explanation.logit == pytest.approx(log_odds(logits, [number]), rel=1e-3)
     other = model.labels[number - 1]
     changed = explain(*loaded, *texts, task="classify", target=other)[0]
     assert changed.logit == pytest.approx(log_odds(logits, [(number - 1) % 3]), rel=1e-3)
@@ -172,7 +180,7 @@ def test_logits_are_those_of_the_predictions() -> None:
     inputs["input_ids"] = np.where(np.isin(ids, (tokenizer.cls_id, tokenizer.sep_id)), ids, tokenizer.mask_id)
     apply: Any = model.apply
     baseline = jax.device_get(apply({"params": params}, **inputs))["logits"][0]
-    assert found.baseline_logit == pytest.approx(log_odds(baseline, [number]), rel=1e-3)
+    assert explanation.baseline_logit == pytest.approx(log_odds(baseline, [number]), rel=1e-3)
 
     loaded = MODELS["fill-mask"]
     text = INPUTS["fill-mask"][0]
@@ -195,8 +203,8 @@ def test_entities_and_answers_are_those_of_predict() -> None:
     loaded = MODELS["entities"]
     text = INPUTS["entities"][0]
     entities = finetuned.entities(*loaded, text)[0]
-    found = explain(*loaded, text, task="entities")
-    assert [e.target for e in found] == [f"{e['type']}: {e['text']}" for e in entities]
+    explanations = explain(*loaded, text, task="entities")
+    assert [e.target for e in explanations] == [f"{e['type']}: {e['text']}" for e in entities]
     assert len(entities) > 1
     whole = " ".join(word * 30 for word in ("text ", "list "))  # more than one input
     assert [e.target for e in explain(*loaded, whole, task="entities", method="gradient-x-input")] == [
@@ -220,17 +228,62 @@ def test_entities_and_answers_are_those_of_predict() -> None:
             assert e.logit == pytest.approx(sum(odds), rel=1e-3)
 
 
-def test_several_labels_and_scores() -> None:
-    """A label's logit is the classifier's; of a regression, the score; both as they are."""
-    model, params, tokenizer = random_model(("pooler", "classifier"), ("a", "b", "c"))
-    loaded = (model.clone(multi_label=True), params, tokenizer)
-    text = "The Text, in 2010."
+def test_masks_and_long_pairs_are_read_as_by_predict() -> None:
+    """Fails if [MASK] is text where `predict` reads a mask, or a mask in a text to classify; or a different text is truncated."""
+    long = "the text has lines " * 30, "a list of lines " * 30
+    for texts in (("a [MASK] text", "It has [MASK]."), long):
+        for task, answers in (
+            ("classify", finetuned.classify(*MODELS["classify"], texts[0], texts[1:])[0]["probabilities"]),
+            ("sentence-order", pretrained.sentence_order(*MODELS["sentence-order"], [texts])[0]),
+        ):
+            e = explain(*MODELS[task], *texts, task=task, method="gradient-x-input")[0]
+            assert e.logit == pytest.approx(np.log(answers[e.target] / (1 - answers[e.target])), rel=1e-3)
+
+
+@pytest.mark.parametrize("labels", [("B", "I", "O"), ("O", "X-B", "X-I", "Y-B", "Y-I")])
+def test_entities_of_rewritten_tags(labels: tuple[str, ...]) -> None:
+    """Tags of other forms, which `entities` rewrites: the logit is that of all tags of the type."""
+    loaded = random_model(("token_classifier",), labels)
+    text = "lines in text of a list with some space"
     logits = logits_of(loaded, text)["logits"][0]
-    labels = finetuned.classify(*loaded, text)[0]["labels"]
-    found = explain(*loaded, text, task="classify")
-    assert [e.target for e in found] == list(labels) or not labels
-    for e in found:
-        assert e.logit == pytest.approx(logits["abc".index(e.target)], rel=1e-4)
+    starts = [0, *np.cumsum([len(loaded[2].encode(word)) for word in text.split()])]
+    entities = finetuned.entities(*loaded, text)[0]
+    assert entities
+    for entity, e in zip(entities, explain(*loaded, text, task="entities", method="gradient-x-input"), strict=True):
+        first, count = (len(text[: entity[key]].split()) for key in ("start", "end"))
+        classes = [
+            i for i, label in enumerate(labels) if label != "O" and (label in "BI" or label[0] == entity["type"])
+        ]
+        assert e.logit == pytest.approx(sum(log_odds(logits[at + 1], classes) for at in starts[first:count]), rel=1e-3)
+
+
+def test_vocabulary_may_have_the_piece_none_and_equal_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a target the best piece is explained, by its id: a vocabulary with holes has several empty pieces."""
+    loaded, text = MODELS["fill-mask"], "the [MASK] text"
+    best = pretrained.fill_mask(*loaded, text, top_k=1)[0][0][0]["id"]
+    spellings = {10: "▁None", 11: "", best: ""}
+    monkeypatch.setattr(type(loaded[2]), "pieces", lambda self, ids: [spellings.get(int(i), f"▁{i}") for i in ids])
+    place = int(np.flatnonzero(loaded[2](text)["input_ids"][0] == loaded[2].mask_id)[0])
+    logits = logits_of(loaded, text)["prediction_logits"][0, place]
+    for target, number in ((None, best), ("None", 10)):
+        e = explain(*loaded, text, task="fill-mask", target=target, method="gradient-x-input")[0]
+        assert e.logit == pytest.approx(log_odds(logits, [number]), rel=1e-3)
+
+
+def test_several_labels_and_scores() -> None:
+    """A label's logit is the classifier's; of a regression, the score; both as they are.  Without a label, the nearest one."""
+    model, params, tokenizer = random_model(("pooler", "classifier"), ("a", "b", "c"))
+    model, text = model.clone(multi_label=True), "The Text, in 2010."
+    for shift, number in ((0, 2), (-100, 0)):
+        classifier = params["classifier"] | {"bias": params["classifier"]["bias"] + shift}
+        loaded = (model, params | {"classifier": classifier}, tokenizer)
+        logits = logits_of(loaded, text)["logits"][0]
+        labels = finetuned.classify(*loaded, text)[0]["labels"]
+        assert len(labels) == number
+        explanations = explain(*loaded, text, task="classify")
+        assert [e.target for e in explanations] == (list(labels) or ["abc"[int(np.argmax(logits))]])
+        for e in explanations:
+            assert e.logit == pytest.approx(logits["abc".index(e.target)], rel=1e-4)
     score = random_model(("pooler", "classifier"), ("score",))
     assert explain(*score, text, task="classify")[0].logit == pytest.approx(
         finetuned.classify(*score, text)[0]["score"], rel=1e-4
@@ -293,11 +346,13 @@ def contributions_to_labels(loaded: Loaded, method: str) -> tuple[np.ndarray, np
     model, params, tokenizer = loaded
     rows, labels = decisive(np.random.default_rng(2), 40)
     rows, labels = rows[labels > 0], labels[labels > 0]
-    found = []
+    contributions = []
     for ids, label in zip(rows, labels, strict=True):
         target = Target("logits", np.arange(3)[None] == label)
-        found.append(attribute(model, params, tokenizer, tokenizer.join(ids), [target], method).contributions[1:-1])
-    return np.stack(found), np.isin(rows, (20, 21)).argmax(axis=1)
+        contributions.append(
+            attribute(model, params, tokenizer, tokenizer.join(ids), [target], method).contributions[1:-1]
+        )
+    return np.stack(contributions), np.isin(rows, (20, 21)).argmax(axis=1)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -313,9 +368,9 @@ def test_explanations_depend_on_the_parameters(trained: Loaded, method: str) -> 
     if method == "integrated-gradients":
         assert (wanted.argmax(axis=1) == places).mean() >= 0.9
     for random_params in (fresh, fresh | {"embeddings": params["embeddings"]}):
-        found, _ = contributions_to_labels((model, random_params, tokenizer), method)
-        assert (found.argmax(axis=1) == places).mean() <= 0.5
-        ranks = [spearmanr(np.abs(a), np.abs(b)).statistic for a, b in zip(found, wanted, strict=True)]
+        contributions, _ = contributions_to_labels((model, random_params, tokenizer), method)
+        assert (contributions.argmax(axis=1) == places).mean() <= 0.5
+        ranks = [spearmanr(np.abs(a), np.abs(b)).statistic for a, b in zip(contributions, wanted, strict=True)]
         assert abs(np.mean(ranks)) < 0.5
 
 
@@ -428,6 +483,15 @@ def test_predict_explains(folders: dict[str, str], tmp_path: Path, capsys: pytes
     assert main(["predict", folders["answer"], *INPUTS["answer"], "--explain", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["explanations"][0]["target"] == record["answers"][0]["text"]
+    words = ["predict", folders["answer"], *INPUTS["answer"], "--explain", "--null-threshold", "-1000000"]
+    assert main(words) == 0
+    assert capsys.readouterr().out.splitlines()[1].strip() == "no answer"
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["explanations"] == []
+    pair = ["predict", folders["fill-mask"], "--task", "sentence-order", *INPUTS["sentence-order"], "--explain"]
+    for name in ("in order", "in_order"):  # as printed, and as in JSON
+        assert main([*pair, "--explain-by", "gradient-x-input", "--target", name]) == 0
+        assert "  in_order: logit" in capsys.readouterr().out
 
 
 def test_what_cannot_be_explained(folders: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

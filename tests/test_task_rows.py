@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from albert_jax.data.batches import collate
+from albert_jax.data.tokenizer import fit
 from albert_jax.finetuning import (
     classification,
     family,
@@ -25,13 +26,14 @@ def test_fit_takes_from_the_longer_end(first: int, second: int, room: int) -> No
     a, b = first, second
     while a + b > room:
         a, b = (a - 1, b) if a > b else (a, b - 1)
-    assert classification.fit(first, second, room) == (a, b)
+    assert fit(first, second, room) == (a, b)
 
 
 def test_pair_rows_equal_the_tokenizers_pairs() -> None:
     texts = [("the text", "a list of lines " * 9), ("some space", None), ("the text of lines " * 9, "text"), ("", "")]
+    texts.append(("text " * 30, "list " * 30))
     examples = [classification.Example("", first, second, None) for first, second in texts]
-    rows = classification.pair_rows(Split("dev", examples), np.arange(4), TOKENIZER, 32)
+    rows = classification.pair_rows(Split("dev", examples), np.arange(len(texts)), TOKENIZER, 32)
     for number, (first, second) in enumerate(texts):
         wanted = TOKENIZER(first, second, max_length=32)
         row = rows[number]

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import itertools
 import logging
 import string
 import unicodedata
@@ -25,6 +26,7 @@ SPECIAL_PIECES = tuple(names[0] for names in SPECIAL_NAMES)
 TEXT_OPTIONS: dict[str, Any] = {"lower_case": True, "keep_accents": False, "map_punctuation": False}
 """Options of `preprocess`, with the values of the released code.  Configurations of data have fields with these names."""
 
+MASK = "[MASK]"  # as users write it
 SPACE = "▁"  # U+2581, SentencePiece's visible space
 # Each character maps to one character, so that offsets stay simple.  The em dash becomes the en dash, its usual substitute.
 PUNCTUATION = str.maketrans("“”„‟«»″‘’‚‛‹›′´‒‐‑−—―", '"' * 7 + "'" * 8 + "-" * 4 + "–" * 2)
@@ -164,7 +166,7 @@ class Tokenizer(ABC):
         Args:
           text: one text or several.
           text_pair: the second text of each pair, as many as `text`.
-          max_length: longer rows are truncated at the end of the longer text.
+          max_length: longer rows are truncated at the end of the longer text, see `fit`.
           pad_to_multiple_of: rows are padded to the length of the longest, rounded up to a multiple of this number.
         """
         groups = [
@@ -176,9 +178,11 @@ class Tokenizer(ABC):
         if max_length is not None and max_length < num_special:
             raise InputError(f"max_length must be at least {num_special}, got {max_length}")
         rows = list(zip(*map(self._encode_masked, groups), strict=True))
-        for row in rows:
-            while max_length is not None and sum(map(len, row)) > max_length - num_special:
-                max(row, key=len).pop()
+        if max_length is not None:
+            for first, *second in rows:
+                sizes = fit(len(first), sum(map(len, second)), max_length - num_special)
+                for ids, size in zip((first, *second), sizes, strict=False):
+                    del ids[size:]
         joined = [self.join(*row) for row in rows]
         width = max((len(inputs["input_ids"]) for inputs in joined), default=num_special)
         width = -(-width // pad_to_multiple_of) * pad_to_multiple_of
@@ -200,9 +204,7 @@ class Tokenizer(ABC):
         """Like `encode_batch`, but `[MASK]` in a text becomes the mask token."""
         rows = []
         for text in texts:
-            *before, last = text.split("[MASK]")
-            # [MASK] takes the spaces before it, as in Hugging Face's tokenizers.
-            first, *others = self.encode_batch([*(part.rstrip() for part in before), last])
+            first, *others = self.encode_batch([part for _, part in between_masks(text)])
             rows.append([*first, *(i for ids in others for i in (self.mask_id, *ids))])
         return rows
 
@@ -213,6 +215,30 @@ class Tokenizer(ABC):
             if not 0 <= i < self.vocab_size:
                 raise InputError(f"token id {i} is not in {self.path}, which has {self.vocab_size} pieces")
         return plain
+
+
+def between_masks(text: str) -> list[tuple[int, str]]:
+    """The parts of a text before, between and after its [MASK]s, each with the place of its first character.
+
+    [MASK] takes the spaces before it, as in Hugging Face's tokenizers.
+    """
+    *before, last = text.split(MASK)
+    starts = itertools.accumulate((len(part) + len(MASK) for part in before), initial=0)
+    return list(zip(starts, [*(part.rstrip() for part in before), last], strict=True))
+
+
+def fit(first: int, second: int, room: int) -> tuple[int, int]:
+    """Lengths of two texts after removing tokens from the longer one (the second if equal) until both fit.
+
+    google-research/albert classifier_utils.py, _truncate_seq_pair.
+    """
+    excess = first + second - room
+    if excess <= 0:
+        return first, second
+    from_longer = min(excess, abs(first - second))
+    first, second = (first - from_longer, second) if first > second else (first, second - from_longer)
+    from_both = excess - from_longer
+    return first - from_both // 2, second - (from_both + 1) // 2
 
 
 def starts_word(piece: str) -> bool:

@@ -15,7 +15,7 @@ from jax import Array
 
 from albert_jax.config import InputError, choice
 from albert_jax.data.batches import Row
-from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.data.tokenizer import Tokenizer, fit
 from albert_jax.finetuning import family
 from albert_jax.finetuning.columns import USUAL_NAMES, cell, normalized
 from albert_jax.finetuning.family import LazyRows, Split
@@ -104,20 +104,6 @@ def pair_rows(split: Split, targets: np.ndarray, tokenizer: Tokenizer, max_seq_l
         return tokenizer.join(*texts[number]) | {"target": targets[number], "weights": np.float32(1)}
 
     return LazyRows(range(len(texts)), lengths, build)
-
-
-def fit(first: int, second: int, room: int) -> tuple[int, int]:
-    """Lengths of two texts after removing tokens from the longer one (the second if equal) until both fit.
-
-    google-research/albert classifier_utils.py, _truncate_seq_pair.
-    """
-    excess = first + second - room
-    if excess <= 0:
-        return first, second
-    from_longer = min(excess, abs(first - second))
-    first, second = (first - from_longer, second) if first > second else (first, second - from_longer)
-    from_both = excess - from_longer
-    return first - from_both // 2, second - (from_both + 1) // 2
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from albert_jax.config import InputError, check_file
-from albert_jax.data.tokenizer import SPACE, Tokenizer
+from albert_jax.data.tokenizer import SPACE
 from albert_jax.inference import finetuned, pretrained
 from albert_jax.inference.early_exit import read_exit
+from albert_jax.inference.pretrained import Loaded
 from albert_jax.model.heads import Albert
 
-Loaded = tuple[Albert, Any, Tokenizer]
-"""What `albert_jax.load` returns."""
 Answers = Iterator[tuple[dict[str, Any], str]]
 """For each text, the answer as a record for --json and as lines to print."""
 
@@ -25,9 +24,9 @@ Answers = Iterator[tuple[dict[str, Any], str]]
 def _fill_mask(loaded: Loaded, texts: list[str], options: Namespace) -> Answers:
     for text, masks in zip(texts, pretrained.fill_mask(*loaded, texts, options.top_k), strict=True):
         lines = [text]
-        for number, pieces in enumerate(masks, 1):
+        for name, pieces in zip(pretrained.mask_names(len(masks)), masks, strict=True):
             if len(masks) > 1:
-                lines.append(f"  [MASK] {number}")
+                lines.append(f"  {name}")
             lines += [f"  {piece['probability']:.4f}  {piece['token'].lstrip(SPACE) or SPACE}" for piece in pieces]
         yield {"text": text, "masks": masks}, "\n".join(lines)
 

@@ -25,7 +25,7 @@ from albert_jax.model.heads import Albert
 log = logging.getLogger(__name__)
 
 Gradients = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Inputs [`CHUNK`, S, E] -> values [`CHUNK`] of a scalar function and its gradients [`CHUNK`, S, E]."""
+"""Inputs [N, S, E] -> values [N] of a scalar function and its gradients [N, S, E].  Each N is compiled once."""
 
 CHUNK = 16
 """Number of points between baseline and input that are computed at once."""
@@ -65,7 +65,7 @@ def integrated_gradients(gradients: Gradients, x: np.ndarray, baseline: np.ndarr
     The integral over the straight line from `baseline` to `x` is a Gauss-Legendre sum of `CHUNK` points in each of 1, 2, 4, ...
     equal intervals, until the contributions sum to the difference of the values within `TOLERANCE`.
     """
-    value, baseline_value = _values(gradients, x, baseline)
+    value, baseline_value, *_ = gradients(np.stack([x, *[baseline] * (CHUNK - 1)]))[0].tolist()
     nodes, weights = np.polynomial.legendre.leggauss(CHUNK)
     intervals = 1
     while True:
@@ -86,14 +86,8 @@ def integrated_gradients(gradients: Gradients, x: np.ndarray, baseline: np.ndarr
 
 def gradient_x_input(gradients: Gradients, x: np.ndarray, baseline: np.ndarray) -> Attribution:
     """The gradient at `x` times `x - baseline`: a linear approximation, from one gradient instead of an integral."""
-    value, baseline_value = _values(gradients, x, baseline)
-    gradient = gradients(np.broadcast_to(x, (CHUNK, *x.shape)))[1][0]
-    return Attribution(((x - baseline) * gradient).sum(-1), value, baseline_value, 1)
-
-
-def _values(gradients: Gradients, x: np.ndarray, baseline: np.ndarray) -> tuple[float, float]:
-    values, _ = gradients(np.stack([x, *[baseline] * (CHUNK - 1)]))
-    return float(values[0]), float(values[1])
+    values, (gradient, _) = gradients(np.stack([x, baseline]))
+    return Attribution(((x - baseline) * gradient).sum(-1), float(values[0]), float(values[1]), 1)
 
 
 METHODS: dict[str, Callable[[Gradients, np.ndarray, np.ndarray], Attribution]] = {

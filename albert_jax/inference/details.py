@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 from albert_jax.config import InputError, check_choice, check_file
 from albert_jax.inference import logit_lens
-from albert_jax.inference.answers import Answers, Loaded, text_pairs
+from albert_jax.inference.answers import Answers, text_pairs
 from albert_jax.inference.attribution import METHODS
 from albert_jax.inference.explanation import PREDICTIONS, Explanation, explain
 from albert_jax.inference.highlight import html_page, terminal_lines, use_color
+from albert_jax.inference.pretrained import Loaded
 
 
 def check_details(options: Namespace) -> None:
@@ -41,10 +42,15 @@ def with_details(answers: Answers, loaded: Loaded, task: str, texts: Sequence[st
             passes = logit_lens.after_each_pass(*loaded, *inputs, task=task, top_k=options.top_k)
             record |= {"passes": [one.record() for one in passes]}
             for one in passes:
-                table = one.table().reset_index().to_string(index=False, float_format="{:.4f}".format)
-                blocks += [f"  {one.place}, after each pass:", *(f"  {line}" for line in table.splitlines())]
+                table = one.table().reset_index(allow_duplicates=True)  # a class can be named pass
+                shown = table.to_string(index=False, float_format="{:.4f}".format)
+                blocks += [f"  {one.place}, after each pass:", *(f"  {line}" for line in shown.splitlines())]
         if method:
-            new_explanations = explain(*loaded, *inputs, task=task, target=options.target, method=method)
+            new_explanations = (
+                []
+                if record.get("no_answer")
+                else explain(*loaded, *inputs, task=task, target=options.target, method=method)
+            )
             record |= {"explanations": [one.record() for one in new_explanations]}
             blocks += [line for one in new_explanations for line in terminal_lines(one, use_color())]
             explanations += new_explanations

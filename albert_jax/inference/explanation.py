@@ -8,17 +8,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from albert_jax.config import InputError, check_choice
-from albert_jax.data.tokenizer import SPACE, Tokenizer
+from albert_jax.data.tokenizer import MASK, SPACE, Tokenizer, between_masks, fit
 from albert_jax.finetuning import question_answering, token_classification
-from albert_jax.finetuning.classification import SCORE, fit
+from albert_jax.finetuning.classification import SCORE
 from albert_jax.finetuning.family import Split
 from albert_jax.finetuning.metrics import split_tag
 from albert_jax.finetuning.windows import Context, locate, tokenize, window_row
 from albert_jax.inference import finetuned, pretrained
 from albert_jax.inference.attribution import Target, attribute
+from albert_jax.inference.pretrained import Loaded
 from albert_jax.model.heads import Albert
-
-MASK = "[MASK]"
 
 
 class Part(NamedTuple):
@@ -146,73 +145,60 @@ def _parts(
     return tuple(pieces), tuple(words)
 
 
-Loaded = tuple[Albert, Any, Tokenizer]
-
-
 def _class(loaded: Loaded, texts: tuple[str, ...], target: str | None) -> Iterator[_Prediction]:
     """The class of a text; the labels of a text that can have several, or the most probable one; the score of a regression."""
-    model = loaded[0]
+    model, _, tokenizer = loaded
     answer = finetuned.classify(*loaded, texts[0], texts[1:] or None)[0]
     probabilities = answer.get("probabilities", {SCORE: 1.0})
     names = answer.get("labels") or (max(probabilities, key=lambda name: probabilities[name]),)
     is_raw = model.multi_label or len(model.labels) == 1
-    yield from _classes(loaded, texts, tuple(probabilities), names if target is None else (target,), "logits", is_raw)
+    contexts = task_contexts(model, tokenizer, texts, "classify")
+    yield from _classes(contexts, tuple(probabilities), names if target is None else (target,), "logits", is_raw)
 
 
 def _order(loaded: Loaded, texts: tuple[str, ...], target: str | None) -> Iterator[_Prediction]:
-    if len(texts) != 2:
-        raise InputError(f"sentence-order takes two texts, got {len(texts)}")
+    contexts = task_contexts(loaded[0], loaded[2], texts, "sentence-order")
     classes = pretrained.sentence_order(*loaded, [(texts[0], texts[1])])[0]
-    best = max(classes, key=lambda name: classes[name])
-    yield from _classes(loaded, texts, tuple(classes), (target or best,), "sop_logits", False)
+    # `predict` prints a class with spaces.
+    name = max(classes, key=lambda name: classes[name]) if target is None else target.replace(" ", "_")
+    yield from _classes(contexts, tuple(classes), (name,), "sop_logits", False)
 
 
 def _classes(
-    loaded: Loaded, texts: tuple[str, ...], labels: tuple[str, ...], names: Sequence[str], output: str, is_raw: bool
+    contexts: tuple[Context, ...], labels: tuple[str, ...], names: Sequence[str], output: str, is_raw: bool
 ) -> Iterator[_Prediction]:
-    model, _, tokenizer = loaded
-    contexts = [tokenize(tokenizer, text) for text in texts]
-    sizes = [len(context.ids) for context in contexts]
-    room = model.config.max_position_embeddings - len(texts) - 1
-    kept = fit(sizes[0], sizes[1] if len(sizes) > 1 else 0, room)
-    contexts = [_cut(context, 0, size) for context, size in zip(contexts, kept, strict=False)]
     for name in names:
         check_choice("target", name, labels)
         classes = np.array([[label == name for label in labels]])
-        yield _Prediction(name, tuple(contexts), [Target(output, classes, is_raw=is_raw)])
+        yield _Prediction(name, contexts, [Target(output, classes, is_raw=is_raw)])
 
 
 def _masks(loaded: Loaded, texts: tuple[str, ...], target: str | None) -> Iterator[_Prediction]:
     """The most probable piece, or `target`, at each [MASK]."""
     model, _, tokenizer = loaded
-    text = texts[0]
-    predicted = pretrained.fill_mask(*loaded, text, top_k=1)[0]
-    context = _cut(_with_masks(tokenizer, text), 0, model.config.max_position_embeddings - 2)
+    predicted = pretrained.fill_mask(*loaded, texts[0], top_k=1)[0]
+    contexts = task_contexts(model, tokenizer, texts[:1], "fill-mask")
     pieces = tokenizer.pieces(range(tokenizer.vocab_size))
-    wanted = next((piece for piece in (f"{SPACE}{target}", target) if piece in pieces), None)
+    spellings = () if target is None else (f"{SPACE}{target}", target)
+    wanted = next((pieces.index(piece) for piece in spellings if piece in pieces), None)
     if target is not None and wanted is None:
         raise InputError(f"target: {target!r} is not a piece of the vocabulary; choose a word that is one piece")
-    for number, position in enumerate(np.flatnonzero(context.ids == tokenizer.mask_id).tolist()):
-        piece = wanted or predicted[number][0]["token"]
-        name = f"{MASK} {number + 1}" if len(predicted) > 1 else MASK
-        # A vocabulary's pieces are distinct, so `index` finds the right one.
-        classes = np.arange(tokenizer.vocab_size)[None] == pieces.index(piece)
+    positions = np.flatnonzero(contexts[0].ids == tokenizer.mask_id).tolist()
+    names = pretrained.mask_names(len(predicted))
+    for name, position, (best,) in zip(names, positions, predicted, strict=True):
+        i = best["id"] if wanted is None else wanted
+        targets = [Target("prediction_logits", np.arange(tokenizer.vocab_size)[None] == i)]
         head_inputs = {"masked_lm_positions": np.array([[position + 1]])}
-        shown = piece.lstrip(SPACE) or SPACE
-        targets = [Target("prediction_logits", classes)]
-        yield _Prediction(f"{name}: {shown}", (context,), targets, head_inputs=head_inputs)
+        yield _Prediction(f"{name}: {pieces[i].lstrip(SPACE) or SPACE}", contexts, targets, head_inputs=head_inputs)
 
 
 def _entities(loaded: Loaded, texts: tuple[str, ...], target: str | None) -> Iterator[_Prediction]:
     """Each entity: the type of its words.  An entity that is divided into two inputs is explained by the first."""
     model, params, tokenizer = loaded
     entities = finetuned.entities(model, params, tokenizer, texts[0])[0]
-    words = list(token_classification.WORDS.finditer(texts[0]))
-    example = token_classification.Example("", tuple(word.group() for word in words), None)
-    config = token_classification.TokenClassificationData(
-        task="ner", max_seq_length=model.config.max_position_embeddings
-    )
-    rows = token_classification.TokenClassification().rows(Split("", [example], model.labels), tokenizer, config)
+    (words,), examples, config = finetuned.find_words(model, texts[:1])
+    rows = token_classification.TokenClassification().rows(Split("", examples, model.labels), tokenizer, config)
+    types = [split_tag(tag)[1] for tag in finetuned.entity_tags(model, model.labels)]
     for part in rows.items:
         part_words, words = words[: len(part.starts)], words[len(part.starts) :]
         sizes = np.diff([*part.starts, len(part.ids)]).tolist()
@@ -226,8 +212,7 @@ def _entities(loaded: Loaded, texts: tuple[str, ...], target: str | None) -> Ite
             inside = [entity["start"] <= word.start() < entity["end"] for word in part_words]
             if part_words[0].start() <= entity["start"] <= part_words[-1].start():
                 positions = part.starts[np.array(inside)] + 1
-                is_type = np.array([split_tag(label)[1] == entity["type"] for label in model.labels])
-                classes = np.tile(is_type, (len(positions), 1))
+                classes = np.tile([kind == entity["type"] for kind in types], (len(positions), 1))
                 targets = [Target("logits", classes, positions)]
                 yield _Prediction(f"{entity['type']}: {entity['text']}", (context,), targets)
 
@@ -270,6 +255,19 @@ PREDICTIONS: dict[str, Callable[[Loaded, tuple[str, ...], str | None], Iterator[
 """Task of `predict` -> function (loaded, texts, target) -> what is explained."""
 
 
+def task_contexts(model: Albert, tokenizer: Tokenizer, texts: tuple[str, ...], task: str) -> tuple[Context, ...]:
+    """The tokens of a text, or of both texts of a pair, as `predict` reads them for fill-mask, sentence-order or classify.
+
+    In a text to classify, [MASK] is text, as in fine-tuning.
+    """
+    if task == "sentence-order" and len(texts) != 2:
+        raise InputError(f"sentence-order takes two texts, got {len(texts)}")
+    contexts = [(tokenize if task == "classify" else _with_masks)(tokenizer, text) for text in texts]
+    first, *second = (len(context.ids) for context in contexts)
+    sizes = fit(first, sum(second), model.config.max_position_embeddings - len(texts) - 1)
+    return tuple(_cut(context, 0, size) for context, size in zip(contexts, sizes, strict=False))
+
+
 def _cut(context: Context, start: int, end: int) -> Context:
     """The tokens [start, end) of a context."""
     return Context(context.text, context.ids[start:end], context.ranges[start:end])
@@ -279,11 +277,8 @@ def _with_masks(tokenizer: Tokenizer, text: str) -> Context:
     """Tokenize a text in which [MASK] is the mask token, as `Tokenizer.__call__` does."""
     ids: list[int] = []
     ranges: list[tuple[int, int]] = []
-    place = 0
-    *before, last = text.split(MASK)
-    for number, part in enumerate([*(part.rstrip() for part in before), last]):
-        if number:
-            place = text.index(MASK, place) + len(MASK)
+    for place, part in between_masks(text):
+        if place:
             ids.append(tokenizer.mask_id)
             ranges.append((place - len(MASK), place))
         part_ids, part_ranges = tokenizer.encode_with_offsets(part)

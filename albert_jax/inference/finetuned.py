@@ -3,6 +3,7 @@
 Every function takes `model, params, tokenizer` as `albert_jax.load` returns them.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -109,23 +110,37 @@ def entities(
     """
     check_head(model, "token_classifier")
     texts = as_list(texts)
-    words = [list(token_classification.WORDS.finditer(text)) for text in texts]
-    examples = [token_classification.Example("", tuple(word.group() for word in matches), None) for matches in words]
+    words, examples, config = find_words(model, texts)
     task = token_classification.TokenClassification()
-    config = token_classification.TokenClassificationData(
-        task="ner", max_seq_length=model.config.max_position_embeddings
-    )
     tagged = task.tags(*_evaluate(model, params, tokenizer, task, config, examples))
-    rewrite = need_prefixes(model.labels)
     answers = []
     for text, matches, (tags, probabilities) in zip(texts, words, tagged, strict=True):
         found = []
-        for first, end, kind in spans([with_prefix(tag) for tag in tags] if rewrite else tags):
+        for first, end, kind in spans(entity_tags(model, tags)):
             start, stop = matches[first].start(), matches[end - 1].end()
             entity = {"type": kind, "text": text[start:stop], "start": start, "end": stop}
             found.append(entity | {"probability": min(probabilities[first:end])})
         answers.append(found)
     return answers
+
+
+def find_words(
+    model: Albert, texts: Sequence[str]
+) -> tuple[
+    list[list[re.Match[str]]],
+    list[token_classification.Example],
+    token_classification.TokenClassificationData,
+]:
+    """The words of each text, as matches and as an example, and how `entities` reads them."""
+    words = [list(token_classification.WORDS.finditer(text)) for text in texts]
+    examples = [token_classification.Example("", tuple(word.group() for word in matches), None) for matches in words]
+    length = model.config.max_position_embeddings
+    return words, examples, token_classification.TokenClassificationData(task="ner", max_seq_length=length)
+
+
+def entity_tags(model: Albert, tags: Sequence[str]) -> Sequence[str]:
+    """Tags of a model with prefixes: B as B-entity and PER-B as B-PER, if its labels are of such a form."""
+    return [with_prefix(tag) for tag in tags] if need_prefixes(model.labels) else tags
 
 
 def answer(

@@ -13,8 +13,9 @@ import numpy as np
 from jax import Array
 
 from albert_jax.config import InputError, check_choice
-from albert_jax.data.tokenizer import SPACE, Tokenizer
-from albert_jax.inference.pretrained import apply, check_head
+from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.inference.explanation import task_contexts
+from albert_jax.inference.pretrained import apply, check_head, mask_names, order_names
 from albert_jax.model.heads import Albert
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Passes:
     best: tuple[str, ...]
     """[L]: the most probable class or piece after each pass."""
     names: tuple[str, ...]
-    """[K]: those that are most probable after the last pass, the best first."""
+    """[K]: those that are most probable after the last pass, the best first; pieces as spelled in the vocabulary."""
     probabilities: np.ndarray
     """[L, K]: their probabilities; for a regression, the score."""
 
@@ -74,22 +75,23 @@ def after_each_pass(
     """Predict after each pass; fill-mask gives one result for each [MASK], classify and sentence-order one.
 
     Raises:
-      InputError: the model lacks the head, or the text has no [MASK] for fill-mask.
+      InputError: the model lacks the head; the text has no [MASK] for fill-mask, or no second text for sentence-order.
     """
     check_choice("task", task, HEADS)
     head, output = HEADS[task]
     check_head(model, head)
-    inputs: dict[str, np.ndarray] = tokenizer(text, text_pair, max_length=model.config.max_position_embeddings)
+    texts = (text,) if text_pair is None else (text, text_pair)
+    row = tokenizer.join(*(context.ids for context in task_contexts(model, tokenizer, texts, task)))
+    inputs = {name: value[None] for name, value in row.items()}
     names: tuple[str, ...]
     if task == "fill-mask":
         positions = np.flatnonzero(inputs["input_ids"][0] == tokenizer.mask_id)
         if len(positions) == 0:
             raise InputError(f"the text has no [MASK] to predict: {text[:60]!r}")
         inputs["masked_lm_positions"] = positions[None]
-        names = tuple(piece.lstrip(SPACE) or SPACE for piece in tokenizer.pieces(range(tokenizer.vocab_size)))
-        places = [f"[MASK] {number}" for number in range(1, len(positions) + 1)] if len(positions) > 1 else ["[MASK]"]
+        names, places = tuple(tokenizer.pieces(range(tokenizer.vocab_size))), mask_names(len(positions))
     else:
-        names, places = model.labels if task == "classify" else model.sentence_classes, [task]
+        names, places = model.labels if task == "classify" else order_names(model), [task]
     logits = _logits(model, output, params, inputs)
     logits = logits.reshape(len(logits), len(places), -1)[..., : len(names)]
     if model.multi_label and task == "classify":

@@ -16,10 +16,13 @@ from jax import Array
 from tqdm import tqdm
 
 from albert_jax.config import InputError
-from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.data.tokenizer import MASK, Tokenizer
 from albert_jax.model.heads import Albert
 
 log = logging.getLogger(__name__)
+
+Loaded = tuple[Albert, Any, Tokenizer]
+"""What `albert_jax.load` returns."""
 
 BATCH_SIZE = 32
 LENGTH_MULTIPLE = 64
@@ -43,7 +46,7 @@ def fill_mask(
     texts = as_list(texts)
     if not 1 <= top_k <= tokenizer.vocab_size:
         raise InputError(f"top_k must be in [1, {tokenizer.vocab_size}], got {top_k}")
-    num_masks = [text.count("[MASK]") for text in texts]
+    num_masks = [text.count(MASK) for text in texts]
     if 0 in num_masks:
         number = num_masks.index(0)
         raise InputError(f"text {number + 1} has no [MASK]: {texts[number][:60]!r}")
@@ -84,12 +87,22 @@ def sentence_order(
             raise InputError(
                 f"pair {number}: expected two texts, got {pair!r:.60}; write one pair as [(first, second)]"
             )
-    names = [name.replace(" ", "_") for name in model.sentence_classes]
+    names = order_names(model)
     answers = []
     for inputs, numbers in _batches(model, tokenizer, [a for a, _ in pairs], [b for _, b in pairs]):
         rows = jax.device_get(jax.nn.softmax(_output(model, "sop_logits", params, inputs)))
         answers += [dict(zip(names, row.tolist(), strict=True)) for row in rows[: len(numbers)]]
     return answers
+
+
+def order_names(model: Albert) -> tuple[str, ...]:
+    """The classes of the sentence head, as answers name them."""
+    return tuple(name.replace(" ", "_") for name in model.sentence_classes)
+
+
+def mask_names(count: int) -> list[str]:
+    """`[MASK]`, or `[MASK] 1`, `[MASK] 2`, ... if a text has several."""
+    return [MASK] if count == 1 else [f"{MASK} {number}" for number in range(1, count + 1)]
 
 
 def embed(
@@ -156,7 +169,7 @@ def generate(
         raise InputError(f"length must be in [0, {longest}], the longest input of the model, got {length}")
     if not 0 <= seed < 2**32:
         raise InputError(f"seed must be in [0, 2**32), got {seed}")
-    inputs = tokenizer(text + "[MASK]" * length, pad_to_multiple_of=min(LENGTH_MULTIPLE, longest))
+    inputs = tokenizer(text + MASK * length, pad_to_multiple_of=min(LENGTH_MULTIPLE, longest))
     size = int(inputs["attention_mask"].sum())
     if size > longest:
         raise InputError(f"the text has {size} tokens including masks; the model takes {longest}")
