@@ -225,8 +225,8 @@ def test_long_examples() -> None:
     right, wrong = content["rows"]
     assert right == wrong
     assert right["text"] == ("好好好 " * 100)[:400] + " ..."
-    examples = [classification.Example("a:1", "好" * 500, None, "x")] * 7
-    rows = shown_examples(TASKS["sst2"], Split("dev", examples, ()), ["x"] * 7)["rows"]
+    long = [classification.Example("a:1", "好" * 500, None, "x")] * 7
+    rows = shown_examples(TASKS["sst2"], Split("dev", long, ()), ["x"] * 7)["rows"]
     assert [row["text"] for row in rows] == ["好" * 400 + " ..."] * 5
 
 

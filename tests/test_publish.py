@@ -85,6 +85,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield address
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's call of its HTTP library
 def test_a_push_that_fails_is_resumed(
     pretrained: tuple[Path, Any], tmp_path: Path, hub: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

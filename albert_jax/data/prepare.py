@@ -35,7 +35,6 @@ from albert_jax.data.sources import DataConfig
 from albert_jax.data.survey import check_counts, count_documents
 from albert_jax.data.tfds import check_shards
 from albert_jax.data.tokenizer import TEXT_OPTIONS, Tokenizer, text_options, warn_of_lost_marks
-from albert_jax.data.tokenizer_files import open_tokenizer
 from albert_jax.data.tokenizer_files import CLASSES, open_tokenizer
 
 log = logging.getLogger(__name__)
