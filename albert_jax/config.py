@@ -11,6 +11,7 @@ import difflib
 import importlib
 import inspect
 import json
+import re
 import runpy
 import sys
 import tempfile
@@ -32,6 +33,11 @@ def first_line(error: BaseException) -> str:
     """The first non-empty line of an exception's message, or the name of its type."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)
+
+
+def without_passwords(text: str) -> str:
+    """A text in which addresses such as `https://user:password@host` do not show what comes before the host."""
+    return re.sub(r"//[^/\s\"']*@", "//***@", text)
 
 
 def check_writable(path: Path, field: str) -> None:

@@ -100,6 +100,19 @@ def test_the_table_is_logged(words: Words, table: Path, tmp_path: Path, monkeypa
     assert not (folder / "tensorboard").exists()
 
 
+def test_the_loggers_of_every_row_are_checked(
+    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything runs."""
+    monkeypatch.setitem(LOGGERS, "mlflow", type("Missing", (TensorBoard,), {"package": "no_such_library"}))
+    (tmp_path / "scales").symlink_to(ROOT / "experiments" / "ablations" / "scales")
+    (tmp_path / "rows.py").write_text(TABLE.replace('"data.vocab": "nowhere.model"', '"train.loggers": "mlflow"'))
+    command, _, *rest = words(tmp_path / "run")
+    message = refused([command, str(tmp_path / "rows.py"), *rest], capsys)
+    assert message == "train.loggers mlflow: pip install 'albert_jax[mlflow]'"
+    assert not (tmp_path / "run").exists()
+
+
 def states(folder: Path) -> dict[str, list[str]]:
     return load_runs(folder).groupby("row", sort=False)["state"].agg(list).to_dict()
 

@@ -156,7 +156,13 @@ def test_convert_there_and_back(complete: Path, tmp_path: Path, capsys: pytest.C
     assert (again / "spiece.model").read_bytes() == (complete / "spiece.model").read_bytes()
     assert main(["convert", str(again), str(tmp_path / "un"), "--sharing", "none", "--num-hidden-layers", "6"]) == 0
     assert read(tmp_path / "un").weights.model.config.sharing == "none"
-    same = convert(again, tmp_path / "same", hidden_act="gelu_new")
+    source = read(again)
+    notes = list(source.weights.notes)
+    assert convert(source, tmp_path / "erf", hidden_act="gelu")["source"] == str(again)
+    assert source.weights.params["encoder"]
+    assert source.weights.notes == notes
+    same = convert(source, tmp_path / "same", hidden_act="gelu_new")
+    assert source.weights.params["encoder"]
     assert not any("hidden_act changed" in note for note in same["notes"])
     message = refused(["pretrain", str(ours / "config.json"), "--run-dir", str(tmp_path / "run")], capsys)
     assert message.endswith(f"not an experiment; name an experiment, with --init-from {ours}")

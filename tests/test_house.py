@@ -118,6 +118,7 @@ def test_commands_are_quick_to_import(path: Path) -> None:
             "albert_jax.parser",
             "albert_jax.completion",
             "albert_jax.pretraining",
+            "albert_jax.exchange",
             "albert_jax.finetuning",
         ) or name.endswith(".command")
         assert light or name.partition(".")[0] in sys.stdlib_module_names, name

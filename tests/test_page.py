@@ -19,6 +19,8 @@ from albert_jax.data import loader
 from albert_jax.data.prepare import prepare
 from albert_jax.exchange.load import read
 from albert_jax.finetuning import choice_formats, classification, squad_format, token_classification
+from albert_jax.finetuning.evaluation import shown_examples
+from albert_jax.finetuning.family import Split
 from albert_jax.finetuning.tasks import TASKS
 from albert_jax.model.tree import leaves, nested
 from albert_jax.pretraining.evaluation import make_evaluate
@@ -26,6 +28,7 @@ from albert_jax.pretraining.examples import COUNT, make_examples, numbered
 from albert_jax.pretraining.objective import vocabulary_of
 from albert_jax.pretraining.run import PretrainConfig
 from albert_jax.reports import page
+from albert_jax.training.job import environment
 from albert_jax.training.partition import make_mesh
 
 from .conftest import ROOT, overrides_of
@@ -104,7 +107,7 @@ def test_report_of_a_pretraining_run(run_dir: Path, tmp_path: Path, short: Words
     facts = dict(environment[1:])
     assert facts["devices"] == "1 x cpu"
     assert "jax " in facts["versions"]
-    assert facts["command"]
+    assert facts["command"] == "called from Python"
 
 
 def test_report_of_an_unfinished_run_of_an_earlier_version(run_dir: Path, tmp_path: Path) -> None:
@@ -222,6 +225,44 @@ SHOWN: dict[str, tuple[Any, Any, dict[str, str]]] = {
 def test_an_example_of_each_family(task: str) -> None:
     example, prediction, row = SHOWN[task]
     assert TASKS[task].shown(example, prediction) == row
+
+
+def test_long_examples() -> None:
+    """They are compared before they are cut; text without spaces is cut too.  Fails if tags are compared as they are shown."""
+    tags = [("B-PER",) * 200, ("B-PER",) * 199 + ("O",)]
+    examples = [token_classification.Example(f"a:{i}", ("好" * 3,) * 200, tags[0]) for i in range(2)]
+    content = shown_examples(TASKS["ner"], Split("dev", examples, ()), [tags[1], tags[0]])
+    right, wrong = content["rows"]
+    assert right == wrong
+    assert right["text"] == ("好好好 " * 100)[:400] + " ..."
+    long = [classification.Example("a:1", "好" * 500, None, "x")] * 7
+    rows = shown_examples(TASKS["sst2"], Split("dev", long, ()), ["x"] * 7)["rows"]
+    assert [row["text"] for row in rows] == ["好" * 400 + " ..."] * 5
+
+
+COMMANDS = {
+    (
+        "/venv/bin/albert-jax",
+        "pretrain",
+        "x.py",
+        "--data.source",
+        "https://me:secret@host/a b",
+    ): "albert-jax pretrain x.py --data.source 'https://***@host/a b'",
+    ("/src/albert_jax/__main__.py", "report"): "albert-jax report",
+    ("-c",): "called from Python",
+    ("/lib/ipykernel_launcher.py", "-f", "/home/joe/kernel.json"): "called from Python",
+}
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_the_command_of_a_run(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is that of albert-jax, without passwords."""
+    monkeypatch.setattr("sys.argv", list(words))
+    assert environment(make_mesh("any", 1))["command"] == COMMANDS[words]
+
+
+def test_passwords_are_not_shown() -> None:
+    assert page._value(["https://me:secret@host/a"]) == '["https://***@host/a"]'
 
 
 def test_no_answer() -> None:

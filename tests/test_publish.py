@@ -2,10 +2,7 @@
 
 import functools
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 
+import albert_jax
 from albert_jax.cli import main
 from albert_jax.exchange.load import read, read_checkpoint
-from albert_jax.model.tree import nested
 from albert_jax.reports.run import summary_table
 from albert_jax.training import loop
 
@@ -28,18 +25,11 @@ pytest.importorskip("huggingface_hub", reason="needs the extra 'hub'")
 
 from huggingface_hub import ModelCard
 
+from albert_jax.publish import card as card_module
 from albert_jax.publish.card import PLACEHOLDER
-from albert_jax.publish.revisions import read_revision
+from albert_jax.publish.revisions import chosen_steps, read_revision
 
 from .hub_server import TOKEN, Hub, client_settings, serving
-
-LOAD = """\
-import sys, albert_jax, numpy as np
-from albert_jax.model.tree import leaves
-for revision in sys.argv[1:]:
-    params = albert_jax.load(f"user/small@{revision}")[1]
-    np.savez(f"{revision}.npz", **{"/".join(path): value for path, value in leaves(params).items()})
-"""
 
 
 def run_and_record(words: list[str]) -> Any:
@@ -78,60 +68,62 @@ def finetuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 
 @pytest.fixture
-def hub() -> Iterator[str]:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The client of this process uses the server of the tests.  It has read its settings already, when it was imported."""
     Hub.reset()
     with serving() as address:
+        for name, value in client_settings(str(tmp_path / "home"), address).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        constants = "huggingface_hub.constants."
+        monkeypatch.setattr(f"{constants}ENDPOINT", address)
+        monkeypatch.setattr(
+            f"{constants}HUGGINGFACE_CO_URL_TEMPLATE", f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        )
+        monkeypatch.setattr(f"{constants}HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+        monkeypatch.setattr(f"{constants}HF_HUB_DISABLE_XET", True)
         yield address
 
 
-def child(words: list[str], tmp_path: Path, hub: str) -> subprocess.CompletedProcess[str]:
-    settings = client_settings(str(tmp_path / "home"), hub) | {"HF_TOKEN": TOKEN}
-    return subprocess.run(
-        [sys.executable, *words],
-        env=os.environ | settings,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-def test_a_push_that_fails_is_resumed(pretrained: tuple[Path, Any], tmp_path: Path, hub: str) -> None:
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's call of its HTTP library
+def test_a_push_that_fails_is_resumed(
+    pretrained: tuple[Path, Any], tmp_path: Path, hub: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """All checkpoints arrive, each once; main comes last; what is fetched again has the parameters of the run.
 
     Fails if a rerun makes a second commit, if a branch has the parameters of another step, or if step 0 ignores the seed.
     """
     run_dir, initial = pretrained
-    assert main(["convert", str(run_dir), str(tmp_path / "out")]) == 0
-    readme = tmp_path / "out" / "README.md"
-    readme.write_text(readme.read_text() + "\nWritten by hand.\n")
-    words = ["-m", "albert_jax", "convert", str(run_dir), "out", "--push-to-hub", "user/small"]
-    words += ["--license", "mit", "--revisions", "all", "--private"]
+    target = tmp_path / "out"
+    assert main(["convert", str(run_dir), str(target)]) == 0
+    with (target / "README.md").open("a") as file:
+        file.write("\nWritten by hand.\n")
+    template = (target / "README.md").read_text()
+    push = ["convert", str(run_dir), str(target), "--license", "mit", "--push-to-hub"]
+    words = [*push, "user/small", "--revisions", "all", "--private"]
     Hub.refused_branch = "step-6"
-    failed = child(words, tmp_path, hub)
-    assert failed.returncode == 2
-    errors = [line for line in failed.stderr.splitlines() if "albert-jax: error: " in line]
+    assert main(words) == 2
+    output = capsys.readouterr()
+    errors = [line for line in output.err.splitlines() if "albert-jax: error: " in line]
     assert len(errors) == 1
     assert "Storage is full" in errors[0]
     assert "rerun the command" in errors[0]
+    assert TOKEN not in output.out + output.err
     assert Hub.branches["main"] == {}
 
     Hub.refused_branch = ""
-    pushed = child(words, tmp_path, hub)
-    assert pushed.returncode == 0, pushed.stderr
-    assert pushed.stdout.splitlines()[-1] == f"{hub}/user/small"
+    assert main(words) == 0
+    output = capsys.readouterr()
+    assert output.out.splitlines()[-1] == f"{hub}/user/small"
+    assert TOKEN not in output.out + output.err
     assert [branch for branch, *_ in Hub.commits] == ["step-0", "step-6", "step-12", "main"]
-    again = child(words, tmp_path, hub)
-    assert again.returncode == 0, again.stderr
+    assert main(words) == 0
     assert len(Hub.commits) == 4
     assert Hub.private == "private"
-    for process in (failed, pushed, again):
-        assert TOKEN not in process.stdout + process.stderr
 
-    files = {path.name for path in (tmp_path / "out").iterdir()} - {"conversion.json"}
+    files = {path.name for path in target.iterdir()} - {"conversion.json"}
     assert all(set(Hub.branches[branch]) == files for branch in ("main", "step-0", "step-6", "step-12"))
-    assert Hub.branches["main"]["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert Hub.branches["main"]["model.safetensors"] == (target / "model.safetensors").read_bytes()
     assert Hub.branches["step-12"]["model.safetensors"] == Hub.branches["main"]["model.safetensors"]
     card = ModelCard(Hub.branches["main"]["README.md"].decode())
     assert card.data.get("license") == "mit"
@@ -140,17 +132,32 @@ def test_a_push_that_fails_is_resumed(pretrained: tuple[Path, Any], tmp_path: Pa
     assert card.text.count("Branches: `step-0`, `step-6`, `step-12`.") == 1
     assert PLACEHOLDER not in card.text
     assert "> The checkpoint after step 6." in Hub.branches["step-6"]["README.md"].decode()
+    assert (target / "README.md").read_text() == template
 
-    loaded = child(["-c", LOAD, "main", "step-0", "step-6"], tmp_path, hub)
-    assert loaded.returncode == 0, loaded.stderr
     expected = {
         "main": read(run_dir).weights.params,
         "step-0": initial,
         "step-6": read_checkpoint(run_dir, 6).weights.params,
     }
     for revision, params in expected.items():
-        with np.load(tmp_path / f"{revision}.npz") as actual:
-            assert_same(nested({tuple(name.split("/")): value for name, value in actual.items()}), params)
+        assert_same(jax.device_get(albert_jax.load(f"user/small@{revision}")[1]), params)
+
+    Hub.reset()
+    assert main([*push, "other"]) == 0  # without the user's name, and without checkpoints
+    card = ModelCard(Hub.branches["main"]["README.md"].decode())
+    assert 'from_pretrained("user/other")' in card.text
+    assert "user/small" not in card.text
+    assert "Branches: " not in card.text
+    different = refused([*push, "user/small", "--sharing", "none", "--hidden-act", "gelu"], capsys)
+    assert (
+        "was converted with different options (hidden_act: 'gelu_new' -> 'gelu'; sharing: 'all' -> 'none')" in different
+    )
+    assert "(initialization: 'average' -> 'stepwise')" in refused(
+        [*push, "user/small", "--initialization", "stepwise"], capsys
+    )
+    report = json.loads((target / "conversion.json").read_text())
+    (target / "conversion.json").write_text(json.dumps(report | {"parity": {"by": "nobody"}}))
+    assert "its model differs from the run's" in refused([*push, "user/small"], capsys)
 
 
 def test_step_0_of_a_fine_tuned_run(finetuned: tuple[Path, Any]) -> None:
@@ -171,6 +178,37 @@ def test_step_0_of_tied_layers(pretrained: tuple[Path, Any], tmp_path: Path) -> 
     kernels = encoder["ffn"]["intermediate"]["kernel"]
     assert len(kernels) == 2
     assert np.array_equal(kernels[0], kernels[1])
+
+
+def test_a_run_of_an_earlier_version(pretrained: tuple[Path, Any], tmp_path: Path, capsys: Any) -> None:
+    """Fields that it does not have have their defaults; without a card, the model and its report are there."""
+    run_dir = Path(shutil.copytree(pretrained[0], tmp_path / "run"))
+    stored = json.loads((run_dir / "config.json").read_text())
+    del stored["config"]["init_from"], stored["config"]["train"]["checkpoint_dir"]
+    (run_dir / "config.json").write_text(json.dumps(stored))
+    assert chosen_steps(run_dir, "all") == [0, 6, 12]
+    stored["config"]["train"]["removed"] = 1
+    (run_dir / "config.json").write_text(json.dumps(stored))
+    assert main(["convert", str(run_dir), str(tmp_path / "out")]) == 0
+    output = capsys.readouterr().out
+    assert "note: no model card (README.md): unknown key 'train.removed'" in output
+    assert output.splitlines()[-1] == f"{run_dir} -> {tmp_path / 'out'}"
+
+
+PUBLIC = {
+    "/home/joe smith/x.txt": "x.txt",
+    "~/a b/*.txt,/data/joe/b.gz": "*.txt,b.gz",
+    "hf:/home/joe/data:train": "hf:data:train",
+    "/home/joe smith/v.json has 50 pieces, vocab_size is 40": "v.json has 50 pieces, vocab_size is 40",
+    "gs://bucket/x,hf:user/y:train": "gs://bucket/x,hf:user/y:train",
+    "https://me:secret@host/x": "https://***@host/x",
+}
+
+
+@pytest.mark.parametrize("text", PUBLIC)
+def test_what_a_card_hides(text: str) -> None:
+    """Folders of local paths, and passwords."""
+    assert card_module._public(text) == PUBLIC[text]
 
 
 def test_card_of_a_fine_tuned_run(finetuned: tuple[Path, Any], tmp_path: Path, capsys: Any) -> None:

@@ -55,7 +55,8 @@ def ablate(plan: Plan, parallel_seeds: bool = False) -> Comparison:
         raised before anything runs.
       Interrupted: a signal arrived; the state is saved.
     """
-    loggers.check_installed(plan.base["train"]["loggers"])
+    for names in {plan.base["train"]["loggers"], *(row.config.train.loggers for row in plan.rows)}:
+        loggers.check_installed(names)
     first = plan.rows[0].config
     prepare(first.data, first.model.vocab_size, needs_pairs=any(row.config.needs_pairs for row in plan.rows))
     for words in plan.finetune.values():

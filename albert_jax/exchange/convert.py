@@ -10,19 +10,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from albert_jax.config import InputError, check_writable, first_line, to_dict
+from albert_jax.config import InputError, check_choice, check_writable, first_line, to_dict
 from albert_jax.data import tokenizer_files
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.exchange import huggingface, stablehlo
+from albert_jax.exchange import FORMATS, huggingface, stablehlo
 from albert_jax.exchange.load import Source, read
 from albert_jax.exchange.reshare import MAY_CHANGE_IN_CONVERSION, reshare
 from albert_jax.exchange.weights import Mapped, Weights
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import num_params
 from albert_jax.training.run_folder import write_json
-
-FORMATS = ("huggingface", "albert_jax", "stablehlo")
-"""The formats that `convert` writes."""
 
 
 def convert(
@@ -53,8 +50,7 @@ def convert(
     Raises:
       InputError: the source cannot be read, or the target exists or cannot be written.
     """
-    if to not in FORMATS:
-        raise InputError(f"to: unknown value {to!r}; choose one of {', '.join(FORMATS)}")
+    check_choice("to", to, FORMATS)
     if to == "stablehlo":
         stablehlo.check_available()
     path = Path(target).expanduser()
@@ -72,9 +68,11 @@ def convert(
     expected = outputs(original.weights, inputs)
     act = original.weights.model.config.hidden_act
     weights, tokenizer, kind = reshare(original.weights, initialization, **changes), original.tokenizer, original.kind
+    name = original.name or kind
     del original  # an unshared xxlarge has 10 GB: keep only one copy in memory
     if weights.model.config.hidden_act != act:
-        weights.notes.append(f"hidden_act changed from '{act}' to '{weights.model.config.hidden_act}'")
+        note = f"hidden_act changed from '{act}' to '{weights.model.config.hidden_act}'"
+        weights = replace(weights, notes=[*weights.notes, note])
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     needed, free = 4 * num_params(weights.model), shutil.disk_usage(folder).free
     if needed >= free:
@@ -83,14 +81,15 @@ def convert(
     partial.mkdir(parents=True)
     try:
         written, notes = _write(weights, tokenizer, partial, to)
-        weights.params = {}
+        weights = replace(weights, params={})  # a copy, because the caller may have a `Source` with these weights
         report = {
-            "source": kind if isinstance(source, Source) else str(source),
+            "source": name,
             "read as": kind,
             "target": str(path),
             "written as": to,
             "version": importlib.metadata.version("albert_jax"),
             "config": to_dict(weights.model.config),
+            "initialization": initialization,
             "heads": list(weights.model.heads),
             "parameters": num_params(weights.model),
             "read": [mapped._asdict() for mapped in weights.mapped],

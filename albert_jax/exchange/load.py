@@ -55,6 +55,8 @@ class Source:
     """What it was read as: huggingface, tf1 or run."""
     weights: Weights
     tokenizer: Tokenizer | None
+    name: str = ""
+    """The source as it was given to `read`."""
 
 
 def load(
@@ -133,7 +135,8 @@ def read(
     if loaded.tokenizer is not None and loaded.tokenizer.vocab_size < vocab_size:
         unused = vocab_size - loaded.tokenizer.vocab_size
         loaded.weights.notes.append(f"{unused} rows of the embedding table belong to no piece of the vocabulary")
-    return replace(loaded, weights=_with_missing_heads(loaded.weights)) if init_missing else loaded
+    weights = _with_missing_heads(loaded.weights) if init_missing else loaded.weights
+    return replace(loaded, weights=weights, name=str(source))
 
 
 def read_checkpoint(run_dir: Path, step: int) -> Source:

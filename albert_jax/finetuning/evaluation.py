@@ -1,6 +1,5 @@
 """Evaluation of a fine-tuning run: dev metrics while it trains, then predictions of the best parameters for every split."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from albert_jax.finetuning.family import Split
 from albert_jax.model.heads import Albert, param_shapes
 from albert_jax.training import checkpoint, partition, processes, run_folder
 
-EXAMPLES = 5
+NUM_EXAMPLES = 5
 """How many examples with right predictions, and how many with wrong ones, a report shows."""
 MAX_SHOWN_CHARACTERS = 400
 
@@ -66,23 +65,14 @@ class Evaluation:
         if test := {split: scores[split].metrics for split in others if scores[split].metrics}:
             summary["test"] = test
         if processes.is_main():
-            folder = run_dir / "predictions"
+            folder, dev = run_dir / "predictions", self.dev[0]
             folder.mkdir(exist_ok=True)
             for split, score in scores.items():
                 summary["predictions"].append(str(self.task.write(folder, self.splits[split], score.predictions)))
-            run_folder.write_json(run_dir / run_folder.EXAMPLES, self._examples(scores[self.dev[0]].predictions))
+            run_folder.write_json(
+                run_dir / run_folder.EXAMPLES, shown_examples(self.task, self.splits[dev], scores[dev].predictions)
+            )
         return summary
-
-    def _examples(self, predictions: Sequence[Any]) -> dict[str, Any]:
-        """Examples of the first dev split for the run's report."""
-        rows = [
-            {name: textwrap.shorten(text, MAX_SHOWN_CHARACTERS, placeholder=" ...") for name, text in shown.items()}
-            for shown in map(self.task.shown, self.splits[self.dev[0]].examples, predictions)
-        ]
-        right = [row for row in rows if row["expected"] == row["predicted"]][:EXAMPLES]
-        wrong = [row for row in rows if row["expected"] != row["predicted"]][:EXAMPLES]
-        caption = f"{self.dev[0]}: the first {EXAMPLES} that are predicted as expected, then the first {EXAMPLES} that are not."
-        return {"caption": caption, "rows": right + wrong}
 
     def _score(self, params: Any, split: str, tuned: dict[str, float] | None = None) -> family.Score:
         """Score every example of a split; `tuned` as in `Family.score`."""
@@ -103,3 +93,17 @@ class Evaluation:
             for split, table in metrics.items()
             for name, value in table.items()
         }
+
+
+def shown_examples(task: family.Family, split: Split, predictions: Sequence[Any]) -> dict[str, Any]:
+    """Examples of a split for the run's report, in the form of `EXAMPLES`."""
+    rows = list(map(task.shown, split.examples, predictions))
+    right = [row for row in rows if row["expected"] == row["predicted"]][:NUM_EXAMPLES]
+    wrong = [row for row in rows if row["expected"] != row["predicted"]][:NUM_EXAMPLES]
+    caption = f"{split.name}: the first {NUM_EXAMPLES} that are predicted as expected, then the first {NUM_EXAMPLES} that are not."
+    return {"caption": caption, "rows": [{name: _cut(text) for name, text in row.items()} for row in right + wrong]}
+
+
+def _cut(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]} ..."

@@ -10,20 +10,17 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from albert_jax.config import flat, from_dict, non_defaults, read_json, to_dict
+from albert_jax.config import flat, non_defaults, read_json, to_dict, without_passwords
 from albert_jax.data.hf_datasets import STREAMED
-from albert_jax.finetuning.run import FinetuneConfig
 from albert_jax.pretraining.run import PretrainConfig
+from albert_jax.publish.revisions import run_config
 from albert_jax.reports.run import summary_table
 from albert_jax.reports.tables import markdown_table
 
 PLACEHOLDER = "USER/MODEL"
 """Stands for the model's name in a card that is not pushed yet."""
 
-JOBS: dict[str, type] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
-"""The jobs whose runs have a card -> their configuration."""
-
-EXAMPLES = {
+CLASS_INPUTS = {
     "AlbertForPreTraining": ("fill-mask", 'tokenizer("Paris is the [MASK] of France.", return_tensors="pt")'),
     "AlbertForSequenceClassification": ("text-classification", 'tokenizer("A text.", return_tensors="pt")'),
     "AlbertForTokenClassification": ("token-classification", 'tokenizer("A text.", return_tensors="pt")'),
@@ -37,6 +34,9 @@ EXAMPLES = {
 
 LOCATIONS = ("run_dir", "data.cache_dir", "train.checkpoint_dir", "init_from")
 """Fields that the table of settings leaves out: where files are, and what another row of the card says."""
+
+LOCAL_FOLDERS = re.compile(r"(file://|(?<![\w/.])(?!//))[/~].*/(?=.)")
+"""From the first `/` or `~` of a local path, but not of an address such as gs://, to the last `/`; folders may have spaces."""
 
 BODY = """
 # {name}
@@ -88,11 +88,11 @@ def write_card(run_dir: Path, folder: Path, report: dict[str, Any]) -> None:
       report: what `convert` returned.
     """
     stored = read_json(run_dir / "config.json")
-    config: Any = from_dict(JOBS[stored["job"]], stored["config"])
+    config = run_config(run_dir)
     path = run_dir / "summary.json"
     summary = read_json(path) if path.is_file() else None
     architecture = read_json(folder / "config.json")["architectures"][0]
-    task, inputs = EXAMPLES.get(architecture, (None, EXAMPLES["AlbertForSequenceClassification"][1]))
+    task, inputs = CLASS_INPUTS.get(architecture, (None, CLASS_INPUTS["AlbertForSequenceClassification"][1]))
     data = ModelCardData(
         language=getattr(config.data, "language", None),
         library_name="transformers",
@@ -112,7 +112,7 @@ def write_card(run_dir: Path, folder: Path, report: dict[str, Any]) -> None:
         metrics=summary_table(summary) if summary else "\nThe run is not complete, so there is no evaluation.",
         architecture=architecture,
         inputs=inputs,
-        limits="\n".join(f"- {text}" for text in [*_limits(config, folder), *report["notes"]]),
+        limits="\n".join(f"- {text}" for text in [*_limits(config, folder), *map(_public, report["notes"])]),
     )
     ModelCard(f"---\n{data}\n---\n{body}").save(folder / "README.md")
 
@@ -180,5 +180,6 @@ def _limits(config: Any, folder: Path) -> list[str]:
 
 
 def _public(value: Any) -> str:
-    """A value without the folders of local paths, which may reveal private names."""
-    return re.sub(r"(?<![\w:/.])[/~][^,\s]*/(?=[^,\s])", "", str(value))
+    """A field's value or a note, without passwords and without the folders of local paths, which may reveal private names."""
+    parts = without_passwords(str(value)).split(",")
+    return ",".join(LOCAL_FOLDERS.sub("", part) for part in parts)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from albert_jax.config import InputError, check_choice, from_dict, read_json
+from albert_jax.config import InputError, check_choice, first_line, from_dict, read_json
+from albert_jax.exchange import FORMATS
 from albert_jax.exchange.command import add_source, source_options
 from albert_jax.parser import Parser
 
@@ -30,7 +31,7 @@ def add_publish_commands(add_command: Callable[..., Parser]) -> None:
     parser.add_argument("target", metavar="TARGET", help="folder to create")
     text = """huggingface (default); albert_jax: a folder that --init-from, predict and load read like a run; stablehlo: a
     program that runs with jax alone"""
-    parser.add_argument("--to", default="huggingface", choices=("huggingface", "albert_jax", "stablehlo"), help=text)
+    parser.add_argument("--to", default="huggingface", choices=FORMATS, help=text)
     text = "change how layers share parameters: all, attention, none, ..., or a table of sets such as 0,1,2,1"
     parser.add_argument("--sharing", metavar="NAME", help=text)
     text = "number of parameter sets, for --sharing groups, cycle, ..."
@@ -49,8 +50,8 @@ def add_publish_commands(add_command: Callable[..., Parser]) -> None:
     group = parser.add_argument_group(
         "Hugging Face hub", "Converting a run to a Hugging Face folder also writes a model card, TARGET/README.md."
     )
-    text = """push the run to this repository, as the branch main; if TARGET exists from an earlier conversion of the run, it is
-    pushed as it is, with your changes to README.md"""
+    text = """push the run to this repository, as the branch main; if TARGET exists from an earlier conversion of the run with the
+    same options, it is pushed as it is, with your changes to README.md"""
     group.add_argument("--push-to-hub", default="", metavar="NAME", help=text)
     text = "license of the published model, such as apache-2.0; required with --push-to-hub"
     group.add_argument("--license", default="", metavar="NAME", help=text)
@@ -69,43 +70,56 @@ def convert(arguments: argparse.Namespace) -> int:
 
     conversion = _changes(arguments) | {"initialization": arguments.initialization}
     source, target, name = arguments.source, Path(arguments.target).expanduser(), arguments.push_to_hub
-    has_card = arguments.to == "huggingface" and _is_run(Path(source).expanduser())
-    can_push = importlib.util.find_spec("huggingface_hub") is not None
-    if name:
-        if arguments.to != "huggingface":
-            raise InputError("--push-to-hub needs --to huggingface")
-        if not has_card:
-            raise InputError(f"--push-to-hub: SOURCE must be a run folder; {source} is not one")
-        if not can_push:
-            raise InputError("--push-to-hub needs huggingface_hub: pip install 'albert_jax[hub]'")
-        from albert_jax.publish import push
-        from albert_jax.publish.revisions import chosen_steps
-
-        run_dir = Path(source).expanduser()
-        push.check(name, arguments.license, run_dir)
-        steps = chosen_steps(run_dir, arguments.revisions)
-    elif arguments.license or arguments.revisions or arguments.private:
-        raise InputError("--license, --revisions and --private need --push-to-hub NAME")
-    if name and os.path.lexists(target):
-        push.check_unchanged(read(source, **source_options(arguments)), target)
-    else:
+    run_dir = Path(source).expanduser()
+    has_card = arguments.to == "huggingface" and _is_run(run_dir)
+    has_hub = importlib.util.find_spec("huggingface_hub") is not None
+    if not name:
+        if arguments.license or arguments.revisions or arguments.private:
+            raise InputError("--license, --revisions and --private need --push-to-hub NAME")
         report = convert(source, target, to=arguments.to, **source_options(arguments), **conversion)
-        if has_card and can_push:
+        if has_card and has_hub:
             from albert_jax.publish.card import write_card
 
-            write_card(Path(source).expanduser(), target, report)
+            try:
+                write_card(run_dir, target, report)
+            except (InputError, KeyError) as error:  # the model is written, and the report is not lost
+                report["notes"].append(f"no model card (README.md): {first_line(error)}")
         elif has_card:
             report["notes"].append("no model card (README.md): it needs pip install 'albert_jax[hub]'")
         print(json.dumps(report) if arguments.json else report_text(report))
-    if name:
-        final = read(source, **source_options(arguments))
-        print(push.push(final, run_dir, target, name, arguments.license, steps, arguments.private, conversion))
+        return 0
+    if arguments.to != "huggingface":
+        raise InputError("--push-to-hub needs --to huggingface")
+    if not has_card:
+        raise InputError(f"--push-to-hub: SOURCE must be a run folder; {source} is not one")
+    if not has_hub:
+        raise InputError("--push-to-hub needs huggingface_hub: pip install 'albert_jax[hub]'")
+    from albert_jax.publish import push
+    from albert_jax.publish.card import write_card
+    from albert_jax.publish.revisions import chosen_steps
+
+    push.check(name, arguments.license, run_dir)
+    steps = chosen_steps(run_dir, arguments.revisions)
+    final = read(source, **source_options(arguments))
+    if os.path.lexists(target):
+        push.check_unchanged(final, target, **conversion)
+        report = read_json(target / "conversion.json")
+    else:
+        report = convert(final, target, **conversion)
+        print(json.dumps(report) if arguments.json else report_text(report))
+    if not (target / "README.md").is_file():
+        write_card(run_dir, target, report)
+    print(push.push(final, run_dir, target, name, arguments.license, steps, arguments.private, conversion))
     return 0
 
 
 def _is_run(folder: Path) -> bool:
     path = folder / "config.json"
-    return path.is_file() and read_json(path).get("job") in ("pretrain", "finetune")
+    if not path.is_file() or "job" not in (stored := read_json(path)):
+        return False
+    from albert_jax.publish.revisions import JOBS
+
+    return stored["job"] in JOBS
 
 
 def _changes(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Push an exported run to the Hugging Face hub: checkpoints as branches, then the final model as the main branch.
 
-The main branch comes last, so it holds a model only if everything before it has arrived.  The hub skips files that it has, so a
-push that failed is repeated by the same command.
+The main branch comes last, so it holds a model only if everything before it has arrived.  Files that the hub has are not sent
+again, so a push that failed is repeated by the same command.  The README.md of the folder stays a template.
 """
 
 import logging
@@ -11,21 +11,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils import validate_repo_id
 
-from albert_jax.config import InputError, first_line, read_json
+from albert_jax.config import InputError, differences, first_line, from_dict, read_json, to_dict
 from albert_jax.exchange.convert import convert, outputs, parity, sample_inputs
 from albert_jax.exchange.load import Source
+from albert_jax.exchange.reshare import reshare
+from albert_jax.model.albert import AlbertConfig
 from albert_jax.publish.card import completed
-from albert_jax.publish.revisions import read_revision
+from albert_jax.publish.revisions import read_revision, run_config
 
 log = logging.getLogger(__name__)
 
-NOT_PUSHED = ["conversion.json"]
-"""It has the paths of this machine."""
+NOT_PUSHED = ("conversion.json", "README.md")
+"""The first has the paths of this machine; the second is pushed with the name of the model."""
 
 CHECKPOINTS = """
 ## Checkpoints of the training
@@ -45,7 +47,8 @@ def check(name: str, license: str, run_dir: Path) -> None:
     """Check what a push needs, before anything is converted.
 
     Raises:
-      InputError: the license or a token is missing, the name is invalid, or the run is not complete.
+      InputError: the license or a token is missing, the name is invalid, the run is not complete, or this version cannot read its
+        configuration.
     """
     if not license:
         raise InputError("--license: name the license of the model that you publish, such as --license apache-2.0")
@@ -56,26 +59,38 @@ def check(name: str, license: str, run_dir: Path) -> None:
         raise InputError(f"--push-to-hub {name}: {problem}") from None
     if not (run_dir / "summary.json").is_file():
         raise InputError(f"{run_dir}: no summary.json, so the run is not complete; rerun its command first")
+    run_config(run_dir)
     if get_token() is None:
         raise InputError("--push-to-hub: no token for the hub; run 'hf auth login', or set HF_TOKEN")
 
 
-def check_unchanged(source: Source, folder: Path) -> None:
+def check_unchanged(source: Source, folder: Path, initialization: str = "average", **changes: Any) -> None:
     """Check that a folder from an earlier conversion still has the model of the run; its README.md may have been edited.
 
+    Args:
+      source: the run's final model.
+      folder: the Hugging Face folder.
+      initialization, changes: the options of the conversion, as for `convert`.
+
     Raises:
-      InputError: it has a different model, or `convert` did not write it.
+      InputError: it has a different model, was converted with different options, or `convert` did not write it.
     """
     inputs = sample_inputs(source.weights.model.config)
     try:
-        before = read_json(folder / "conversion.json")["parity"]
+        stored = read_json(folder / "conversion.json")
+        before = to_dict(from_dict(AlbertConfig, stored["config"])) | {"initialization": stored["initialization"]}
         now = parity(outputs(source.weights, inputs), folder, "huggingface", inputs)
-        same = all(abs(now[name] - before[name]) <= 1e-5 for name in before if name != "by")
+        compared = [(value, now[name]) for name, value in stored["parity"].items() if name != "by"]
     except (InputError, KeyError, ValueError):
-        same = False
-    if not same:
+        compared = []
+    if not compared or any(abs(a - b) > 1e-5 for a, b in compared):
         raise InputError(
             f"{folder} exists, but its model differs from the run's; remove it, or choose a different TARGET"
+        )
+    config = reshare(source.weights, initialization, **changes).model.config
+    if changed := differences(before, to_dict(config) | {"initialization": initialization}):
+        raise InputError(
+            f"{folder} was converted with different options ({'; '.join(changed)}); give the same, or choose a different TARGET"
         )
 
 
@@ -109,16 +124,16 @@ def push(
     """
     hub_logging.set_verbosity_error()  # it warns if a file is there already
     api = HfApi(library_name="albert_jax")
-    card = completed(ModelCard.load(folder / "README.md"), name, license)
-    branches = [f"step-{step}" for step in steps]
-    if branches and "## Checkpoints of the training" not in card.text:
-        architecture = read_json(folder / "config.json")["architectures"][0]
-        listed = ", ".join(f"`{branch}`" for branch in branches)
-        text = CHECKPOINTS.format(architecture=architecture, name=name, example=branches[-1], branches=listed)
-        card = ModelCard(f"{card}{text}")
+    template = ModelCard((folder / "README.md").read_text())
     with _explained(name):
         address = api.create_repo(name, private=private or None, exist_ok=True)
     name = address.repo_id  # with the user's name, if it was left out
+    card = str(completed(template, name, license))
+    branches = [f"step-{step}" for step in steps]
+    if branches:
+        architecture = read_json(folder / "config.json")["architectures"][0]
+        listed = ", ".join(f"`{branch}`" for branch in branches)
+        card += CHECKPOINTS.format(architecture=architecture, name=name, example=branches[-1], branches=listed)
     for step, branch in zip(steps, branches, strict=True):
         with tempfile.TemporaryDirectory() as temporary:
             target = Path(temporary) / branch
@@ -126,23 +141,24 @@ def push(
             before = (
                 f"> The checkpoint after step {step}.  The card describes the final model, on the branch `main`.\n\n"
             )
-            ModelCard(f"{card}".replace("\n# ", f"\n{before}# ", 1)).save(target / "README.md")
             with _explained(name):
                 api.create_branch(name, branch=branch, exist_ok=True)
-                _upload(api, name, target, branch)
-    card.save(folder / "README.md")
+                _upload(api, name, target, branch, card.replace("\n# ", f"\n{before}# ", 1))
     with _explained(name):
-        _upload(api, name, folder, "main")
+        _upload(api, name, folder, "main", card)
     return str(address)
 
 
-def _upload(api: HfApi, name: str, folder: Path, branch: str) -> None:
+def _upload(api: HfApi, name: str, folder: Path, branch: str, card: str) -> None:
+    """Push the files of a folder, with a different README.md, as one commit; none if the branch has them."""
     message = (
         f"Upload {branch.replace('-', ' ')} with albert_jax" if branch != "main" else "Upload the model with albert_jax"
     )
-    api.upload_folder(
-        repo_id=name, folder_path=folder, revision=branch, commit_message=message, ignore_patterns=NOT_PUSHED
-    )
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    visible = [one for one in names if one not in NOT_PUSHED and "/." not in f"/{one}"]
+    operations = [CommitOperationAdd(one, folder / one) for one in visible]
+    operations.append(CommitOperationAdd("README.md", card.encode()))
+    api.create_commit(name, operations, commit_message=message, revision=branch)
     log.info("%s: pushed %s", name, branch)
 
 

@@ -11,12 +11,22 @@ import jax
 
 from albert_jax.config import InputError, from_dict, read_json
 from albert_jax.exchange.load import Source, read_checkpoint
+from albert_jax.finetuning.run import FinetuneConfig
 from albert_jax.model.heads import init_params
 from albert_jax.pretraining.run import PretrainConfig, training_parts
 from albert_jax.pretraining.task import placeholder_vocabulary
 from albert_jax.training.partition import make_mesh
 
 log = logging.getLogger(__name__)
+
+JOBS: dict[str, type] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+"""The jobs whose runs can be published -> their configuration."""
+
+
+def run_config(run_dir: Path) -> Any:
+    """The configuration of a run.  Fields that were added after the run began have their defaults."""
+    stored = read_json(run_dir / "config.json")
+    return from_dict(JOBS[stored["job"]], stored["config"])
 
 
 def chosen_steps(run_dir: Path, text: str) -> list[int]:
@@ -31,20 +41,20 @@ def chosen_steps(run_dir: Path, text: str) -> list[int]:
     """
     if not text:
         return []
-    stored = read_json(run_dir / "config.json")["config"]
-    folder = stored["train"]["checkpoint_dir"] or str(run_dir / "checkpoints")
+    config = run_config(run_dir)
+    folder = config.train.checkpoint_dir or str(run_dir / "checkpoints")
     if "://" in folder:
         raise InputError(f"--revisions: the checkpoints are in {folder}; copy them to {run_dir / 'checkpoints'}")
     steps = sorted(int(path.name) for path in Path(folder).expanduser().glob("*") if path.name.isdigit())
-    if not stored["init_from"]:
+    if not config.init_from:
         steps = [0, *steps]
     if text == "all":
         return steps
     chosen = [word.strip() for word in text.split(",")]
     for word in chosen:
-        if word == "0" and stored["init_from"]:
+        if word == "0" and config.init_from:
             raise InputError(
-                f"--revisions 0: the run started from {stored['init_from']}, so it has no random step 0; leave out 0"
+                f"--revisions 0: the run started from {config.init_from}, so it has no random step 0; leave out 0"
             )
         if not word.isdecimal() or int(word) not in steps:
             have = ", ".join(map(str, steps))
@@ -63,13 +73,12 @@ def read_revision(run_dir: Path, final: Source, step: int) -> Source:
     if step:
         return replace(read_checkpoint(run_dir, step), tokenizer=final.tokenizer)
     stored = read_json(run_dir / "config.json")
-    seed, model = stored["config"]["train"]["seed"], final.weights.model
-    init: Callable[..., Any] = functools.partial(init_params, model)
-    if stored["job"] == "pretrain":  # its layers may share parameters for a part of the run
-        config = from_dict(PretrainConfig, stored["config"])
+    config = run_config(run_dir)
+    init: Callable[..., Any] = functools.partial(init_params, final.weights.model)
+    if isinstance(config, PretrainConfig):  # its layers may share parameters for a part of the run
         vocabulary = placeholder_vocabulary(config.model.vocab_size)
         init = training_parts(config, vocabulary, make_mesh("any", 1))[0].init
     if (version := stored["versions"].get("jax")) != jax.__version__:
         log.warning("step 0 is drawn with jax %s, but the run used %s; they may differ", jax.__version__, version)
-    params = jax.device_get(jax.jit(lambda seed: init(jax.random.key(seed)))(jax.numpy.uint32(seed)))
+    params = jax.device_get(jax.jit(lambda seed: init(jax.random.key(seed)))(jax.numpy.uint32(config.train.seed)))
     return replace(final, weights=replace(final.weights, params=params))

@@ -8,13 +8,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from albert_jax.config import flat, read_json
+from albert_jax.config import flat, read_json, without_passwords
 from albert_jax.reports import run
 from albert_jax.reports.comparison import Comparison, comparison_table
 from albert_jax.reports.tables import CONFIG
 from albert_jax.training.run_folder import EXAMPLES, read_metrics, write_text
 
-JOBS = {"pretrain": "Pretraining", "finetune": "Fine-tuning"}
+TITLES = {"pretrain": "Pretraining", "finetune": "Fine-tuning"}
 NUMBER = re.compile(r"[≈+<>-]?\s*[+-]?[\d.]+([,.\d]*)(e[+-]?\d+)?( ±.*| \[.*\])?")
 """Cells that are aligned to the right."""
 
@@ -76,7 +76,7 @@ def run_page(run_dir: Path) -> str:
         "Configuration": _configuration(stored),
         "Environment": _environment(stored),
     }
-    return _page(run_dir.resolve().name, JOBS[stored["job"]], sections)
+    return _page(run_dir.resolve().name, TITLES[stored["job"]], sections)
 
 
 def seeds_page(folder: Path, summary: Mapping[str, Any]) -> str:
@@ -90,7 +90,7 @@ def seeds_page(folder: Path, summary: Mapping[str, Any]) -> str:
         f"Configuration of {seeds[0].name}": _configuration(stored),
         f"Environment of {seeds[0].name}": _environment(stored),
     }
-    return _page(folder.resolve().name, f"{JOBS[stored['job']]}, {len(seeds)} seeds", sections)
+    return _page(folder.resolve().name, f"{TITLES[stored['job']]}, {len(seeds)} seeds", sections)
 
 
 def comparison_page(folder: Path, comparison: Comparison, files: Iterable[Path]) -> str:
@@ -197,8 +197,9 @@ def _examples(run_dir: Path) -> str:
 
 
 def _value(value: Any) -> str:
-    """A field of a configuration; empty texts are visible."""
-    return value if isinstance(value, str) and value else json.dumps(value, default=lambda number: number.item())
+    """A field of a configuration, without passwords; empty texts are visible."""
+    text = value if isinstance(value, str) and value else json.dumps(value, default=lambda number: number.item())
+    return without_passwords(text)
 
 
 def _configuration(stored: Mapping[str, Any]) -> str:
@@ -220,7 +221,8 @@ def _whole(config: Mapping[str, Any], of: str) -> str:
 def _environment(stored: Mapping[str, Any]) -> str:
     """What the run was started with, versions, and fingerprints of the data."""
     versions = ", ".join(f"{name} {version}" for name, version in stored.get("versions", {}).items())
-    rows = [*stored.get("environment", {}).items(), ("versions", versions)]
+    rows = [(name, without_passwords(str(value))) for name, value in stored.get("environment", {}).items()]
+    rows.append(("versions", versions))
     rows += [(f"fingerprint: {name}", text) for name, text in stored.get("fingerprints", {}).items()]
     if "data_changes" in stored:
         rows.append(("data changes", f"{len(stored['data_changes'])}; the run is not reproducible from data and seed"))

@@ -1,6 +1,7 @@
 """Run a training job in its run folder; pretraining and fine-tuning use `run_job`."""
 
 import contextlib
+import json
 import platform
 import shlex
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from albert_jax.config import flat, non_defaults, to_dict
+from albert_jax.config import flat, non_defaults, to_dict, without_passwords
 from albert_jax.training import loggers, loop, partition, processes, run_folder
 from albert_jax.training.optim import Optimizer
 from albert_jax.training.partition import Layout
@@ -111,8 +112,9 @@ def run_jobs(
             if run.workload.select or not config.train.checkpoint_dir:  # otherwise only process 0 uses the run folder
                 processes.check_shared(run.run_dir / "config.json")
             names = config.train.loggers if is_main else ""
-            one = loggers.Loggers(names, run.run_dir, {"job": job} | to_dict(config))
-            run_loggers.append(exits.enter_context(contextlib.closing(one)))
+            public = json.loads(without_passwords(json.dumps(to_dict(config))))
+            run_loggers.append(loggers.Loggers(names, run.run_dir, {"job": job} | public))
+        exits.callback(loggers.close_all, run_loggers)  # while the folders are locked
         results = loop.train(
             runs,
             optimizer,
@@ -135,10 +137,11 @@ def run_jobs(
 
 def environment(mesh: Mesh) -> dict[str, Any]:
     """What a run is started with, for its report: command, devices, number of processes, operating system."""
-    program = Path(sys.argv[0]).name
-    command = "albert-jax" if program == "__main__.py" else program  # python -m albert_jax
+    program = Path(sys.argv[0])
+    is_command = program.name == "albert-jax" or program.parts[-2:] == ("albert_jax", "__main__.py")
+    command = without_passwords(shlex.join(["albert-jax", *sys.argv[1:]]))
     return {
-        "command": shlex.join([command, *sys.argv[1:]]),
+        "command": command if is_command else "called from Python",
         "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "processes": jax.process_count(),
         "platform": platform.platform(),

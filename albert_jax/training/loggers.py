@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -26,7 +26,7 @@ PROJECT = "albert_jax"
 """The project in W&B and the experiment in MLflow, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME names a different one."""
 
 WAIT_SECONDS = 60
-"""How long the end of a run waits for a logger to send what is left."""
+"""How long the end of a run waits for its loggers to send what is left."""
 
 
 class Logger(Protocol):
@@ -82,7 +82,8 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases, with its local files in `wandb/`.  W&B's environment variables apply, such as WANDB_MODE.
+    """A run of Weights & Biases, with its local files in `wandb/`.  W&B's environment variables apply, such as WANDB_MODE,
+    except those that say which run is continued and where its files are.
 
     A W&B run cannot go back to an earlier step.  A run that was killed repeats the steps after its last checkpoint; W&B keeps
     the values that it has of them, which are the same unless data or versions have changed.
@@ -143,30 +144,49 @@ class MLflow:
 
     def __init__(self, folder: Path, config: Mapping[str, Any], start: int) -> None:
         from mlflow.entities import Metric, Param
-        from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns of every retry
         self.client, self.metric, self.status = MlflowClient(), Metric, "FAILED"
         path = folder / "mlflow.id"
-        self.run_id = path.read_text() if path.exists() else ""
-        if self.run_id:
-            try:
-                self.client.update_run(self.run_id, status="RUNNING")
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                self.run_id = ""  # the run was deleted, or is on another server
-        if not self.run_id:
-            name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-            experiment = self.client.get_experiment_by_name(name)
-            number = experiment.experiment_id if experiment else self.client.create_experiment(name)
-            self.run_id = self.client.create_run(number, run_name=str(config["run_dir"])).info.run_id
-            write_text(path, self.run_id)
+        if path.exists() and self._is_active(path.read_text()):
+            self.run_id = path.read_text()
+            self.client.update_run(self.run_id, status="RUNNING")
+        else:
+            self.run_id = self.client.create_run(self._experiment(), run_name=str(config["run_dir"])).info.run_id
             params = [Param(key, str(value)) for key, value in flat(config).items()]
-            for first in range(0, len(params), self.max_params):
-                self.client.log_batch(self.run_id, params=params[first : first + self.max_params])
+            try:
+                for first in range(0, len(params), self.max_params):
+                    self.client.log_batch(self.run_id, params=params[first : first + self.max_params])
+            except Exception:
+                self.close()  # the caller has no logger that it could close
+                raise
+            write_text(path, self.run_id)  # last, so that a run that continues has its parameters
         log.info("mlflow: run %s", self.run_id)
+
+    def _is_active(self, run_id: str) -> bool:
+        """Whether a run can continue: it was not deleted, and is not on another server."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.get_run(run_id).info.lifecycle_stage == "active"
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+
+    def _experiment(self) -> str:
+        """The id of the experiment.  Several runs may start at once, so only the server knows whether it exists."""
+        from mlflow.exceptions import MlflowException
+
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        try:
+            return self.client.create_experiment(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment: Any = self.client.get_experiment_by_name(name)
+            return experiment.experiment_id
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
@@ -184,7 +204,7 @@ class MLflow:
 
 
 LOGGERS: dict[str, type[Logger]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
-"""Name in `train.loggers` -> the class.  A library that is not installed by default needs an extra of this name."""
+"""Name in `train.loggers` -> the class.  The library that it needs is in the extra of this name."""
 
 
 def logger_names(names: str) -> list[str]:
@@ -239,9 +259,21 @@ class Loggers:
             thread.call(lambda logger: logger.finish(summary, files))
 
     def close(self) -> None:
-        """End the run, and wait until everything is sent, at most `WAIT_SECONDS` for each logger."""
-        for thread in self._threads:
-            thread.close()
+        """As `close_all`."""
+        close_all([self])
+
+
+def close_all(several: Iterable[Loggers]) -> None:
+    """End some runs, and wait until everything is sent, at most `WAIT_SECONDS` for all together."""
+    threads = [thread for one in several for thread in one._threads]
+    for thread in threads:
+        thread.calls.put(None)
+    deadline = time.monotonic() + WAIT_SECONDS
+    for thread in threads:
+        thread.join(max(0, deadline - time.monotonic()))
+        if thread.is_alive():
+            message = "train.loggers %s: no answer for %g s; the rest was not sent"
+            log.warning(message, thread.logger_name, WAIT_SECONDS)
 
 
 class _LoggerThread(threading.Thread):
@@ -264,12 +296,6 @@ class _LoggerThread(threading.Thread):
                     function(logger)
         except Exception as error:  # whatever a service or its library raises
             self.warn(f"{type(error).__name__}: {first_line(error)}")
-
-    def close(self) -> None:
-        self.calls.put(None)
-        self.join(WAIT_SECONDS)
-        if self.is_alive():
-            log.warning("train.loggers %s: no answer for %d s; the rest was not sent", self.logger_name, WAIT_SECONDS)
 
     def warn(self, reason: str) -> None:
         log.warning("train.loggers %s: %s; the run continues without it", self.logger_name, reason)
