@@ -70,7 +70,7 @@ class Evaluation:
             for split, score in scores.items():
                 summary["predictions"].append(str(self.task.write(folder, self.splits[split], score.predictions)))
             run_folder.write_json(
-                run_dir / run_folder.EXAMPLES, shown_examples(self.task, self.splits[dev], scores[dev].predictions)
+                run_dir / run_folder.EXAMPLES_FILE, shown_examples(self.task, self.splits[dev], scores[dev].predictions)
             )
         return summary
 
@@ -96,7 +96,7 @@ class Evaluation:
 
 
 def shown_examples(task: family.Family, split: Split, predictions: Sequence[Any]) -> dict[str, Any]:
-    """Examples of a split for the run's report, in the form of `EXAMPLES`."""
+    """Examples of a split for the run's report, in the form of `EXAMPLES_FILE`."""
     rows = list(map(task.shown, split.examples, predictions))
     right = [row for row in rows if row["expected"] == row["predicted"]][:NUM_EXAMPLES]
     wrong = [row for row in rows if row["expected"] != row["predicted"]][:NUM_EXAMPLES]

@@ -28,7 +28,7 @@ TOP = 3
 def make_examples(
     model: Albert, objective: ObjectiveConfig, tokenizer: Tokenizer, heldout: loader.Sequences, mesh: Mesh
 ) -> Callable[[Any], dict[str, Any]]:
-    """Return `params -> content of EXAMPLES`.  The inputs are the same in every run with this data and objective.
+    """Return `params -> content of `run_folder.EXAMPLES_FILE``.  The inputs are the same in every run with this data and objective.
 
     Args:
       model: has a masked-LM head.

@@ -220,7 +220,7 @@ def pretrain_seeds(configs: Sequence[PretrainConfig], allow_data_change: bool = 
     def final(run_dir: Path, params: Any) -> dict[str, Any]:
         examples = show_examples(params)
         if processes.is_main():
-            run_folder.write_json(run_dir / run_folder.EXAMPLES, examples)
+            run_folder.write_json(run_dir / run_folder.EXAMPLES_FILE, examples)
         depths = {layers: evaluate_depth(params)["eval"] for layers, evaluate_depth in evaluate_depths.items()}
         return {"depths": depths} if depths else {}
 

@@ -12,7 +12,7 @@ from albert_jax.config import flat, read_json, without_passwords
 from albert_jax.reports import run
 from albert_jax.reports.comparison import Comparison, comparison_table
 from albert_jax.reports.tables import CONFIG
-from albert_jax.training.run_folder import EXAMPLES, read_metrics, write_text
+from albert_jax.training.run_folder import EXAMPLES_FILE, read_metrics, write_text
 
 TITLES = {"pretrain": "Pretraining", "finetune": "Fine-tuning"}
 NUMBER = re.compile(r"[≈+<>-]?\s*[+-]?[\d.]+([,.\d]*)(e[+-]?\d+)?( ±.*| \[.*\])?")
@@ -187,9 +187,9 @@ def _details(title: str, content: str) -> str:
 
 
 def _examples(run_dir: Path) -> str:
-    path = run_dir / EXAMPLES
+    path = run_dir / EXAMPLES_FILE
     if not path.exists():
-        return f"<p>No examples: {EXAMPLES} is written when a run completes, and not by earlier versions.</p>"
+        return f"<p>No examples: {EXAMPLES_FILE} is written when a run completes, and not by earlier versions.</p>"
     examples = read_json(path)
     titles = list(examples["rows"][0]) if examples["rows"] else []
     rows = [[row.get(title, "") for title in titles] for row in examples["rows"]]

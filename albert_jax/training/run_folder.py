@@ -27,7 +27,7 @@ PACKAGES = ("albert_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 FAILURE = "failure.json"
 """Why the last attempt of an ablation's run failed, in the run's folder."""
 
-EXAMPLES = "examples.json"
+EXAMPLES_FILE = "examples.json"
 """Some held-out examples with predictions, for reports: `caption`, and `rows`, each a dict from column title to text."""
 
 MAY_CHANGE_ON_RESUME = (
