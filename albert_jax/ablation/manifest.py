@@ -204,7 +204,8 @@ def load_plan(folder: str | Path) -> Plan:
         del stored["caption"]
         rows = [row | {"config": from_dict(PretrainConfig, row["config"])} for row in stored["rows"]]
         # Fields that were added since have their defaults.
-        stored["base"] = to_dict(from_dict(PretrainConfig, stored["base"]))
+        base = from_dict(PretrainConfig, stored["base"] | {"run_dir": str(folder)})
+        stored["base"] = to_dict(base) | {"run_dir": stored["base"]["run_dir"]}
         return Plan(**stored | {"run_dir": str(folder), "rows": tuple(PlannedRow(**row) for row in rows)})
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: not a plan of this version of albert_jax: {error}") from None
