@@ -141,12 +141,13 @@ def test_accuracy_counts_pairs_of_a_kind_and_averages_kinds() -> None:
     known = {"He sees.": -1.0, "He see.": -2.0, "They see.": -5.0, "They sees.": -4.0, "A cat.": -1.0, "An cat.": -3.0}
 
     def score(params: Any, texts: Any) -> Any:
-        return Scores(np.array([known.get(text, 0.0) for text in texts]), np.ones(len(texts), int))
+        return Scores(np.array([known.get(text, 0.0) for text in texts]), np.array([len(text) for text in texts]))
 
-    correct = minimal_pairs.score_pairs(score, None, pairs)
-    assert correct.tolist() == [1, 0, 1, 0.5]
-    table = minimal_pairs.accuracies(pairs, correct)
-    assert [(row["kind"], row["pairs"], row["accuracy"]) for row in table] == [("verbs", 2, 0.5), ("articles", 2, 0.75)]
+    table = minimal_pairs.accuracies(score, None, pairs)
+    assert [tuple(row.values()) for row in table] == [
+        ("agreement", "verbs", 2, 0.5, 0.5),  # "He sees." is longer than "He see.", "They see." is shorter
+        ("articles", "articles", 2, 0.75, 0.75),
+    ]
     assert minimal_pairs.mean_accuracy(table) == 0.625
 
 
@@ -197,7 +198,8 @@ def test_a_run_scores_pairs_in_each_evaluation(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     assert summary["eval"]["pairs_accuracy"] == minimal_pairs.mean_accuracy(summary["pairs"])
     assert [row["pairs"] for row in summary["pairs"]] == [6, 6]
-    assert summary["baselines"]["chance"]["pairs_accuracy"] == 0.5
+    shorter = minimal_pairs.mean_accuracy(summary["pairs"], "fewer_tokens")
+    assert summary["baselines"]["fewer tokens"] == {"pairs_accuracy": shorter}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert sum("eval/pairs_accuracy" in line for line in lines) == 2
 

@@ -28,8 +28,6 @@ FIELDS = {
 }
 """Field of a pair -> its names in files; the second ones are BLiMP's."""
 
-CHANCE = 0.5
-
 
 class Pair(NamedTuple):
     """Two sentences that differ in acceptability."""
@@ -145,23 +143,26 @@ def _pair(where: str, record: Any, file: Path) -> Pair:
     return Pair(**values)
 
 
-def score_pairs(score: Scorer, params: Any, pairs: Sequence[Pair]) -> np.ndarray:
-    """[pairs]: 1 if the acceptable sentence has the higher score, 0 if it has the lower one, 0.5 if they are equal.
+def accuracies(score: Scorer, params: Any, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """Score pairs: the model is right if the acceptable sentence has the higher score, and half right if both are equal.
 
     Equal scores are those of equal tokens: BLiMP has pairs of equal sentences, and others that differ in case.
+
+    Returns:
+      For each kind, in the order of the pairs, its `phenomenon`, `kind`, number of `pairs`, `accuracy`, and `fewer_tokens`, the
+      accuracy of a rule that prefers the sentence with fewer tokens.
     """
-    texts = [text for pair in pairs for text in (pair.good, pair.bad)]
-    good, bad = score(params, texts).log_likelihoods.reshape(-1, 2).T
-    return np.where(good == bad, CHANCE, good > bad)
-
-
-def accuracies(pairs: Sequence[Pair], correct: np.ndarray) -> list[dict[str, Any]]:
-    """For each kind, its `phenomenon`, `kind`, number of `pairs` and `accuracy`; in the order of the pairs."""
-    table: dict[tuple[str, str], list[float]] = {}
-    for pair, value in zip(pairs, correct.tolist(), strict=True):
-        table.setdefault((pair.phenomenon, pair.kind), []).append(value)
+    scores = score(params, [text for pair in pairs for text in (pair.good, pair.bad)])
+    right, shorter = (
+        np.where(good == bad, 0.5, good > bad).tolist()
+        for good, bad in (scores.log_likelihoods.reshape(-1, 2).T, -scores.num_tokens.reshape(-1, 2).T)
+    )
+    table: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for pair, *values in zip(pairs, right, shorter, strict=True):
+        table.setdefault((pair.phenomenon, pair.kind), []).append((values[0], values[1]))
     return [
-        {"phenomenon": phenomenon, "kind": kind, "pairs": len(values), "accuracy": float(np.mean(values))}
+        {"phenomenon": phenomenon, "kind": kind, "pairs": len(values)}
+        | dict(zip(("accuracy", "fewer_tokens"), np.mean(values, axis=0).tolist(), strict=True))
         for (phenomenon, kind), values in table.items()
     ]
 
@@ -171,15 +172,15 @@ def with_pairs(evaluate: Callable[[Any], dict[str, Any]], score: Scorer, pairs: 
 
     def evaluate_with_pairs(params: Any) -> dict[str, Any]:
         evaluation = evaluate(params)
-        table = accuracies(pairs, score_pairs(score, params, pairs))
+        table = accuracies(score, params, pairs)
         evaluation["eval"]["pairs_accuracy"] = mean_accuracy(table)
         evaluation["examples"]["pairs_accuracy"] = float(len(pairs))
-        evaluation["baselines"].setdefault("chance", {})["pairs_accuracy"] = CHANCE
+        evaluation["baselines"]["fewer tokens"] = {"pairs_accuracy": mean_accuracy(table, "fewer_tokens")}
         return evaluation | {"pairs": table}
 
     return evaluate_with_pairs
 
 
-def mean_accuracy(table: Sequence[Mapping[str, Any]]) -> float:
-    """The mean over kinds, as in BLiMP and in the BabyLM evaluation."""
-    return float(np.mean([row["accuracy"] for row in table]))
+def mean_accuracy(table: Sequence[Mapping[str, Any]], name: str = "accuracy") -> float:
+    """The mean over kinds, as in BLiMP and in the BabyLM evaluation, of one of the accuracies in a table."""
+    return float(np.mean([row[name] for row in table]))

@@ -123,7 +123,7 @@ def pairs_accuracies(
 ) -> list[dict[str, Any]]:
     """The accuracy of a model on each kind of minimal pairs; see `minimal_pairs.accuracies`."""
     score = make_scorer(_model(source, name), _tokenizer(source, name), mesh, masking, show_progress=True)
-    return minimal_pairs.accuracies(pairs, minimal_pairs.score_pairs(score, _params(source, mesh), pairs))
+    return minimal_pairs.accuracies(score, _params(source, mesh), pairs)
 
 
 def perplexity(
@@ -185,8 +185,10 @@ def pairs_table(table: Sequence[Mapping[str, Any]], by_kind: bool) -> str:
     rows = []
     for name, kinds in (*sorted(groups.items()), ("mean over kinds", list(table))):
         total = sum(row["pairs"] for row in kinds)
-        rows.append([name, len(kinds), f"{total:,}", f"{100 * minimal_pairs.mean_accuracy(kinds):.1f}"])
-    return markdown_table(["kind" if by_kind else "phenomenon", "kinds", "pairs", "accuracy (%)"], rows)
+        values = (minimal_pairs.mean_accuracy(kinds, column) for column in ("accuracy", "fewer_tokens"))
+        rows.append([name, len(kinds), f"{total:,}", *(f"{100 * value:.1f}" for value in values)])
+    header = ["kind" if by_kind else "phenomenon", "kinds", "pairs", "accuracy (%)", "fewer tokens (%)"]
+    return markdown_table(header, rows)
 
 
 def perplexity_table(result: Mapping[str, float]) -> str:
