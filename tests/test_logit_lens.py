@@ -1,4 +1,4 @@
-"""The prediction after each pass is that of a network with so many layers."""
+"""The prediction after pass i equals that of a network with i layers."""
 
 import json
 from dataclasses import replace

@@ -1,7 +1,7 @@
 """Where the metrics of a run go besides `metrics.jsonl`: TensorBoard, Weights & Biases, MLflow.  A logger is an entry of `LOGGERS`.
 
-Each logger works in a thread of its own, so that training never waits for a service.  One that fails is reported once, and the
-run continues without it.
+Each logger runs in a separate thread, so that training never waits for a service.  If a logger fails, one warning is logged, and
+the run continues without it.
 """
 
 import functools
