@@ -1,4 +1,4 @@
-"""Shell completion: bash completes commands, options, fields, choices and files, without starting another program."""
+"""Shell completion: bash completes commands, options, fields, choices and files, without starting a program."""
 
 import subprocess
 from pathlib import Path

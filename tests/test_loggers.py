@@ -363,7 +363,7 @@ def test_names_of_loggers(
 
 
 def test_only_process_0_logs(short: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a process that believes to be another one, no logger is made."""
+    """No logger is made in a process other than process 0."""
     from albert_jax.training import job
 
     made = recorder()

@@ -57,7 +57,7 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
     scale = tmp_path / "scales" / "tiny.py"
     scale.parent.mkdir()
     scale.write_text("changed")
-    assert "exists; name another file" in refused(["new", "pretrain", str(mine)], capsys)
+    assert "exists; choose a different file" in refused(["new", "pretrain", str(mine)], capsys)
     assert main(["new", "ablation", str(tmp_path / "table.py")]) == 0
     assert mine.read_text() == "mine"
     assert scale.read_text() == "changed"

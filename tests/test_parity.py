@@ -229,7 +229,7 @@ def test_pseudo_log_likelihoods_equal_those_of_transformers(tmp_path: Path) -> N
     model, params, tokenizer = random_model(("predictions",))
     huggingface.write(Weights(model, params), tmp_path)
     tokenizer_files.write(tokenizer, 80, tmp_path)
-    theirs = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    reference_model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
     tokenize = transformers.AutoTokenizer.from_pretrained(tmp_path)
     texts = ["The function returns a list of names.", "An uncommonly heterogeneous subclassification!", "It"]
     wanted = []
@@ -241,7 +241,7 @@ def test_pseudo_log_likelihoods_equal_those_of_transformers(tmp_path: Path) -> N
             inputs["input_ids"] = ids.clone()
             inputs["input_ids"][0, position] = tokenize.mask_token_id
             with torch.no_grad():
-                logits = theirs(**inputs).logits[0, position]
+                logits = reference_model(**inputs).logits[0, position]
             total += float(torch.log_softmax(logits, -1)[ids[0, position]])
         wanted.append(total)
     found = make_scorer(model, tokenizer, make_mesh("any", 1))(params, texts).log_likelihoods

@@ -91,7 +91,7 @@ def test_a_push_that_fails_is_resumed(
 ) -> None:
     """All checkpoints arrive, each once; main comes last; what is fetched again has the parameters of the run.
 
-    Fails if a rerun makes a second commit, if a branch has the parameters of another step, or if step 0 ignores the seed.
+    Fails if a rerun makes a second commit, if a branch has the parameters of a different step, or if step 0 ignores the seed.
     """
     run_dir, initial = pretrained
     target = tmp_path / "out"
@@ -161,7 +161,7 @@ def test_a_push_that_fails_is_resumed(
 
 
 def test_step_0_of_a_fine_tuned_run(finetuned: tuple[Path, Any]) -> None:
-    """Bit for bit, head included.  Fails if step 0 is drawn with another key."""
+    """Bit for bit, head included.  Fails if step 0 is drawn with a different key."""
     run_dir, initial = finetuned
     drawn = read_revision(run_dir, read(run_dir), 0)
     assert_same(drawn.weights.params, initial)

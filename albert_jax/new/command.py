@@ -59,13 +59,13 @@ def new(arguments: argparse.Namespace) -> int:
     if target.suffix != ".py":
         raise InputError(f"{target}: an experiment is a Python file; name it {target.with_suffix('.py')}")
     if os.path.lexists(target):
-        raise InputError(f"{target} exists; name another file, or remove it first")
+        raise InputError(f"{target} exists; choose a different file, or remove it first")
     check_writable(target, "FILE")
     copies = {folder / f"{name}.py": target}
     if kind.folder == "ablations":
         copies |= {path: target.parent / "scales" / path.name for path in sorted((folder / "scales").glob("*.py"))}
     for source, copy in copies.items():
-        if copy.exists():  # a scale that another table has brought
+        if copy.exists():  # a scale that was copied with a different table
             continue
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(

@@ -33,7 +33,7 @@ CLASS_INPUTS = {
 """transformers' class -> the hub's name of its task, and inputs for it."""
 
 LOCATIONS = ("run_dir", "data.cache_dir", "train.checkpoint_dir", "init_from")
-"""Fields that the table of settings leaves out: where files are, and what another row of the card says."""
+"""Fields that the table of settings leaves out: where files are, and what the card says in a different row."""
 
 LOCAL_FOLDERS = re.compile(r"(file://|(?<![\w/.])(?!//))[/~].*/(?=.)")
 """From the first `/` or `~` of a local path, but not of an address such as gs://, to the last `/`; folders may have spaces."""
