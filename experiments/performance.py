@@ -47,12 +47,14 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        words = [self.size, self.work, f"{self.batch_size}x{self.length}", self.peer, *map(str, self.options.values())]
+        options = [f"{name}-{value}" for name, value in self.options.items()]
+        words = [self.size, self.work, f"{self.batch_size}x{self.length}", self.peer, *options]
         return "-".join(word for word in words if word)
 
 
 RUNS = [
     Run("base", 128, 512, peer="huggingface-compiled"),
+    Run("base", 128, 512, options={"fused_kernels": True}),
     Run("large", 64, 512),
     Run("base", 64, 512, "inference", "huggingface-compiled"),
     Run("base", 512, 128),

@@ -18,7 +18,8 @@ from albert_jax.exchange import huggingface
 from albert_jax.exchange.load import read
 from albert_jax.exchange.reshare import merge, reshare
 from albert_jax.exchange.weights import Weights
-from albert_jax.model.albert import AlbertConfig, Encoder
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.model.encoder import Encoder
 from albert_jax.model.heads import Albert, init_params, num_params, param_shapes
 from albert_jax.model.per_pass import PER_PASS, Lora
 from albert_jax.model.sharing import STRATEGIES

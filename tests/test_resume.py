@@ -336,6 +336,16 @@ def test_init_from_a_different_shape(
     assert not (tmp_path / "run").exists()
 
 
+def test_init_from_a_source_with_fewer_positions(short: Words, straight: Path, tmp_path: Path) -> None:
+    """Position p starts as a copy of p modulo the number of positions of the source.  The first rate of the warmup is 0."""
+    stored = read(straight).weights.params["embeddings"]["position_embeddings"]["embedding"]
+    positions = 2 * len(stored) + 5
+    longer = {"model__max_position_embeddings": positions, "train__checkpoint_every": 1, "train__keep_checkpoints": 12}
+    assert main(short(tmp_path / "run", init_from=straight, **longer)) == 0
+    first = read(tmp_path / "run/checkpoints/1").weights.params["embeddings"]["position_embeddings"]["embedding"]
+    np.testing.assert_array_equal(first, np.concatenate([stored, stored, stored[:5]]))
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

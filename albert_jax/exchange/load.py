@@ -36,6 +36,7 @@ MAY_CHANGE_ON_LOAD = (
     "remat",
     "scan_unroll",
     "attention_implementation",
+    "fused_kernels",
     "hidden_act",
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",

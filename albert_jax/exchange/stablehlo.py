@@ -57,7 +57,9 @@ def write(weights: Weights, folder: Path) -> list[Mapped]:
     """Write the program, model.safetensors and a README.md that shows how to call it; return the tensors."""
     config = weights.model.config
     # Other implementations of attention exist on one platform only; remat and unrolling only make the program longer.
-    config = replace(config, dtype="float32", attention_implementation="xla", remat="none", scan_unroll=1)
+    config = replace(
+        config, dtype="float32", attention_implementation="xla", fused_kernels=False, remat="none", scan_unroll=1
+    )
     model = weights.model.clone(config=config)
     shortest = ANSWER_BEAM if "answer_class" in model.heads else 1
     longest = config.max_position_embeddings

@@ -55,6 +55,7 @@ OWN_MODEL_FIELDS = (
     "remat",
     "scan_unroll",
     "attention_implementation",
+    "fused_kernels",
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
     "classifier_dropout_prob",
@@ -104,7 +105,7 @@ class FinetuneConfig:
     run_dir: str
     """The run folder; rerunning the same command resumes from it."""
     model: AlbertConfig
-    """With --init-from, only dropout, dtype, remat, scan_unroll, attention_implementation and depth_sampling are used: the architecture comes from the checkpoint."""
+    """With --init-from, only dropout, dtype, remat, scan_unroll, attention_implementation, fused_kernels and depth_sampling are used: the architecture comes from the checkpoint."""
     data: TaskDataConfig = variant(MISSING, FAMILIES)
     """The data of the task; its fields depend on the task's family."""
     optim: OptimConfig

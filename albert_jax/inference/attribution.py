@@ -132,7 +132,7 @@ def attribute(
       head_inputs: inputs of the heads that are not for each token, such as `masked_lm_positions`, each with B = 1.
     """
     check_choice("method", method, METHODS)
-    config = replace(model.config, dtype="float32", attention_implementation="xla", scan_unroll=1)
+    config = replace(model.config, dtype="float32", attention_implementation="xla", fused_kernels=False, scan_unroll=1)
     model = model.clone(config=config)
     size = len(row["input_ids"])
     # One of a few widths, so that texts of similar length share a compiled function.

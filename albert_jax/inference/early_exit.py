@@ -16,7 +16,8 @@ from jax import Array
 
 from albert_jax.config import InputError, check_choice
 from albert_jax.inference.pretrained import apply
-from albert_jax.model.albert import Dense, Embeddings, Encoder
+from albert_jax.model.albert import Dense, Embeddings
+from albert_jax.model.encoder import Encoder
 from albert_jax.model.heads import Albert
 from albert_jax.model.per_pass import injected
 from albert_jax.model.sharing import PASSES

@@ -1,16 +1,14 @@
-"""The ALBERT encoder: factorized embeddings, one block, and the loop that runs it L times.
+"""The configuration, the factorized embeddings and the block: attention and feed-forward.
 
-The computation follows arXiv 1909.11942, section 3, and google-research/albert modeling.py.  `sharing.py` decides which layers
-share parameters, `heads.py` what is predicted, `training/partition.py` on which devices arrays are.
+The computation follows arXiv 1909.11942, section 3, and google-research/albert modeling.py.  `encoder.py` runs the block L times,
+`sharing.py` decides which layers share parameters, `heads.py` what is predicted, `training/partition.py` on which devices arrays are.
 
 Shapes: B batch, S sequence, E embedding_size, H hidden_size, F intermediate_size, N heads, D = H / N, V vocab_size,
 L layers, G parameter sets of a part, P predicted positions.
 """
 
-import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import flax.linen as nn
@@ -19,11 +17,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from albert_jax.config import InputError, check_fields, choice, variant
-from albert_jax.model import products
-from albert_jax.model.depth import DEPTH_SAMPLING, max_layers
-from albert_jax.model.per_pass import PER_PASS, NoVariant, init_passes, injected, weighted_passes
+from albert_jax.model import fused, products
+from albert_jax.model.depth import DEPTH_SAMPLING
+from albert_jax.model.per_pass import PER_PASS, NoVariant
 from albert_jax.model.products import CONTEXT, DROPOUT_MASK, POLICIES, SCORES, cudnn_attention, einsum, named
-from albert_jax.model.sharing import PASSES, STRATEGIES, TABLE_EXAMPLE, Sets, layer_sets
+from albert_jax.model.sharing import STRATEGIES, TABLE_EXAMPLE, Sets, layer_sets
 
 Outputs = dict[str, Array]
 
@@ -98,6 +96,8 @@ class AlbertConfig:
     """Number of blocks in one iteration of the layer loop.  1 compiles fastest; on a GPU, unrolling all blocks is 10 % faster."""
     attention_implementation: str = choice("xla", ("xla", "cudnn"))
     """cudnn: fused attention on NVIDIA GPUs, in bfloat16, without attention dropout, for masks that only pad on the right."""
+    fused_kernels: bool = False
+    """Biases, residuals, LayerNorms and activations in Pallas kernels for NVIDIA GPUs.  Needs hidden_dropout_prob 0.  On other devices the kernels are interpreted, which is slow and for tests."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -140,6 +140,10 @@ class AlbertConfig:
             raise InputError(
                 "attention_implementation 'cudnn' needs dtype 'bfloat16' and attention_probs_dropout_prob 0"
             )
+        if self.fused_kernels and self.hidden_dropout_prob != 0:
+            raise InputError("fused_kernels needs hidden_dropout_prob 0")
+        if self.fused_kernels and self.hidden_act == "gelu":
+            raise InputError("fused_kernels has no kernel for hidden_act 'gelu'; use 'gelu_new'")  # Triton has no erfc
 
     @property
     def maps_embeddings(self) -> bool:
@@ -222,9 +226,38 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         dtype = jnp.dtype(self.config.dtype)
-        kernel = self.param("kernel", initializer(self.config), (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel, bias = _dense_params(self, x)
         return products.dense(x.astype(dtype), kernel.astype(dtype), bias.astype(dtype))
+
+
+class Product(nn.Module):
+    """`Dense` for a kernel that adds the bias: [..., K] -> the product [..., M] and the bias [M] in float32."""
+
+    config: AlbertConfig
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        dtype = jnp.dtype(self.config.dtype)
+        kernel, bias = _dense_params(self, x)
+        return products.dense(x.astype(dtype), kernel.astype(dtype), jnp.zeros(self.features, dtype)), bias
+
+
+def _dense_params(module: Dense | Product, x: Array) -> tuple[Array, Array]:
+    kernel = module.param("kernel", initializer(module.config), (x.shape[-1], module.features))
+    return kernel, module.param("bias", nn.initializers.zeros, (module.features,))
+
+
+class AddLayerNorm(nn.Module):
+    """LayerNorm of x + (product + bias) in one kernel, with the parameters of `nn.LayerNorm`."""
+
+    config: AlbertConfig
+
+    @nn.compact
+    def __call__(self, x: Array, product: Array, bias: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, bias.shape)
+        shift = self.param("bias", nn.initializers.zeros, bias.shape)
+        return fused.add_layer_norm(x, product, bias, scale, shift, self.config.layer_norm_eps)
 
 
 def dense(config: AlbertConfig, features: int, name: str) -> Dense:
@@ -247,6 +280,23 @@ def activation(config: AlbertConfig, x: Array) -> Array:
 
     # Recomputed in the backward pass with any remat policy: XLA would save GELU's float32 tanh, twice the size of x.
     return in_float32(x) if x.dtype == jnp.float32 else jax.checkpoint(in_float32)(x)
+
+
+def dense_and_activation(config: AlbertConfig, x: Array, features: int, name: str) -> Array:
+    """Activation of a dense layer; call it inside a module's compact method."""
+    if config.fused_kernels:
+        return fused.add_activate(*Product(config, features, name=name)(x), ACTIVATIONS[config.hidden_act])
+    return activation(config, dense(config, features, name)(x))
+
+
+def dense_and_layer_norm(
+    config: AlbertConfig, x: Array, residual: Array, name: str, keys: Array | None, site: Array | int
+) -> Array:
+    """LayerNorm of residual + dropout(dense layer of x); call it inside a module's compact method."""
+    if config.fused_kernels:
+        return AddLayerNorm(config, name="LayerNorm")(residual, *Product(config, config.hidden_size, name=name)(x))
+    y = dense(config, config.hidden_size, name)(x)
+    return layer_norm(config, residual + dropout(y, keys, site, config.hidden_dropout_prob))
 
 
 class Embeddings(nn.Module):
@@ -311,8 +361,7 @@ class Attention(nn.Module):
             weights = jax.nn.softmax(scores + bias).astype(x.dtype)
             dropped = dropout(weights, keys, site, config.attention_probs_dropout_prob)
             context = einsum("bnqk,bknd->bqnd", dropped, value, CONTEXT).astype(x.dtype)
-        y = dense(config, config.hidden_size, "dense")(context.reshape(x.shape))
-        return layer_norm(config, x + dropout(y, keys, site + 1, config.hidden_dropout_prob)), weights
+        return dense_and_layer_norm(config, context.reshape(x.shape), x, "dense", keys, site + 1), weights
 
 
 class FeedForward(nn.Module):
@@ -323,119 +372,5 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Array, keys: Array | None, site: Array | int) -> Array:
         config = self.config
-        y = activation(config, dense(config, config.intermediate_size, "intermediate")(x))
-        y = dense(config, config.hidden_size, "output")(y)
-        return layer_norm(config, x + dropout(y, keys, site, config.hidden_dropout_prob))
-
-
-SITES_PER_BLOCK = 3
-"""Dropout sites in a block.  Site 0 is the embeddings."""
-
-
-class Encoder(nn.Module):
-    """The stack of layers: a scan over blocks, each with the parameter sets that `config.sharing` assigns to it.
-
-    The parameters of each part always have a leading axis of sets, [G, ...], with G = 1 if all layers share.  So the
-    parameter tree has the same structure for all strategies.  A part with one set is a constant of the scan; otherwise the
-    scan runs over a stack with the set of each block.  Per-pass parameters are in `per_pass`, [L * inner_group_num, ...].
-
-    If `num_layers` is given, only that many layers run; the maximum is `max_layers` of `depth_sampling`.
-
-    `gather_set(params of one set, *path)`, if given, is called on each set right before its use.  It all-gathers sharded
-    parameters, so that a device never holds all sets at once.
-    """
-
-    config: AlbertConfig
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        mask: Array,
-        keys: Array | None,
-        collect: bool,
-        gather_set: Callable[..., Any] | None = None,
-        num_layers: Array | None = None,
-    ) -> tuple[Array, Outputs]:
-        config = self.config
-        if num_layers is not None:
-            if collect:
-                raise ValueError("num_layers cannot be combined with output_hidden_states or output_attentions")
-            # The scan has the largest number of layers, and skips those beyond `num_layers`.
-            largest = max_layers(config.depth_sampling, config.num_hidden_layers)
-            config = replace(config, num_hidden_layers=largest, depth_sampling="fixed")
-        if config.maps_embeddings:
-            x = dense(config, config.hidden_size, "embedding_hidden_mapping_in")(x)
-        x = x.astype(config.dtype)
-        # Attention and FeedForward are applied by hand: flax's scan silently un-shares a module that is passed to it.
-        modules: dict[str, nn.Module] = {
-            "attention": Attention(config, parent=None),
-            "ffn": FeedForward(config, parent=None),
-        }
-        sets = config.layer_sets
-
-        def init(key: Array, part: str) -> dict[str, Any]:
-            example = jnp.zeros((1, 1, config.hidden_size), config.dtype)
-            inputs = (example, jnp.ones((1, 1)), None, 0, True) if part == "attention" else (example, None, 0)
-            keys = jax.random.split(key, max(sets[part]) + 1)
-            stacked = jax.vmap(lambda key: modules[part].init(key, *inputs)["params"])(keys)
-            return {name: leaves for name, leaves in stacked.items() if name not in config.per_pass.own_modules}
-
-        initial = {part: functools.partial(init, part=part) for part in sets}
-        if jax.eval_shape(functools.partial(init_passes, config), jax.random.key(0)):
-            initial[PASSES] = functools.partial(init_passes, config)
-        if gather_set is None:
-            params = {name: self.param(name, init) for name, init in initial.items()}
-        else:  # `self.param` would check shapes, and here a device holds only its shards
-            params = {name: self.get_variable("params", name) for name in initial}
-        constant, scanned = {}, {}
-        for part, ids in sets.items():
-            if max(ids) == 0:
-                one_set = jax.tree.map(lambda leaf: leaf[0], params[part])
-                constant[part] = one_set if gather_set is None else gather_set(one_set, "encoder", part)
-            elif ids == tuple(range(len(ids))):
-                scanned[part] = params[part]
-            else:
-                scanned[part] = jax.tree.map(lambda leaf, ids=ids: leaf[jnp.array(ids)], params[part])
-
-        if PASSES in params:
-            scanned[PASSES] = params[PASSES]
-        embedded = x
-
-        def block(x: Array, inputs: tuple[dict[str, Any], Array]) -> tuple[Array, Outputs]:
-            scanned_params, index = inputs
-            if gather_set is not None:
-                scanned_params = {part: gather_set(params, "encoder", part) for part, params in scanned_params.items()}
-            block_params, site = constant | scanned_params, 1 + SITES_PER_BLOCK * index
-            pass_params = block_params.pop(PASSES, {})
-            if config.inject:
-                x = injected(x, embedded, pass_params["inject"])
-            x = config.per_pass.enter(pass_params, x)
-            block_params = config.per_pass.block(pass_params, block_params)
-            # Initialization uses XLA's attention, because parameter shapes are also needed without a GPU.
-            with_weights = collect or self.is_initializing()
-
-            def run(x: Array) -> tuple[Array, Outputs]:
-                attention_args = (x, mask, keys, site, with_weights)
-                attended: Any = modules["attention"].apply({"params": block_params["attention"]}, *attention_args)
-                hidden: Any = modules["ffn"].apply({"params": block_params["ffn"]}, attended[0], keys, site + 2)
-                return hidden, {"hidden_states": hidden, "attentions": attended[1]} if collect else {}
-
-            if num_layers is None:
-                return run(x)
-            return jax.lax.cond(index < num_layers * config.inner_group_num, run, lambda x: (x, {}), x)
-
-        if config.remat != "none":
-            # XLA merges recomputed values with those of the forward pass if both are in one loop iteration (23 instead of
-            # 16 GB for base, 128 x 512 tokens).  Barriers prevent it; a loop with one block needs none.
-            several = config.scan_unroll > 1 or config.layer_weights
-            block = jax.checkpoint(block, prevent_cse=several, policy=POLICIES[config.remat])
-        inputs = (scanned, jnp.arange(config.depth))
-        if config.layer_weights:
-            x, outputs = weighted_passes(block, x, inputs, params[PASSES]["layer_weights"])
-        else:
-            x, outputs = jax.lax.scan(block, x, inputs, unroll=min(config.scan_unroll, config.depth))
-        if collect:  # as Hugging Face: hidden states of each layer, attention weights of each block
-            layer_ends = outputs["hidden_states"][config.inner_group_num - 1 :: config.inner_group_num]
-            outputs["hidden_states"] = jnp.concatenate([embedded[None], layer_ends])
-        return x, outputs
+        y = dense_and_activation(config, x, config.intermediate_size, "intermediate")
+        return dense_and_layer_norm(config, y, x, "output", keys, site)

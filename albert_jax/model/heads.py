@@ -12,17 +12,16 @@ from jax import Array
 
 from albert_jax.config import InputError
 from albert_jax.model.albert import (
-    SITES_PER_BLOCK,
     AlbertConfig,
     Embeddings,
-    Encoder,
     Outputs,
-    activation,
     dense,
+    dense_and_activation,
     dropout,
     initializer,
     layer_norm,
 )
+from albert_jax.model.encoder import SITES_PER_BLOCK, Encoder
 from albert_jax.model.sharing import is_stacked
 from albert_jax.model.tree import leaves
 
@@ -35,8 +34,7 @@ class MaskedLMHead(nn.Module):
     @nn.compact
     def __call__(self, hidden: Array, word_embeddings: Array) -> Array:
         config = self.config
-        x = activation(config, dense(config, config.embedding_size, "dense")(hidden))
-        x = layer_norm(config, x)
+        x = layer_norm(config, dense_and_activation(config, hidden, config.embedding_size, "dense"))
         logits = jnp.einsum("bpe,ve->bpv", x, word_embeddings.astype(x.dtype), preferred_element_type=jnp.float32)
         return logits + self.param("bias", nn.initializers.zeros, (config.vocab_size,))
 
@@ -199,7 +197,7 @@ class Albert(nn.Module):
       position_ids: [B, S] or [1, S] position of each token; by default 0, 1, 2, ...
       last_hidden_state: [B, S, H], such as an entry of `hidden_states`; the heads read it, and the encoder does not run.
       num_layers: int32, the number of layers to run (see `AlbertConfig.depth_sampling`); by default num_hidden_layers.
-      gather_set: gathers one set of sharded parameters, see `albert.Encoder`.
+      gather_set: gathers one set of sharded parameters, see `encoder.Encoder`.
 
     Returns:
       `last_hidden_state` [B, S, H] and the outputs of the heads (see `HEADS`); in pretraining `pooler_output` [B, H],

@@ -1,7 +1,7 @@
 """Parameter sharing: which parameter set each layer reads, as one tuple of set numbers for each part of a layer.
 
 A new strategy is an entry of `STRATEGIES`.  A pattern without a name is given as a table, such as "0,1,2,1".
-`albert.Encoder` stores the sets and loops over them.
+`encoder.Encoder` stores the sets and loops over them.
 """
 
 from collections.abc import Callable

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from albert_jax.config import InputError, check_fields
@@ -74,7 +75,8 @@ class PretrainConfig:
     """For short documents: batches of rows of similar length, padded to one of at most 12 widths.  Each width is compiled
     once.  MFU, `plan` and the budgets of `ablate` still assume max_seq_length."""
     init_from: str = ""
-    """Start from these parameters: anything that `albert_jax.load` reads, such as a run folder."""
+    """Start from these parameters: anything that `albert_jax.load` reads, such as a run folder.  If the source has fewer
+    positions, its position embeddings are repeated."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -300,10 +302,25 @@ def _initial_params(config: PretrainConfig, prepared: Prepared) -> Any:
     if unused_heads:
         log.info("%s: not used: %s", config.init_from, ", ".join(unused_heads))
     params = {name: value for name, value in source.weights.params.items() if name not in unused_heads}
+    stored_positions, positions = stored.config.max_position_embeddings, config.model.max_position_embeddings
+    if stored_positions < positions:
+        log.info("%s: its %d position embeddings are repeated to %d", config.init_from, stored_positions, positions)
+        params["embeddings"] = _repeat_positions(params["embeddings"], positions)
     _check_network(field, stored, model, params)
     check_vocabulary(field, source, prepared.tokenizer)
     ties = tied_sets(config.tying, model, config.train.num_train_steps)
     return tie_trained(ties, params) if ties else params
+
+
+def _repeat_positions(embeddings: dict[str, Any], positions: int) -> dict[str, Any]:
+    """Position embeddings for longer sequences: position p starts as a copy of p modulo the number of positions of the source.
+
+    Attention to the neighbors then works from the first step, except where two copies meet (Longformer, arXiv 2004.05150,
+    section 5).  From random values it would have to be learned again at each new position.
+    """
+    table = embeddings["position_embeddings"]["embedding"]
+    repeated = np.take(table, np.arange(positions), axis=0, mode="wrap")
+    return embeddings | {"position_embeddings": {"embedding": repeated}}
 
 
 def _check_network(field: str, stored: Albert, model: Albert, params: dict[str, Any]) -> None:

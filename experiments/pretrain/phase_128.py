@@ -12,7 +12,7 @@ from albert_jax.pretraining import AlbertConfig, DataConfig, ObjectiveConfig, Op
 
 config = PretrainConfig(
     run_dir="runs/phase_128",
-    model=AlbertConfig(dtype="bfloat16"),
+    model=AlbertConfig(max_position_embeddings=128, dtype="bfloat16"),  # phase_512 repeats the positions
     data=DataConfig(source="corpus/*.jsonl.gz", vocab="spiece.model"),
     objective=ObjectiveConfig(max_seq_length=128, max_predictions_per_seq=20),
     optim=OptimConfig(optimizer="lamb", learning_rate=0.00176, num_warmup_steps=3125),
