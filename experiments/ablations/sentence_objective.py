@@ -29,6 +29,9 @@ TINY = {
 }
 """The network and the sequences of experiments/pretrain/tiny.py: the scale's sequences of 32 tokens are too short for sentence order."""
 
+SMALL = {"objective.max_seq_length": 128, "objective.max_predictions_per_seq": 39, "train.global_batch_size": 128}
+"""As many tokens as the scale's batches."""
+
 
 def trained_on(kind: str, mlm: float, nsp: float, sop: float, average: float) -> Row:
     paper = {"parameters (M)": 12, "MLM": mlm, "SOP": sop, "NSP": nsp, "average": average}
@@ -41,5 +44,5 @@ ablation = Ablation(
         "NSP": trained_on("nsp", 54.5, 90.5, 52.0, 79.2),
         "none": trained_on("none", 54.9, 52.4, 53.3, 79.0),
     },
-    base={"tiny": TINY},
+    base={"tiny": TINY, "small": SMALL},
 )
