@@ -66,7 +66,7 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_invalid_copies_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = refused(["new", "pretrain", str(tmp_path / "x.py"), "--from", "sst2"], capsys)
-    assert error.startswith("--from: unknown value 'sst2'; choose one of base, large")
+    assert error.startswith("--from: unknown value 'sst2'; choose one of base, hour_128, hour_32, large")
     assert "name it" in refused(["new", "pretrain", str(tmp_path / "x")], capsys)
     assert "invalid choice" in refused(["new", "probe", str(tmp_path / "x.py")], capsys)
 
