@@ -418,5 +418,5 @@ def test_performance_script(
     script.main()
     output = capsys.readouterr().out
     assert f"| base-inference-2x32 | {measured_inference[0]['tokens_per_second']:,.0f} |" in output
-    assert "| base-step-2x32-huggingface-none | InputError: --peer huggingface" in output
+    assert "| base-step-2x32-huggingface-sharing-none | InputError: --peer huggingface" in output
     assert [path.name for path in (tmp_path / "results").glob("*.json")] == ["base-inference-2x32.json"]

@@ -1,0 +1,240 @@
+"""What remains to be measured on a GPU, in items that take a few minutes each and continue where they stopped.
+
+    python experiments/gpu.py ITEM FOLDER --source 'corpus/*.jsonl.gz' --vocab spiece.model --glue glue --minutes 9
+
+An item runs commands of albert-jax in FOLDER, stops them in time with SIGTERM, and prints a table.  Run it again to continue.  The speed of
+single steps is measured by performance.py.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import albert_jax
+
+ROOT = Path(__file__).parents[1]
+SMALL_MODEL = (
+    "--model.hidden-size 64 --model.num-attention-heads 4 --model.intermediate-size 128 --model.num-hidden-layers 2"
+)
+GPU = "--model.attention-implementation cudnn --model.remat none --model.scan-unroll 12"
+TASKS = {"sst2": ("SST-2", 64), "cola": ("CoLA", 64), "mrpc": ("MRPC", 128), "rte": ("RTE", 128)}
+"""Fine-tuning recipe -> folder of GLUE, sequence length."""
+
+
+SPEED = ("speed/tokens_per_second", "speed/mfu")
+
+
+class Session:
+    """Runs commands until the time is over."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.folder = options, options.folder
+        self.end = time.monotonic() + 60 * options.minutes
+
+    def run(
+        self, command: str, seconds: float = 1e9, until: Callable[[], bool] | None = None, **environment: str
+    ) -> bool:
+        """Run `albert-jax COMMAND`; return whether it completed.
+
+        SIGTERM ends it after `seconds` or at the end of the session, SIGKILL as soon as `until` is true.
+        """
+        end = min(time.monotonic() + seconds, self.end)
+        words = [sys.executable, "-m", "albert_jax.cli", *shlex.split(command)]
+        with (self.folder / "log.txt").open("a") as log:
+            print(shlex.join(words), file=log, flush=True)
+            process = subprocess.Popen(words, cwd=ROOT, env=os.environ | environment, stdout=log, stderr=log)
+            while process.poll() is None:
+                if until and until():
+                    process.kill()
+                elif time.monotonic() > end:
+                    process.send_signal(signal.SIGTERM)  # a run saves a checkpoint and ends
+                    process.wait()
+                time.sleep(0.1)
+        return process.returncode == 0
+
+    def pretrain(self, name: str, extra: str, **options: Any) -> bool:
+        """Pretrain `small` in FOLDER/name, unless it is complete."""
+        run_dir = self.folder / name
+        if (run_dir / "summary.json").exists():
+            return True
+        sizes = f"{SMALL_MODEL} --train.global-batch-size 16 --model.dtype float32" if self.options.small else GPU
+        data = f"--data.source {self.options.source} --data.vocab {self.options.vocab}"
+        words = f"pretrain {ROOT}/experiments/pretrain/small.py {data} {sizes} {extra} --run-dir {run_dir}"
+        return self.run(words, **options)
+
+    def steps(self, number: int) -> int:
+        """`number`, or a hundredth of it on a CPU."""
+        return max(number // 100, 12) if self.options.small else number
+
+
+def read(run_dir: Path) -> list[dict[str, Any]]:
+    """The metrics of a run, in order of steps."""
+    path = run_dir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def curve(session: Session) -> None:
+    """A training curve of `small`: 32 tokens, then 128; baselines, tokens/s and MFU of the whole loop."""
+    short = "--model.max-position-embeddings 32 --objective.max-seq-length 32 --objective.max-predictions-per-seq 5"
+    short += "" if session.options.small else " --train.global-batch-size 1024"
+    warmup = f"--optim.num-warmup-steps {session.steps(500)}"
+    first = f"{short} {warmup} --train.num-train-steps {session.steps(1000)} --optim.schedule constant"
+    if session.pretrain("small-32", first):
+        second = f"--init-from {session.folder}/small-32 --train.seed 1 {warmup} --train.num-train-steps {session.steps(8000)}"
+        session.pretrain("small", second)
+    print("| run | step | held-out loss | gain over unigram | SOP | tokens/s | MFU |\n|---|---|---|---|---|---|---|")
+    for name in ("small-32", "small"):
+        speed: dict[str, Any] = {}
+        for line in read(session.folder / name):
+            speed |= {key: line[key] for key in SPEED if key in line}
+            if "eval/mlm_loss" in line:
+                values = [line["eval/mlm_loss"], line["diagnostics/gain_over_unigram"], line["eval/sop_accuracy"]]
+                cells = [*values, *(speed.get(key, float("nan")) for key in SPEED)]
+                print(f"| {name} | {line['step']} | " + " | ".join(f"{cell:.4g}" for cell in cells) + " |")
+
+
+def downstream(session: Session) -> None:
+    """SST-2, CoLA, MRPC and RTE from the run of `curve`, three seeds each."""
+    for task, (name, length) in TASKS.items():
+        steps = session.steps({"sst2": 2000, "cola": 800, "mrpc": 350, "rte": 400}[task])
+        words = f"finetune {ROOT}/experiments/finetune/{task}.py --init-from {session.folder}/small --data.dir {session.options.glue}/{name}"
+        words += (
+            f" --data.max-seq-length {length} --train.global-batch-size 32 --train.num-train-steps {steps} --seeds 3"
+        )
+        words += f" --optim.learning-rate 2e-4 --optim.num-warmup-steps {steps // 10} --run-dir {session.folder}/{task}"
+        done = session.run(words)
+        scores = [
+            json.loads(path.read_text())["eval"] for path in sorted((session.folder / task).glob("*/summary.json"))
+        ]
+        print(f"{task}: {'complete' if done else 'not complete'}; {json.dumps(scores)}")
+
+
+def _table(session: Session, table: str, extra: str) -> None:
+    sizes = (
+        f"{SMALL_MODEL} --train.global-batch-size 16 --train.num-train-steps 20 --optim.num-warmup-steps 4"
+        if session.options.small
+        else ""
+    )
+    run_dir = session.folder / table
+    words = f"ablate {ROOT}/experiments/ablations/{table}.py --scale small --seeds 3 --parallel-seeds --run-dir {run_dir} {sizes} {extra}"
+    session.run(f"{words} --data.source {session.options.source} --data.vocab {session.options.vocab}")
+    print(
+        (run_dir / "table.md").read_text()
+        if (run_dir / "table.md").exists()
+        else f"{table}: not complete; run it again"
+    )
+
+
+def sharing(session: Session) -> None:
+    """Table 4 at the scale `small`: tuned rates, three seeds of a row in one program."""
+    _table(
+        session,
+        "sharing",
+        "--tune optim.learning-rate=2e-3,5e-3,1e-2 --rows all-shared --rows shared-attention --rows shared-FFN --rows not-shared",
+    )
+
+
+def sentence_objective(session: Session) -> None:
+    """Table 5 at the scale `small`: SOP, NSP and neither, each evaluated on all."""
+    _table(session, "sentence_objective", "")
+
+
+def rates(session: Session) -> None:
+    """Three optimizers at three rates on `small`, a minute each: which leave the unigram plateau, and when."""
+    print("| optimizer | rate | steps | first step 1 % below the unigram loss | last gain |\n|---|---|---|---|---|")
+    for optimizer, values in {
+        "muon": (2e-3, 5e-3, 1e-2),
+        "adamw": (5e-4, 1e-3, 2e-3),
+        "lamb": (2e-3, 5e-3, 1e-2),
+    }.items():
+        for rate in values:
+            name = f"{optimizer}-{rate}"
+            extra = f"--optim.optimizer {optimizer} --optim.learning-rate {rate} --optim.schedule constant --optim.num-warmup-steps 10"
+            if not read(session.folder / name):
+                session.pretrain(
+                    name,
+                    f"{extra} --train.num-train-steps {session.steps(8000)} --train.eval-every {session.steps(50)}",
+                    seconds=60,
+                )
+            found = [line for line in read(session.folder / name) if "eval/mlm_loss" in line]
+            left = [
+                line["step"] for line in found if line["diagnostics/gain_over_unigram"] > 0.01 * line["eval/mlm_loss"]
+            ]
+            last = found[-1] if found else {"step": 0, "diagnostics/gain_over_unigram": float("nan")}
+            gain = last["diagnostics/gain_over_unigram"]
+            print(f"| {optimizer} | {rate} | {last['step']} | {left[0] if left else '-'} | {gain:.3f} |", flush=True)
+
+
+def startup(session: Session) -> None:
+    """Seconds from the command to step 10, with an empty and with a full compilation cache; the data is prepared before."""
+    cache = session.folder / "compilation_cache"
+    print("| cache | seconds to step 10 |\n|---|---|")
+    for name in ("empty", "full"):
+        run_dir, start = session.folder / f"startup-{name}", time.monotonic()
+        if run_dir.exists():
+            sys.exit(f"{run_dir} exists; use another folder, so that the cache is empty")
+
+        def logged(run_dir: Path = run_dir) -> bool:
+            return any(line["step"] == 10 for line in read(run_dir))
+
+        extra = "--train.num-train-steps 1000 --train.log-every 10 --optim.num-warmup-steps 2"
+        session.pretrain(run_dir.name, extra, until=logged, JAX_COMPILATION_CACHE_DIR=str(cache))
+        print(f"| {name} | {time.monotonic() - start:.1f} |" if logged() else f"| {name} | not reached |")
+
+
+def determinism(session: Session) -> None:
+    """200 steps twice, and killed and resumed, with and without XLA's flag for deterministic operations."""
+    print("| XLA_FLAGS | compared with a first run | equal parameters | largest difference |\n|---|---|---|---|")
+    steps = session.steps(200)
+    extra = f"--train.num-train-steps {steps} --train.checkpoint-every {steps // 2} --optim.num-warmup-steps 5"
+    for name, flag in {"default": "", "deterministic": "--xla_gpu_deterministic_ops=true"}.items():
+        flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+        runs = [session.folder / f"{name}-{run}" for run in ("first", "second", "resumed")]
+        if not runs[2].exists():
+            session.pretrain(
+                runs[2].name, extra, until=(runs[2] / "checkpoints" / str(steps // 2)).exists, XLA_FLAGS=flags
+            )
+        if all([session.pretrain(run.name, extra, XLA_FLAGS=flags) for run in runs]):
+            first, *others = (jax.tree.leaves(albert_jax.load(run)[1]) for run in runs)
+            for run, other in zip(runs[1:], others, strict=True):
+                largest = max(float(np.abs(a - b).max()) for a, b in zip(first, other, strict=True))
+                print(f"| {flags} | {run.name} | {largest == 0} | {largest:.2g} |", flush=True)
+
+
+ITEMS: dict[str, Callable[[Session], None]] = {
+    item.__name__: item for item in (curve, downstream, sharing, sentence_objective, rates, startup, determinism)
+}
+
+
+def main() -> None:
+    """Run one item."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "item", choices=ITEMS, help="; ".join(f"{name}: {item.__doc__}" for name, item in ITEMS.items())
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--source", required=True, help="text, as data.source")
+    parser.add_argument("--vocab", required=True, help="SentencePiece model, as data.vocab")
+    parser.add_argument("--glue", type=Path, help="folder of GLUE, for downstream")
+    parser.add_argument("--minutes", type=float, default=9)
+    parser.add_argument("--small", action="store_true", help="a small model and a hundredth of the steps, for a CPU")
+    options = parser.parse_args()
+    options.folder = options.folder.resolve()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_platforms", "cpu")  # this process only compares parameters; the commands use the GPU
+    ITEMS[options.item](Session(options))
+
+
+if __name__ == "__main__":
+    main()
