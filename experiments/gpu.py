@@ -7,9 +7,13 @@ single steps is measured by performance.py.
 """
 
 import argparse
+import dataclasses
+import functools
 import json
+import math
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,19 +23,29 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 import albert_jax
+from albert_jax.model.albert import AlbertConfig
+from albert_jax.model.heads import Albert, init_params
 
 ROOT = Path(__file__).parents[1]
 SMALL_MODEL = (
     "--model.hidden-size 64 --model.num-attention-heads 4 --model.intermediate-size 128 --model.num-hidden-layers 2"
 )
 GPU = "--model.attention-implementation cudnn --model.remat none --model.scan-unroll 12"
-TASKS = {"sst2": ("SST-2", 64), "cola": ("CoLA", 64), "mrpc": ("MRPC", 128), "rte": ("RTE", 128)}
-"""Fine-tuning recipe -> folder of GLUE, sequence length."""
+TASKS = {
+    "sst2": ("SST-2", 64, 2000),
+    "cola": ("CoLA", 64, 800),
+    "mrpc": ("MRPC", 128, 350),
+    "rte": ("RTE", 128, 400),
+}
+"""Fine-tuning recipe -> folder of GLUE, sequence length, steps."""
 
 
+MINUTE = 60.0
 SPEED = ("speed/tokens_per_second", "speed/mfu")
 
 
@@ -106,8 +120,8 @@ def curve(session: Session) -> None:
 
 def downstream(session: Session) -> None:
     """SST-2, CoLA, MRPC and RTE from the run of `curve`, three seeds each."""
-    for task, (name, length) in TASKS.items():
-        steps = session.steps({"sst2": 2000, "cola": 800, "mrpc": 350, "rte": 400}[task])
+    for task, (name, length, count) in TASKS.items():
+        steps = session.steps(count)
         words = f"finetune {ROOT}/experiments/finetune/{task}.py --init-from {session.folder}/small --data.dir {session.options.glue}/{name}"
         words += (
             f" --data.max-seq-length {length} --train.global-batch-size 32 --train.num-train-steps {steps} --seeds 3"
@@ -161,23 +175,23 @@ def rates(session: Session) -> None:
         for rate in values:
             name = f"{optimizer}-{rate}"
             extra = f"--optim.optimizer {optimizer} --optim.learning-rate {rate} --optim.schedule constant --optim.num-warmup-steps 10"
-            if not read(session.folder / name):
-                session.pretrain(
-                    name,
-                    f"{extra} --train.num-train-steps {session.steps(8000)} --train.eval-every {session.steps(50)}",
-                    seconds=60,
-                )
-            found = [line for line in read(session.folder / name) if "eval/mlm_loss" in line]
-            left = [
-                line["step"] for line in found if line["diagnostics/gain_over_unigram"] > 0.01 * line["eval/mlm_loss"]
-            ]
-            last = found[-1] if found else {"step": 0, "diagnostics/gain_over_unigram": float("nan")}
-            gain = last["diagnostics/gain_over_unigram"]
-            print(f"| {optimizer} | {rate} | {last['step']} | {left[0] if left else '-'} | {gain:.3f} |", flush=True)
+            steps = f"--train.num-train-steps {session.steps(8000)} --train.eval-every {session.steps(50)}"
+            if not (session.folder / name).exists():
+                if session.end - time.monotonic() < MINUTE:
+                    return
+                session.pretrain(name, f"{extra} {steps}", seconds=MINUTE)
+            left, last, gain = "-", 0, math.nan
+            for line in read(session.folder / name):
+                if "eval/mlm_loss" in line:
+                    last, gain = line["step"], line["diagnostics/gain_over_unigram"]
+                    if left == "-" and gain > 0.01 * (line["eval/mlm_loss"] + gain):
+                        left = str(last)
+            print(f"| {optimizer} | {rate} | {last} | {left} | {gain:.3f} |", flush=True)
 
 
 def startup(session: Session) -> None:
-    """Seconds from the command to step 10, with an empty and with a full compilation cache; the data is prepared before."""
+    """Seconds from the command to step 10, with an empty and with a full compilation cache."""
+    session.pretrain("prepared", "--train.num-train-steps 1 --optim.num-warmup-steps 0")  # the data and its baselines
     cache = session.folder / "compilation_cache"
     print("| cache | seconds to step 10 |\n|---|---|")
     for name in ("empty", "full"):
@@ -201,6 +215,9 @@ def determinism(session: Session) -> None:
     for name, flag in {"default": "", "deterministic": "--xla_gpu_deterministic_ops=true"}.items():
         flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
         runs = [session.folder / f"{name}-{run}" for run in ("first", "second", "resumed")]
+        for run in runs:
+            if not (run / "summary.json").exists():
+                shutil.rmtree(run, ignore_errors=True)  # a run that the end of a session stopped is no reference
         if not runs[2].exists():
             session.pretrain(
                 runs[2].name, extra, until=(runs[2] / "checkpoints" / str(steps // 2)).exists, XLA_FLAGS=flags
@@ -212,8 +229,49 @@ def determinism(session: Session) -> None:
                 print(f"| {flags} | {run.name} | {largest == 0} | {largest:.2g} |", flush=True)
 
 
+def kernels(session: Session) -> None:
+    """Whether `model.fused_kernels` gives the loss and gradients of XLA, and how long both take."""
+    print(
+        "| width | dtype | loss | fused | difference of gradients / gradients | seconds | fused |\n|---|---|---|---|---|---|---|"
+    )
+    batch, length = (2, 16) if session.options.small else (33, 509)
+    for width in (96,) if session.options.small else (768, 1024, 4096):
+        for dtype in ("float32", "bfloat16"):
+            config = AlbertConfig(
+                hidden_size=width,
+                num_attention_heads=width // 64,
+                intermediate_size=4 * width,
+                num_hidden_layers=2,
+                dtype=dtype,
+            )
+            params = init_params(Albert(config), jax.random.key(0))
+            ids = jax.random.randint(jax.random.key(1), (batch, length), 0, config.vocab_size)
+
+            def loss(params: Any, config: AlbertConfig, ids: Any = ids) -> Any:
+                outputs: Any = Albert(config).apply(
+                    {"params": params}, ids, masked_lm_positions=ids[:, :20] % ids.shape[1]
+                )
+                return jnp.mean(outputs["prediction_logits"] ** 2)
+
+            results, seconds = [], []
+            for fused_kernels in (False, True):
+                function = functools.partial(jax.jit(jax.value_and_grad(loss), static_argnums=1), params)
+                varied = dataclasses.replace(config, fused_kernels=fused_kernels)
+                jax.block_until_ready(function(varied))
+                start = time.monotonic()
+                results.append(jax.block_until_ready(function(varied)))
+                seconds.append(time.monotonic() - start)
+            (plain, gradients), (value, other) = results
+            error = optax.tree.norm(optax.tree.sub(gradients, other)) / optax.tree.norm(gradients)
+            print(
+                f"| {width} | {dtype} | {plain:.6g} | {value:.6g} | {error:.2g} | {seconds[0]:.4f} | {seconds[1]:.4f} |",
+                flush=True,
+            )
+
+
 ITEMS: dict[str, Callable[[Session], None]] = {
-    item.__name__: item for item in (curve, downstream, sharing, sentence_objective, rates, startup, determinism)
+    item.__name__: item
+    for item in (kernels, curve, downstream, sharing, sentence_objective, rates, startup, determinism)
 }
 
 
@@ -224,15 +282,19 @@ def main() -> None:
         "item", choices=ITEMS, help="; ".join(f"{name}: {item.__doc__}" for name, item in ITEMS.items())
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--source", required=True, help="text, as data.source")
-    parser.add_argument("--vocab", required=True, help="SentencePiece model, as data.vocab")
+    parser.add_argument("--source", default="python-docs", help="text, as data.source; absolute paths")
+    parser.add_argument("--vocab", default="spiece.model", help="SentencePiece model, as data.vocab")
     parser.add_argument("--glue", type=Path, help="folder of GLUE, for downstream")
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--small", action="store_true", help="a small model and a hundredth of the steps, for a CPU")
     options = parser.parse_args()
-    options.folder = options.folder.resolve()
+    if options.item == "downstream" and not (options.glue and (options.folder / "small" / "summary.json").exists()):
+        parser.error("downstream needs --glue and the complete runs of 'curve' in FOLDER")
+    options.folder, options.vocab = options.folder.resolve(), Path(options.vocab).resolve()
+    options.glue = options.glue and options.glue.resolve()
     options.folder.mkdir(parents=True, exist_ok=True)
-    jax.config.update("jax_platforms", "cpu")  # this process only compares parameters; the commands use the GPU
+    if options.item != "kernels":
+        jax.config.update("jax_platforms", "cpu")  # this process only compares parameters; the commands use the GPU
     ITEMS[options.item](Session(options))
 
 

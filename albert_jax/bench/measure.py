@@ -296,7 +296,7 @@ def results_table(results: dict[str, Any], title: str) -> str:
     rows = {
         "device": f"{results['devices']} x {results['device']}, jax {results['versions']['jax']}",
         "model": f"{results['parameters']:,} parameters; {model['dtype']}, remat {model['remat']}, unroll {model['scan_unroll']}, "
-        f"attention {model['attention_implementation']}",
+        f"attention {model['attention_implementation']}" + (", fused kernels" if model["fused_kernels"] else ""),
         "work": f"{config['work']}, {config['batch_size']:,} x {config['objective']['max_seq_length']} tokens",
         "time per step": f"{median:,.4g} ms ({fastest:,.4g} to {slowest:,.4g} in {config['rounds']} rounds)",
         "tokens per second": f"{results['tokens_per_second']:,.0f}",

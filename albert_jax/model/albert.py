@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from albert_jax.config import InputError, check_fields, choice, variant
-from albert_jax.model import fused, products
+from albert_jax.model import products
 from albert_jax.model.depth import DEPTH_SAMPLING
 from albert_jax.model.per_pass import PER_PASS, NoVariant
 from albert_jax.model.products import CONTEXT, DROPOUT_MASK, POLICIES, SCORES, cudnn_attention, einsum, named
@@ -97,7 +97,7 @@ class AlbertConfig:
     attention_implementation: str = choice("xla", ("xla", "cudnn"))
     """cudnn: fused attention on NVIDIA GPUs, in bfloat16, without attention dropout, for masks that only pad on the right."""
     fused_kernels: bool = False
-    """Biases, residuals, LayerNorms and activations in Pallas kernels for NVIDIA GPUs.  Needs hidden_dropout_prob 0.  On other devices the kernels are interpreted, which is slow and for tests."""
+    """On NVIDIA GPUs, kernels of Pallas for bias, residual and LayerNorm of both parts of a layer, and for bias and activation.  Needs hidden_dropout_prob 0.  Ignored on other devices."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -141,9 +141,10 @@ class AlbertConfig:
                 "attention_implementation 'cudnn' needs dtype 'bfloat16' and attention_probs_dropout_prob 0"
             )
         if self.fused_kernels and self.hidden_dropout_prob != 0:
-            raise InputError("fused_kernels needs hidden_dropout_prob 0")
+            raise InputError(f"fused_kernels needs hidden_dropout_prob 0, got {self.hidden_dropout_prob}")
         if self.fused_kernels and self.hidden_act == "gelu":
-            raise InputError("fused_kernels has no kernel for hidden_act 'gelu'; use 'gelu_new'")  # Triton has no erfc
+            # Pallas's Triton has no erfc.
+            raise InputError("fused_kernels does not support hidden_act 'gelu'; set fused_kernels to false")
 
     @property
     def maps_embeddings(self) -> bool:
@@ -257,6 +258,8 @@ class AddLayerNorm(nn.Module):
     def __call__(self, x: Array, product: Array, bias: Array) -> Array:
         scale = self.param("scale", nn.initializers.ones, bias.shape)
         shift = self.param("bias", nn.initializers.zeros, bias.shape)
+        from albert_jax.model import fused  # only where it is used, because JAX will remove Pallas's Triton
+
         return fused.add_layer_norm(x, product, bias, scale, shift, self.config.layer_norm_eps)
 
 
@@ -282,9 +285,16 @@ def activation(config: AlbertConfig, x: Array) -> Array:
     return in_float32(x) if x.dtype == jnp.float32 else jax.checkpoint(in_float32)(x)
 
 
+def uses_kernels(config: AlbertConfig) -> bool:
+    """Whether the kernels of `fused.py` replace XLA's."""
+    return config.fused_kernels and jax.default_backend() == "gpu"
+
+
 def dense_and_activation(config: AlbertConfig, x: Array, features: int, name: str) -> Array:
     """Activation of a dense layer; call it inside a module's compact method."""
-    if config.fused_kernels:
+    if uses_kernels(config):
+        from albert_jax.model import fused  # as in AddLayerNorm
+
         return fused.add_activate(*Product(config, features, name=name)(x), ACTIVATIONS[config.hidden_act])
     return activation(config, dense(config, features, name)(x))
 
@@ -293,7 +303,7 @@ def dense_and_layer_norm(
     config: AlbertConfig, x: Array, residual: Array, name: str, keys: Array | None, site: Array | int
 ) -> Array:
     """LayerNorm of residual + dropout(dense layer of x); call it inside a module's compact method."""
-    if config.fused_kernels:
+    if uses_kernels(config):
         return AddLayerNorm(config, name="LayerNorm")(residual, *Product(config, config.hidden_size, name=name)(x))
     y = dense(config, config.hidden_size, name)(x)
     return layer_norm(config, residual + dropout(y, keys, site, config.hidden_dropout_prob))

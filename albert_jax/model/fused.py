@@ -3,7 +3,7 @@
 `add_layer_norm` is bias + residual + LayerNorm, `add_activate` is bias + activation.  Their backward passes also sum the
 gradients of the biases and of LayerNorm's parameters, which XLA computes in kernels of their own.
 
-Off the GPU, the kernels run in Pallas's interpreter: slowly, to test them.
+Off the GPU, the kernels run in Pallas's interpreter: slowly, to test them.  It cannot run in `shard_map` with its checks.
 """
 
 import functools
@@ -18,7 +18,7 @@ from jax.experimental import pallas
 from jax.experimental.pallas import triton
 
 BLOCK = 4096
-"""Elements that a program has in registers at a time."""
+"""Elements of one array in a block; a wider row is one block."""
 
 COLUMNS = 1024
 """Columns of a program of the backward pass of `add_activate`."""
@@ -57,8 +57,8 @@ def _layer_norm_forward(
         y_biased = (block.load(y_ref) + block.load_row(y_bias_ref)).astype(y.dtype).astype(jnp.float32)
         summed = (block.load(x_ref) + y_biased).astype(x.dtype)
         block.store(sum_ref, summed)
-        normal, _ = block.normalize(summed.astype(jnp.float32), epsilon)
-        block.store(out_ref, normal * block.load_row(scale_ref) + block.load_row(bias_ref))
+        normalized, _ = block.normalize(summed.astype(jnp.float32), epsilon)
+        block.store(out_ref, normalized * block.load_row(scale_ref) + block.load_row(bias_ref))
 
     like_x = _shape((rows, width), x.dtype, x)
     out, summed = _call(kernel, (pallas.cdiv(rows, block_rows),), (like_x, like_x), "add_layer_norm")(
@@ -80,14 +80,15 @@ def _layer_norm_backward(epsilon: float, saved: tuple[Array, Array], gradient: A
         def add(step: Array, partials: tuple[Array, ...]) -> tuple[Array, ...]:
             first = (program + step * programs) * block_rows
             block = _Block(first, block_rows, 0, columns, (rows, width))
-            normal, deviation = block.normalize(block.load(summed_ref), epsilon)
+            normalized, rstd = block.normalize(block.load(summed_ref), epsilon)
             gradient = block.load(gradient_ref)
             scaled = gradient * block.load_row(scale_ref)
-            means = [jnp.sum(term, axis=1, keepdims=True) / width for term in (scaled, scaled * normal)]
-            input_gradient = (scaled - means[0] - normal * means[1]) * deviation
+            mean = jnp.sum(scaled, axis=1, keepdims=True) / width
+            projection = jnp.sum(scaled * normalized, axis=1, keepdims=True) / width
+            input_gradient = (scaled - mean - normalized * projection) * rstd
             input_gradient = jnp.where(block.mask, input_gradient, 0.0)
             block.store(input_gradient_ref, input_gradient)
-            terms = (input_gradient, gradient * normal, gradient)
+            terms = (input_gradient, gradient * normalized, gradient)
             return tuple(partial + term for partial, term in zip(partials, terms, strict=True))
 
         zeros = jnp.zeros((block_rows, columns), jnp.float32)
@@ -110,7 +111,7 @@ add_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def add_activate(x: Array, bias: Array, activation: Callable[[Array], Array]) -> Array:
-    """Activation of x + bias, in float32.  Only its backward pass is a kernel; XLA fuses the forward pass as well.
+    """Activation, in float32, of x + bias, rounded to x's dtype.  Only its backward pass is a kernel; XLA fuses the forward pass as well.
 
     Args:
       x: product [..., F].
@@ -188,8 +189,8 @@ class _Block:
         """Rows with mean 0 and variance 1, and the reciprocals [rows, 1] of their standard deviations."""
         mean = jnp.sum(x, axis=1, keepdims=True) / self.width
         centered = jnp.where(self.mask, x - mean, 0.0)
-        deviation = jax.lax.rsqrt(jnp.sum(centered * centered, axis=1, keepdims=True) / self.width + epsilon)
-        return centered * deviation, deviation
+        rstd = jax.lax.rsqrt(jnp.sum(centered * centered, axis=1, keepdims=True) / self.width + epsilon)
+        return centered * rstd, rstd
 
 
 def _rows(x: Array) -> int:

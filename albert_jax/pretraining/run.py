@@ -319,8 +319,7 @@ def _repeat_positions(embeddings: dict[str, Any], positions: int) -> dict[str, A
     section 5).  From random values it would have to be learned again at each new position.
     """
     table = embeddings["position_embeddings"]["embedding"]
-    repeated = np.take(table, np.arange(positions), axis=0, mode="wrap")
-    return embeddings | {"position_embeddings": {"embedding": repeated}}
+    return embeddings | {"position_embeddings": {"embedding": np.resize(table, (positions, table.shape[1]))}}
 
 
 def _check_network(field: str, stored: Albert, model: Albert, params: dict[str, Any]) -> None:

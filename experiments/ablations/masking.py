@@ -16,7 +16,7 @@ PAPER = {"objective.masked_lm_prob": 0.15, "objective.ngram": 3, "objective.do_w
 
 def rate(percent: int) -> Row:
     predictions = {
-        scale: -(-length * percent // 100) for scale, length in {"tiny": 32, "small": 128, "paper": 512}.items()
+        scale: -(-length * percent // 100) for scale, length in {"tiny": 32, "small": 32, "paper": 512}.items()
     }
     return Row({"objective.masked_lm_prob": percent / 100, "objective.max_predictions_per_seq": at(**predictions)})
 
@@ -32,6 +32,6 @@ ablation = Ablation(
         "40 %": rate(40),
     },
     base={
-        scale: PAPER | {"objective.max_predictions_per_seq": count} for scale, count in {"tiny": 5, "small": 20}.items()
+        scale: PAPER | {"objective.max_predictions_per_seq": count} for scale, count in {"tiny": 5, "small": 5}.items()
     },
 )

@@ -12,7 +12,7 @@ LAMB as released at 0.01 4.621 ± 0.454; one of five LAMB runs stays at the unig
 
 from albert_jax.ablation import Ablation, Row, at
 
-BATCHES = {"tiny": 64, "small": 128, "paper": 4096}
+BATCHES = {"tiny": 64, "small": 512, "paper": 4096}
 RATES = {
     "lamb": {"tiny": 0.005, "small": 0.005, "paper": 0.00176},
     "optax_lamb": {"tiny": 0.005, "small": 0.005, "paper": 0.00176},

@@ -30,7 +30,7 @@ TINY = {
 """The network and the sequences of experiments/pretrain/tiny.py: the scale's sequences of 32 tokens are too short for sentence order."""
 
 SMALL = {"objective.max_seq_length": 128, "objective.max_predictions_per_seq": 39, "train.global_batch_size": 128}
-"""As many tokens as the scale's batches."""
+"""As many tokens per step as the scale's 512 x 32.  32 tokens are too short for sentence order; with 128 a run may pause on the second plateau."""
 
 
 def trained_on(kind: str, mlm: float, nsp: float, sop: float, average: float) -> Row:

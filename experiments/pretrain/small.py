@@ -5,11 +5,13 @@
 Size: 7.5 M parameters, 240 MFLOP per token.  8,000 steps of 32,768 positions are 0.26 G tokens (about 10 epochs of 26.7 M tokens)
 and 63 PFLOP: 10 minutes at 105 TFLOP/s (estimate; 13 % of an H100's rate in a large matrix product).
 Recipe: that of tiny.py with the paper's masking.  Not run here; if it stays on a plateau, see docs/when-albert-does-not-learn.md.  A first
-phase with 32 tokens can save it from the second plateau:
+phase with 32 tokens may avoid the second plateau (not run at this size):
 
-    albert-jax pretrain experiments/pretrain/small.py ... --run-dir runs/small-32 --model.max-position-embeddings 32 \
-        --objective.max-seq-length 32 --objective.max-predictions-per-seq 5 --train.global-batch-size 1024 --train.num-train-steps 1000
-    albert-jax pretrain experiments/pretrain/small.py ... --init-from runs/small-32 --train.seed 1
+    albert-jax pretrain experiments/pretrain/small.py --data.source 'corpus/*.jsonl.gz' --data.vocab spiece.model \
+        --run-dir runs/small-32 --model.max-position-embeddings 32 --objective.max-seq-length 32 \
+        --objective.max-predictions-per-seq 5 --train.global-batch-size 1024 --train.num-train-steps 1000 --optim.schedule constant
+    albert-jax pretrain experiments/pretrain/small.py --data.source 'corpus/*.jsonl.gz' --data.vocab spiece.model \
+        --init-from runs/small-32 --train.seed 1
 """
 
 from albert_jax.pretraining import AlbertConfig, DataConfig, ObjectiveConfig, OptimConfig, PretrainConfig, TrainConfig
