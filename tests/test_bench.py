@@ -25,6 +25,7 @@ from albert_jax.bench.breakdown import KINDS, Event, Instruction, instructions, 
 from albert_jax.bench.measure import BenchConfig, Benchmark
 from albert_jax.cli import main
 from albert_jax.config import InputError, load
+from albert_jax.model import albert
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert, flops_per_token, param_shapes
 from albert_jax.pretraining.objective import ObjectiveConfig
@@ -420,3 +421,19 @@ def test_performance_script(
     assert f"| base-inference-2x32 | {measured_inference[0]['tokens_per_second']:,.0f} |" in output
     assert "| base-step-2x32-huggingface-sharing-none | InputError: --peer huggingface" in output
     assert [path.name for path in (tmp_path / "results").glob("*.json")] == ["base-inference-2x32.json"]
+
+
+def test_gpu_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its item `kernels`, interpreted; and an item without its inputs.  The other items run commands."""
+    script = import_script(ROOT / "experiments" / "gpu.py")
+    monkeypatch.setattr(albert, "uses_kernels", lambda config: config.fused_kernels)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "kernels", str(tmp_path), "--small"])
+    script.main()
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| 96 ")]
+    assert [row[2].strip() for row in rows] == ["float32", "bfloat16"]
+    for row, limit in zip(rows, (1e-4, 0.1), strict=True):
+        assert 0 < float(row[5]) < limit
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "downstream", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "downstream needs --glue and the complete runs of 'curve' in FOLDER" in capsys.readouterr().err
