@@ -4,7 +4,8 @@
     albert-jax pretrain experiments/pretrain/phase_512.py --data.source 'corpus/*.jsonl.gz' --data.vocab spiece.model
 
 Only the parameters come from the first phase; its 128 position embeddings are repeated to 512, as in Longformer (arXiv 2004.05150).
-LAMB's moments start at zero and the learning rate is warmed up again, as in You et al. (arXiv 1904.00962).  BERT uses one schedule for both phases: its second phase starts at a tenth of the peak learning rate.
+LAMB's moments start at zero and the learning rate is warmed up again, as in You et al. (arXiv 1904.00962).  BERT uses one schedule for
+both phases: its second phase starts at a tenth of the peak learning rate.
 The seed differs from the first phase's; otherwise this phase would begin with the same order of data.
 Estimate by albert-jax plan: 570 MFLOP per token, 26 G tokens, 1.5e19 FLOP, 1.3 h on 8 H100 at 40 %; both phases together are 31 %
 of base.py's FLOPs.
