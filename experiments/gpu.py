@@ -99,14 +99,15 @@ def read(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def curve(session: Session) -> None:
-    """A training curve of `small`: 32 tokens, then 128; baselines, tokens/s and MFU of the whole loop."""
+    """A training curve of `small`: 32 tokens, then 128; baselines, tokens/s and MFU of the whole loop; the result as FOLDER/exported."""
     short = "--model.max-position-embeddings 32 --objective.max-seq-length 32 --objective.max-predictions-per-seq 5"
     short += "" if session.options.small else " --train.global-batch-size 1024"
     warmup = f"--optim.num-warmup-steps {5 if session.options.small else 500}"
     first = f"{short} {warmup} --train.num-train-steps {session.steps(1000)} --optim.schedule constant"
     if session.pretrain("small-32", first):
         second = f"--init-from {session.folder}/small-32 --train.seed 1 {warmup} --train.num-train-steps {session.steps(8000)}"
-        session.pretrain("small", second)
+        if session.pretrain("small", second) and not (session.folder / "exported").exists():
+            session.run(f"convert {session.folder}/small {session.folder}/exported")
     print("| run | step | held-out loss | gain over unigram | SOP | tokens/s | MFU |\n|---|---|---|---|---|---|---|")
     for name in ("small-32", "small"):
         speed: dict[str, Any] = {}
@@ -119,10 +120,10 @@ def curve(session: Session) -> None:
 
 
 def downstream(session: Session) -> None:
-    """SST-2, CoLA, MRPC and RTE from the run of `curve`, three seeds each."""
+    """SST-2, CoLA, MRPC and RTE from FOLDER/exported, three seeds each."""
     for task, (name, length, count) in TASKS.items():
         steps = session.steps(count)
-        words = f"finetune {ROOT}/experiments/finetune/{task}.py --init-from {session.folder}/small --data.dir {session.options.glue}/{name}"
+        words = f"finetune {ROOT}/experiments/finetune/{task}.py --init-from {session.folder}/exported --data.dir {session.options.glue}/{name}"
         words += (
             f" --data.max-seq-length {length} --train.global-batch-size 32 --train.num-train-steps {steps} --seeds 3"
         )
@@ -288,8 +289,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--small", action="store_true", help="a small model and a hundredth of the steps, for a CPU")
     options = parser.parse_args()
-    if options.item == "downstream" and not (options.glue and (options.folder / "small" / "summary.json").exists()):
-        parser.error("downstream needs --glue and the complete runs of 'curve' in FOLDER")
+    if options.item == "downstream" and not (options.glue and (options.folder / "exported").exists()):
+        parser.error("downstream needs --glue and FOLDER/exported, which 'curve' writes when it is complete")
     options.folder, options.vocab = options.folder.resolve(), Path(options.vocab).resolve()
     options.glue = options.glue and options.glue.resolve()
     options.folder.mkdir(parents=True, exist_ok=True)

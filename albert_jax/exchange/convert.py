@@ -1,6 +1,5 @@
 """Convert any ALBERT to a Hugging Face folder, a StableHLO program or a model folder of albert_jax; check it by its outputs."""
 
-import importlib.metadata
 import os
 import shutil
 from dataclasses import replace
@@ -10,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import albert_jax
 from albert_jax.config import InputError, check_choice, check_writable, first_line, to_dict
 from albert_jax.data import tokenizer_files
 from albert_jax.data.tokenizer import Tokenizer
@@ -87,7 +87,7 @@ def convert(
             "read as": kind,
             "target": str(path),
             "written as": to,
-            "version": importlib.metadata.version("albert_jax"),
+            "version": albert_jax.__version__,
             "config": to_dict(weights.model.config),
             "initialization": initialization,
             "heads": list(weights.model.heads),

@@ -1,13 +1,13 @@
 """The command new."""
 
 import argparse
-import importlib.metadata
 import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import albert_jax
 from albert_jax.config import InputError, check_choice, check_writable
 from albert_jax.parser import Parser
 
@@ -83,7 +83,7 @@ def _adapted(source: Path, names: dict[str, Path], copy: Path) -> str:
     for name, path in names.items():
         text = text.replace(f" {name}", f" {shlex.quote(str(path))}")
     text = text.replace(f'run_dir="runs/{source.stem}"', f'run_dir="runs/{copy.stem}"')
-    version = importlib.metadata.version("albert_jax")
+    version = albert_jax.__version__
     end = text.index('"""', 3)
     origin = f"\nCopied from {original} of albert_jax {version}; numbers above are those of that file.\n"
     return f"{text[:end]}{origin}{text[end:]}"

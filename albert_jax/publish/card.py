@@ -3,13 +3,13 @@
 The card is written without a name and a license; both are filled in when the model is pushed, so a user can edit it before.
 """
 
-import importlib.metadata
 import re
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+import albert_jax
 from albert_jax.config import flat, non_defaults, read_json, to_dict, without_passwords
 from albert_jax.data.hf_datasets import STREAMED
 from albert_jax.pretraining.run import PretrainConfig
@@ -105,7 +105,7 @@ def write_card(run_dir: Path, folder: Path, report: dict[str, Any]) -> None:
         parameters=report["parameters"],
         origin=_origin(config),
         training=markdown_table(["", ""], _training(config, stored, summary)),
-        version=importlib.metadata.version("albert_jax"),
+        version=albert_jax.__version__,
         settings=markdown_table(
             ["setting", "value"], [(f"`{name}`", f"`{value}`") for name, value in _settings(config)]
         ),

@@ -18,11 +18,12 @@ from typing import Any
 
 from etils import epath
 
+import albert_jax
 from albert_jax.config import InputError, check_writable, differences, from_dict, read_json, to_dict
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("albert_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece")
 
 FAILURE = "failure.json"
 """Why the last attempt of an ablation's run failed, in the run's folder."""
@@ -110,7 +111,8 @@ def claim(
     Raises:
       InputError: the data changed.
     """
-    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions = {"python": platform.python_version(), "albert_jax": albert_jax.__version__}
+    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
     for path in _config_files(run_dir, config):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
