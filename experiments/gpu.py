@@ -67,7 +67,9 @@ class Session:
         words = [sys.executable, "-c", "from albert_jax.cli import main; exit(main())", *shlex.split(command)]
         with (self.folder / "log.txt").open("a") as log:
             print(shlex.join(words), file=log, flush=True)
-            process = subprocess.Popen(words, cwd=ROOT, env=os.environ | environment, stdout=log, stderr=log)
+            cache = {"JAX_COMPILATION_CACHE_DIR": str(self.folder / "compilation_cache")}
+            variables = os.environ | cache | environment
+            process = subprocess.Popen(words, cwd=ROOT, env=variables, stdout=log, stderr=log)
             while process.poll() is None:
                 if until and until():
                     process.kill()
@@ -193,7 +195,7 @@ def rates(session: Session) -> None:
 def startup(session: Session) -> None:
     """Seconds from the command to step 10, with an empty and with a full compilation cache."""
     session.pretrain("prepared", "--train.num-train-steps 1 --optim.num-warmup-steps 0")  # the data and its baselines
-    cache = session.folder / "compilation_cache"
+    cache = session.folder / "startup_cache"
     print("| cache | seconds to step 10 |\n|---|---|")
     for name in ("empty", "full"):
         run_dir, start = session.folder / f"startup-{name}", time.monotonic()
