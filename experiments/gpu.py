@@ -33,7 +33,7 @@ from albert_jax.model.heads import Albert, init_params
 
 ROOT = Path(__file__).parents[1]
 SMALL_MODEL = (
-    "--model.hidden-size 64 --model.num-attention-heads 4 --model.intermediate-size 128 --model.num-hidden-layers 2"
+    "--model.hidden-size 64 --model.num-attention-heads 4 --model.intermediate-size 128 --model.num-hidden-layers 6"
 )
 GPU = "--model.attention-implementation cudnn --model.remat none --model.scan-unroll 12"
 TASKS = {
