@@ -28,6 +28,7 @@ import numpy as np
 import optax
 
 import albert_jax
+from albert_jax.config import first_line
 from albert_jax.model.albert import AlbertConfig
 from albert_jax.model.heads import Albert, init_params
 
@@ -57,26 +58,39 @@ class Session:
         self.end = time.monotonic() + 60 * options.minutes
 
     def run(
-        self, command: str, seconds: float = 1e9, until: Callable[[], bool] | None = None, **environment: str
+        self,
+        command: str,
+        seconds: float = math.inf,
+        started: Path | None = None,
+        until: Callable[[], bool] | None = None,
+        **environment: str,
     ) -> None:
-        """Run `albert-jax COMMAND`.
+        """Run `albert-jax COMMAND`, unless the time is over.
 
-        SIGTERM ends it after `seconds` or at the end of the session, SIGKILL as soon as `until` is true.
+        SIGTERM ends it at the end of the session, or `seconds` after the start (after the file `started` exists).  SIGKILL ends it as
+        soon as `until` is true.
         """
-        end = min(time.monotonic() + seconds, self.end)
-        words = [sys.executable, "-c", "from albert_jax.cli import main; exit(main())", *shlex.split(command)]
+        if time.monotonic() > self.end:
+            return
+        start, killed = time.monotonic(), False
+        words = [sys.executable, "-m", "albert_jax", *shlex.split(command)]
         with (self.folder / "log.txt").open("a") as log:
             print(shlex.join(words), file=log, flush=True)
             cache = {"JAX_COMPILATION_CACHE_DIR": str(self.folder / "compilation_cache")}
             variables = os.environ | cache | environment
             process = subprocess.Popen(words, cwd=ROOT, env=variables, stdout=log, stderr=log)
             while process.poll() is None:
+                if started and not started.exists():
+                    start = time.monotonic()
                 if until and until():
+                    killed = True
                     process.kill()
-                elif time.monotonic() > end:
+                elif time.monotonic() > min(start + seconds, self.end):
                     process.send_signal(signal.SIGTERM)  # a run saves a checkpoint and ends
                     process.wait()
                 time.sleep(0.1)
+        if process.returncode and not killed:
+            print(f"exit code {process.returncode}, see {self.folder}/log.txt: {shlex.join(words)}", flush=True)
 
     def pretrain(self, name: str, extra: str, **options: Any) -> bool:
         """Pretrain `small` in FOLDER/name, unless it is complete."""
@@ -101,15 +115,24 @@ def read(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def curve(session: Session) -> None:
-    """A training curve of `small`: 32 tokens, then 128; baselines, tokens/s and MFU of the whole loop; the result as FOLDER/exported."""
+    """A training curve of `small`: 32 tokens, then 128; baselines, tokens/s and MFU of the whole loop; the model as FOLDER/exported."""
+    small = session.folder / "small"
     short = "--model.max-position-embeddings 32 --objective.max-seq-length 32 --objective.max-predictions-per-seq 5"
     short += "" if session.options.small else " --train.global-batch-size 1024"
     warmup = f"--optim.num-warmup-steps {5 if session.options.small else 500}"
     first = f"{short} {warmup} --train.num-train-steps {session.steps(1000)} --optim.schedule constant"
-    if session.pretrain("small-32", first):
-        second = f"--init-from {session.folder}/small-32 --train.seed 1 {warmup} --train.num-train-steps {session.steps(8000)}"
-        if session.pretrain("small", second) and not (session.folder / "exported").exists():
-            session.run(f"convert {session.folder}/small {session.folder}/exported")
+    if not (small / "summary.json").exists() and session.pretrain("small-32", first):
+        if (small / "config.json").exists():
+            steps = json.loads((small / "config.json").read_text())["config"]["train"]["num_train_steps"]
+        else:  # as many as the time allows, so that the learning rate falls to 0
+            lines = [line["speed/tokens_per_second"] for line in read(session.folder / "small-32") if SPEED[0] in line]
+            left = session.end - time.monotonic() - 2 * MINUTE  # compilation, baselines, the last evaluation, export
+            steps = session.steps(max(1000, min(8000, int(0.8 * left * lines[-1] / (256 * 128)))))
+        second = f"--init-from {session.folder}/small-32 --train.seed 1 {warmup} --train.num-train-steps {steps}"
+        session.pretrain("small", second, seconds=session.end - time.monotonic() - MINUTE / 2)
+        shutil.rmtree(session.folder / "exported", ignore_errors=True)
+    if (small / "checkpoints").exists() and not (session.folder / "exported").exists():
+        session.run(f"convert {small} {session.folder}/exported --to albert_jax")
     print("| run | step | held-out loss | gain over unigram | SOP | tokens/s | MFU |\n|---|---|---|---|---|---|---|")
     for name in ("small-32", "small"):
         speed: dict[str, Any] = {}
@@ -129,6 +152,7 @@ def downstream(session: Session) -> None:
         words += (
             f" --data.max-seq-length {length} --train.global-batch-size 32 --train.num-train-steps {steps} --seeds 3"
         )
+        words += "" if session.options.small else " --model.dtype bfloat16 --model.remat none"
         words += f" --optim.learning-rate 2e-4 --optim.num-warmup-steps {steps // 10} --run-dir {session.folder}/{task}"
         session.run(words)
         scores = [
@@ -141,7 +165,7 @@ def _table(session: Session, table: str, extra: str) -> None:
     sizes = (
         f"{SMALL_MODEL} --train.global-batch-size 16 --train.num-train-steps 20 --optim.num-warmup-steps 4"
         if session.options.small
-        else ""
+        else "--model.remat none"
     )
     run_dir = session.folder / table
     words = f"ablate {ROOT}/experiments/ablations/{table}.py --scale small --seeds 3 --parallel-seeds --run-dir {run_dir} {sizes} {extra}"
@@ -169,6 +193,7 @@ def sentence_objective(session: Session) -> None:
 
 def rates(session: Session) -> None:
     """Three optimizers at three rates on `small`, a minute each: which leave the unigram plateau, and when."""
+    _prepare(session)
     print("| optimizer | rate | steps | first step 1 % below the unigram loss | last gain |\n|---|---|---|---|---|")
     for optimizer, values in {
         "muon": (2e-3, 5e-3, 1e-2),
@@ -180,9 +205,10 @@ def rates(session: Session) -> None:
             extra = f"--optim.optimizer {optimizer} --optim.learning-rate {rate} --optim.schedule constant --optim.num-warmup-steps 10"
             steps = f"--train.num-train-steps {session.steps(8000)} --train.eval-every {session.steps(50)}"
             if not (session.folder / name).exists():
-                if session.end - time.monotonic() < MINUTE:
+                if session.end - time.monotonic() < 1.5 * MINUTE:
                     return
-                session.pretrain(name, f"{extra} {steps}", seconds=MINUTE)
+                started = session.folder / name / "metrics.jsonl"
+                session.pretrain(name, f"{extra} {steps}", seconds=MINUTE, started=started)
             left, last, gain = "-", 0, math.nan
             for line in read(session.folder / name):
                 if "eval/mlm_loss" in line:
@@ -192,9 +218,14 @@ def rates(session: Session) -> None:
             print(f"| {optimizer} | {rate} | {last} | {left} | {gain:.3f} |", flush=True)
 
 
+def _prepare(session: Session) -> None:
+    """Prepare the data and its baselines, so that the runs that are timed do not."""
+    session.pretrain("prepared", "--train.num-train-steps 1 --optim.num-warmup-steps 0")
+
+
 def startup(session: Session) -> None:
     """Seconds from the command to step 10, with an empty and with a full compilation cache."""
-    session.pretrain("prepared", "--train.num-train-steps 1 --optim.num-warmup-steps 0")  # the data and its baselines
+    _prepare(session)
     cache = session.folder / "startup_cache"
     print("| cache | seconds to step 10 |\n|---|---|")
     for name in ("empty", "full"):
@@ -211,21 +242,27 @@ def startup(session: Session) -> None:
 
 
 def determinism(session: Session) -> None:
-    """200 steps twice, and killed and resumed, with and without XLA's flag for deterministic operations."""
+    """200 steps twice, and killed and resumed, with and without XLA's flag for deterministic operations; each compiles for itself."""
     print("| XLA_FLAGS | compared with a first run | equal parameters | largest difference |\n|---|---|---|---|")
     steps = session.steps(200)
     extra = f"--train.num-train-steps {steps} --train.checkpoint-every {steps // 2} --optim.num-warmup-steps 5"
     for name, flag in {"default": "", "deterministic": "--xla_gpu_deterministic_ops=true"}.items():
         flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+        variables = {
+            "XLA_FLAGS": flags,
+            "JAX_ENABLE_COMPILATION_CACHE": "false",
+        }  # no run reuses another's choice of kernels
         runs = [session.folder / f"{name}-{run}" for run in ("first", "second", "resumed")]
         for run in runs:
             if not (run / "summary.json").exists():
                 shutil.rmtree(run, ignore_errors=True)  # a run that the end of a session stopped is no reference
         if not runs[2].exists():
-            session.pretrain(
-                runs[2].name, extra, until=(runs[2] / "checkpoints" / str(steps // 2)).exists, XLA_FLAGS=flags
-            )
-        if all([session.pretrain(run.name, extra, XLA_FLAGS=flags) for run in runs]):
+            saved = runs[2] / "checkpoints" / str(steps // 2)
+            session.pretrain(runs[2].name, extra, until=saved.exists, **variables)
+            if not saved.exists() or (runs[2] / "summary.json").exists():
+                print(f"| {flags} | {runs[2].name} | not killed after step {steps // 2} | |", flush=True)
+                continue
+        if all([session.pretrain(run.name, extra, **variables) for run in runs]):
             first, *others = (jax.tree.leaves(albert_jax.load(run)[1]) for run in runs)
             for run, other in zip(runs[1:], others, strict=True):
                 largest = max(float(np.abs(a - b).max()) for a, b in zip(first, other, strict=True))
@@ -257,17 +294,21 @@ def kernels(session: Session) -> None:
                 return jnp.mean(outputs["prediction_logits"] ** 2)
 
             results, seconds = [], []
-            for fused_kernels in (False, True):
-                function = functools.partial(jax.jit(jax.value_and_grad(loss), static_argnums=1), params)
-                varied = dataclasses.replace(config, fused_kernels=fused_kernels)
-                jax.block_until_ready(function(varied))
-                start = time.monotonic()
-                results.append(jax.block_until_ready(function(varied)))
-                seconds.append(time.monotonic() - start)
+            try:
+                for fused_kernels in (False, True):
+                    function = functools.partial(jax.jit(jax.value_and_grad(loss), static_argnums=1), params)
+                    varied = dataclasses.replace(config, fused_kernels=fused_kernels)
+                    results.append(jax.block_until_ready(function(varied)))
+                    start = time.monotonic()
+                    jax.block_until_ready([function(varied) for _ in range(10)])
+                    seconds.append((time.monotonic() - start) / 10)
+            except Exception as error:  # the kernels may not compile on this GPU
+                print(f"| {width} | {dtype} | {type(error).__name__}: {first_line(error)[:300]} |", flush=True)
+                continue
             (plain, gradients), (value, other) = results
-            error = optax.tree.norm(optax.tree.sub(gradients, other)) / optax.tree.norm(gradients)
+            difference = optax.tree.norm(optax.tree.sub(gradients, other)) / optax.tree.norm(gradients)
             print(
-                f"| {width} | {dtype} | {plain:.6g} | {value:.6g} | {error:.2g} | {seconds[0]:.4f} | {seconds[1]:.4f} |",
+                f"| {width} | {dtype} | {plain:.6g} | {value:.6g} | {difference:.2g} | {seconds[0]:.4f} | {seconds[1]:.4f} |",
                 flush=True,
             )
 

@@ -100,7 +100,11 @@ def module_id(path: Path) -> str:
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=module_id)
 def test_who_imports_whom(path: Path) -> None:
     part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    for name in imports(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    read = {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id == "albert_jax"}
+    assert read <= {"__version__"}, f"{path.name} reads {read} from albert_jax; import its module"
+    for name in imports(tree):
         top, *rest = name.split(".")
         if top == "albert_jax" and rest:
             allowed = {part} | MAY_IMPORT[part] | ({"parser"} if path.name == "command.py" else set())
