@@ -129,7 +129,7 @@ def curve(session: Session) -> None:
             left = session.end - time.monotonic() - 2 * MINUTE  # compilation, baselines, the last evaluation, export
             steps = session.steps(max(1000, min(8000, int(0.8 * left * lines[-1] / (256 * 128)))))
         second = f"--init-from {session.folder}/small-32 --train.seed 1 {warmup} --train.num-train-steps {steps}"
-        session.pretrain("small", second, seconds=session.end - time.monotonic() - MINUTE / 2)
+        session.pretrain("small", second, seconds=session.end - time.monotonic() - MINUTE)
         shutil.rmtree(session.folder / "exported", ignore_errors=True)
     if (small / "checkpoints").exists() and not (session.folder / "exported").exists():
         session.run(f"convert {small} {session.folder}/exported --to albert_jax")

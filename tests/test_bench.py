@@ -421,6 +421,8 @@ def test_performance_script(
     assert f"| base-inference-2x32 | {measured_inference[0]['tokens_per_second']:,.0f} |" in output
     assert "| base-step-2x32-huggingface-sharing-none | InputError: --peer huggingface" in output
     assert [path.name for path in (tmp_path / "results").glob("*.json")] == ["base-inference-2x32.json"]
+    script.main()
+    assert "base-inference-2x32" not in capsys.readouterr().out, "a row that is stored is not measured again"
 
 
 def test_gpu_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
