@@ -67,7 +67,7 @@ class Session:
     ) -> None:
         """Run `albert-jax COMMAND`, unless the time is over.
 
-        SIGTERM ends it at the end of the session, or `seconds` after the start (after the file `started` exists).  SIGKILL ends it as
+        SIGTERM ends it at the end of the session, or after `seconds`, counted from when the file `started` exists.  SIGKILL ends it as
         soon as `until` is true.
         """
         if time.monotonic() > self.end:
@@ -111,7 +111,8 @@ class Session:
 def read(run_dir: Path) -> list[dict[str, Any]]:
     """The metrics of a run, in order of steps."""
     path = run_dir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]  # the last line may be incomplete
 
 
 def curve(session: Session) -> None:
@@ -333,7 +334,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a small model and a hundredth of the steps, for a CPU")
     options = parser.parse_args()
     if options.item == "downstream" and not (options.glue and (options.folder / "exported").exists()):
-        parser.error("downstream needs --glue and FOLDER/exported, which 'curve' writes when it is complete")
+        parser.error("downstream needs --glue and FOLDER/exported, which 'curve' writes")
     options.folder, options.vocab = options.folder.resolve(), Path(options.vocab).resolve()
     options.glue = options.glue and options.glue.resolve()
     options.folder.mkdir(parents=True, exist_ok=True)

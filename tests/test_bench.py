@@ -438,7 +438,4 @@ def test_gpu_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyt
     monkeypatch.setattr(sys, "argv", ["gpu.py", "downstream", str(tmp_path)])
     with pytest.raises(SystemExit):
         script.main()
-    assert (
-        "downstream needs --glue and FOLDER/exported, which 'curve' writes when it is complete"
-        in capsys.readouterr().err
-    )
+    assert "downstream needs --glue and FOLDER/exported, which 'curve' writes" in capsys.readouterr().err
