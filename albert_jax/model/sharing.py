@@ -119,7 +119,9 @@ def _read_table(text: str, num_layers: int) -> dict[str, Sets]:
             raise InputError(f"sharing {text!r}: expected the numbers of sets, separated by commas, got {numbers!r}")
         sets[part] = tuple(map(int, words))
         if len(words) != num_layers:
-            raise InputError(f"sharing {text!r}: {len(words)} sets of {part} for num_hidden_layers {num_layers}")
+            raise InputError(
+                f"sharing {text!r}: {part} has {len(words)} numbers, num_hidden_layers is {num_layers}; give one per layer"
+            )
         if unread := sorted(set(range(max(sets[part]))) - set(sets[part])):
             raise InputError(
                 f"sharing {text!r}: no layer reads set {unread[0]} of {part}; number the sets 0, 1, 2, ..."
