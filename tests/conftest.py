@@ -62,7 +62,7 @@ HARD_TEXTS += ["ﬁrst ﬃ ½ ﷺ İstanbul ΟΔΟΣ ¨x ▁y…", "“quoted”
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Leave bytes out of the names of tests: gzip writes the time into its output, so the names would differ per process."""
+    """Use the name of the argument as the test id of bytes: gzip writes the time, so workers would collect different ids."""
     return argname if isinstance(val, bytes) else None
 
 

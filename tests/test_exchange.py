@@ -192,7 +192,7 @@ def test_convert_to_parameters_of_passes(complete: Path, tmp_path: Path, capsys:
             "99",
         ): "per_pass.rank must be in [1, 16], the smallest side of a kernel",
         ("--initialization", "lower"): "initialization: unknown value 'lower'; choose one of average, stepwise",
-        ("--sharing", "0,1"): "sharing '0,1': attention has 2 numbers, num_hidden_layers is",
+        ("--sharing", "0,1"): "sharing '0,1': expected one number per layer (num_hidden_layers",
     }.items():
         assert refused([*words, *options], capsys).startswith(message)
 

@@ -141,7 +141,7 @@ MISTAKES = {
     "tying.num_hidden_groups 9 exceeds num_hidden_layers 3": ("none", {"sharing": "cycle", "num_hidden_groups": 9}),
     "tying.num_hidden_groups 3 needs sharing to be one of ": ("none", {"sharing": "all", "num_hidden_groups": 3}),
     "tying.sharing: unknown value 'most'": ("none", {"sharing": "most"}),
-    "tying.sharing '0,1': attention has 2 numbers, num_hidden_layers is 3": ("none", {"sharing": "0,1"}),
+    "tying.sharing '0,1': expected one number per layer (num_hidden_layers 3), got 2": ("none", {"sharing": "0,1"}),
     "tying.sharing '0,1,0': layers that always share attention by": ("all", {"sharing": "0,1,0"}),
 }
 

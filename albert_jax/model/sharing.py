@@ -119,8 +119,9 @@ def _read_table(text: str, num_layers: int) -> dict[str, Sets]:
             raise InputError(f"sharing {text!r}: expected the numbers of sets, separated by commas, got {numbers!r}")
         sets[part] = tuple(map(int, words))
         if len(words) != num_layers:
+            where = f" for {part}" if "=" in text else ""
             raise InputError(
-                f"sharing {text!r}: {part} has {len(words)} numbers, num_hidden_layers is {num_layers}; give one per layer"
+                f"sharing {text!r}: expected one number per layer{where} (num_hidden_layers {num_layers}), got {len(words)}"
             )
         if unread := sorted(set(range(max(sets[part]))) - set(sets[part])):
             raise InputError(
