@@ -344,6 +344,10 @@ def test_recomputed_passes_have_barriers() -> None:
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"sharing": "0,2,2,2"}, "sharing '0,2,2,2': no layer reads set 1 of attention; number the sets 0, 1, 2, ..."),
     ({"sharing": "0,1"}, "sharing '0,1': expected one number per layer (num_hidden_layers 4), got 2"),
+    (
+        {"sharing": "attention=0,0,0,0;ffn=0,1"},
+        "sharing 'attention=0,0,0,0;ffn=0,1': expected one number per layer for ffn (num_hidden_layers 4), got 2",
+    ),
     ({"sharing": "0,1,a,1"}, "sharing '0,1,a,1': expected the numbers of sets, separated by commas, got '0,1,a,1'"),
     ({"sharing": "attention=0,0,0,0"}, "sharing 'attention=0,0,0,0': the sets of ffn are missing; add ';ffn=...'"),
     (

@@ -4,11 +4,11 @@
 
 Not in the paper.  Each student learns from the finished run of its teacher with the same seed, so a teacher's tokens and time come
 in addition.  In the last two rows, teacher and student have the same sharing, so the gain does not come from a difference between them.
-Results: at `tiny`, 2,000 more steps without a teacher help more than a teacher of 2,000 steps (--train.num-train-steps 4000, minus
-taught by not shared: shared -0.086 [-0.157, -0.015], not shared -0.182 [-0.213, -0.151]; tuned rates; three seeds, so no claim;
-held-out masked-LM loss, 95 % confidence interval).  Minus shared: shared taught by not shared -0.318 [-0.399, -0.237], hidden states
-too -0.316 [-0.402, -0.230], taught by shared -0.223 [-0.300, -0.146]; not shared -0.253 [-0.304, -0.201], taught by not shared
--0.429 [-0.529, -0.328] (LOG 2026-11-29).
+Results: at `tiny`, 2,000 more steps help more than a teacher that was trained for 2,000 steps (held-out masked-LM loss, 95 %
+confidence interval; tuned rates; three seeds, so no claim).  4,000 steps without a teacher (--train.num-train-steps 4000) minus 2,000
+steps taught by not shared: shared -0.086 [-0.157, -0.015], not shared -0.182 [-0.213, -0.151].  Rows of 2,000 steps minus shared: shared
+taught by not shared -0.318 [-0.399, -0.237], hidden states too -0.316 [-0.402, -0.230], taught by shared -0.223 [-0.300, -0.146]; not
+shared -0.253 [-0.304, -0.201], taught by not shared -0.429 [-0.529, -0.328] (LOG 2026-11-29).
 """
 
 from albert_jax.ablation import Ablation, Row
